@@ -1,0 +1,1 @@
+"""Measurements that pair two ways in one run."""

@@ -1,0 +1,157 @@
+"""The `secure-triplay` command: parses and prints, and leaves everything else to the library."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from secure_triplay import __version__
+from secure_triplay.errors import SecureTriplayError
+
+app = typer.Typer(
+    name="secure-triplay",
+    help="Hospitals fine-tune one shared CLIP together, under differential privacy and encryption.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with:  secure-triplay simulate configs/demo.yaml",
+)
+config_app = typer.Typer(help="Look at a study file before anything runs.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure two ways side by side, on this machine.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(bench_app, name="bench")
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command(
+    epilog="Examples:  secure-triplay simulate configs/demo.yaml   |   "
+    "secure-triplay simulate configs/blood-cells.yaml --out runs/cells --json > cells.json"
+)
+def simulate(
+    study_file: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; it must not exist. [default: runs/STUDY-TIME]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the study's seed (partition and public draw).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a whole study on this machine: real keys, real ciphertexts, a real Flower server, simulated distance."""
+    from secure_triplay.config import load_study
+    from secure_triplay.progress import Progress
+    from secure_triplay.report.table import closing_table
+    from secure_triplay.simulate import simulate as run
+
+    study = load_study(study_file)
+    if seed is not None:
+        study = study.model_copy(update={"seed": seed})
+    folder = out or Path("runs") / f"{study.study}-{time.strftime('%Y%m%d-%H%M%S')}"
+    console = Console(stderr=as_json)
+    with Progress(study, console) as progress:
+        summary = run(study, folder, progress.notify)
+    if as_json:
+        sys.stdout.write(summary.to_json())
+        return
+    console.print(closing_table(summary))
+    console.print(f"Written to [bold]{folder}[/]: summary.json, report.html, adapter/ (PEFT), sites/ (each site's journal)")
+
+
+@config_app.command("check", epilog="Example:  secure-triplay config check configs/demo.yaml")
+def config_check(study_file: StudyFile, as_json: AsJson = False) -> None:
+    """Say in plain words what a study will do, or what is wrong, where, and how to mend it."""
+    from secure_triplay.config import load_study
+    from secure_triplay.describe import describe
+
+    lines = describe(load_study(study_file))
+    if as_json:
+        _print_json(dict(lines))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for topic, sentence in lines:
+        table.add_row(topic, sentence)
+    console = Console()
+    console.print(table)
+    console.print(f"[green]{study_file} is a study that can run.[/]")
+
+
+@config_app.command("schema", epilog="Example:  secure-triplay config schema > study.schema.json")
+def config_schema() -> None:
+    """Print the JSON Schema of a study file, for editors."""
+    from secure_triplay.config import study_schema
+
+    _print_json(study_schema())
+
+
+@bench_app.command("crypto", epilog="Example:  secure-triplay bench crypto --out audits/crypto-bench")
+def bench_crypto(
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smallest sizes only, in seconds instead of minutes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pair our encoding with the usual one (one value a slot) on the same updates."""
+    from secure_triplay.bench.crypto import bench_table, plot_crypto_bench, run_crypto_bench
+
+    console = Console(stderr=True)
+    with console.status("measuring"):
+        result = run_crypto_bench(quick=quick)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        plot_crypto_bench(result, out / "bench.svg")
+    if as_json:
+        _print_json(result)
+    else:
+        Console().print(bench_table(result))
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        sys.stdout.write(f"secure-triplay {__version__}\n")
+        raise typer.Exit
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Entry point: errors become three plain parts and an exit code, never a traceback."""
+    console = Console(stderr=True, highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is being stopped
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except SecureTriplayError as error:
+        console.print(f"[bold red]Error:[/] {_escaped(error.what)}")
+        if error.where:
+            console.print(f"[bold]Where:[/] {_escaped(error.where)}")
+        if error.fix:
+            console.print(f"[bold]What to do:[/] {_escaped(error.fix)}")
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        console.print("[bold]Stopped.[/] Nothing half-written was left; what was charged to a budget stays charged.")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,1 @@
+"""SECRET KEY AND PLAINTEXT: the only package that decrypts or sees a site's data."""

@@ -1,0 +1,46 @@
+"""The Flower ClientApp: a torch-free shim before the site's resident worker.
+
+It hands the message's bytes to the worker over a Unix socket that only this user can open, and the
+worker's bytes back. Whatever goes wrong, the answer is the one constant `Declined`: Flower sends the text
+of an uncaught exception to the server, and such a text can hold a path, a shape or a value.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from secure_triplay.client.frames import receive_frame, send_frame
+from secure_triplay.wire import Declined
+
+RECORD = "secure-triplay"
+
+
+def make_app(socket_path: Callable[[Context], Path]) -> ClientApp:
+    """The ClientApp whose worker listens at `socket_path(context)`."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = Declined().to_bytes()
+        try:
+            request = message.content[RECORD][RECORD]
+            if isinstance(request, bytes):
+                reply = ask_worker(socket_path(context), request)
+        except BaseException:  # noqa: B036, S110  (nothing of an error may reach the server, not even its kind)
+            pass
+        return Message(content=RecordDict({RECORD: ConfigRecord({RECORD: reply})}), reply_to=message)
+
+    return app
+
+
+def ask_worker(path: Path, request: bytes) -> bytes:
+    """The worker's answer to one request; OSError or ProtocolError when there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(path))
+        send_frame(connection, request)
+        return receive_frame(connection)

@@ -1,0 +1,86 @@
+"""A site's data and model, ready to learn: the part of the round that sees images.
+
+Blocks below the lowest adapted one never change, so each image runs through them once, and their output is
+what every step trains on. It stays in this process's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from secure_triplay.config import Study
+from secure_triplay.data.records import Records
+from secure_triplay.prepare import Model, round_rule
+from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.privacy.training import train, train_unsafe_without_dp
+
+_EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Records after the frozen blocks: tokens (n, t, d) float32 and labels (n,) int64."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Correct answers out of `total`."""
+
+    correct: int
+    total: int
+
+
+class Learner:
+    """Trains and measures one site's adapter; holds the site's encoded records."""
+
+    def __init__(self, study: Study, model: Model, noise: NoiseSource, train_on: Encoded) -> None:
+        self._study, self._model, self._noise, self._train_on = study, model, noise, train_on
+
+    def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One round's local steps from the global adapter (n_params,) -> the update (n_params,)."""
+        self._model.adapter.load_vector(adapter)
+        classifier, tokens, labels = self._model.classifier, self._train_on.tokens, self._train_on.labels
+        if self._study.dp:
+            train(classifier, tokens, labels, round_rule(self._study), self._noise)
+        else:
+            training, privacy = self._study.training, self._study.privacy
+            train_unsafe_without_dp(
+                classifier, tokens, labels, sampling_rate=privacy.sampling_rate,
+                expected_batch_size=privacy.expected_batch_size, steps=training.steps_per_round,
+                learning_rate=training.learning_rate, physical_batch_size=training.physical_batch_size,
+                noise=self._noise,
+            )
+        update: NDArray[np.float32] = self._model.adapter.vector() - adapter
+        return update
+
+    def score(self, adapter: NDArray[np.float32], records: Encoded) -> Score:
+        """Top-1 answers of the given adapter on encoded records."""
+        self._model.adapter.load_vector(adapter)
+        correct = 0
+        with torch.no_grad():
+            for start in range(0, len(records), _EVALUATION_BATCH):
+                logits = self._model.classifier(records.tokens[start : start + _EVALUATION_BATCH])
+                correct += int((logits.argmax(-1) == records.labels[start : start + _EVALUATION_BATCH]).sum())
+        return Score(correct, len(records))
+
+
+def encode_records(model: Model, records: Records, tell: Callable[[int, int], None]) -> Encoded:
+    """Run records through the frozen blocks once; `tell(done, total)` after each batch."""
+    batches = []
+    for start in range(0, len(records), _EVALUATION_BATCH):
+        part = np.arange(start, min(start + _EVALUATION_BATCH, len(records)))
+        batches.append(model.tower.prefix(records.images(part, model.backbone.image_size)))
+        tell(int(part[-1]) + 1, len(records))
+    tokens = torch.cat(batches) if batches else torch.empty(0)
+    return Encoded(tokens, torch.from_numpy(np.asarray(records.labels, np.int64)))

@@ -1,0 +1,73 @@
+"""The server optimiser, run by every site: from the mean update to the next adapter.
+
+The server holds no adapter, so it cannot step. Every site takes the same deterministic step on the same
+decrypted mean, in float64 and element by element, and so all hold the same next adapter.
+FedAvg: McMahan 2017; FedAvgM: Hsu 2019; FedAdam: Reddi 2021, algorithm 2 (no bias correction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_triplay.config import ServerOptimiser
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GlobalState:
+    """What every site holds alike after a round; all vectors (n_params,) float64.
+
+    `recent` are the last adapters, of which the published one is the mean.
+    """
+
+    round: int
+    adapter: Vector
+    first_moment: Vector
+    second_moment: Vector
+    recent: tuple[Vector, ...] = ()
+
+    @classmethod
+    def start(cls, adapter: NDArray[np.float32]) -> GlobalState:
+        """The state before the first round."""
+        zeros = np.zeros(len(adapter))
+        return cls(0, adapter.astype(np.float64), zeros, zeros)
+
+    @property
+    def published(self) -> NDArray[np.float32]:
+        """The adapter (n_params,) that a study publishes after this round."""
+        return np.mean(self.recent or (self.adapter,), axis=0).astype(np.float32)
+
+
+def step(state: GlobalState, mean_update: Vector, rule: ServerOptimiser) -> GlobalState:
+    """The next state from the mean update (n_params,) of the round's sites."""
+    moved = _RULES[rule.kind](state, mean_update, rule)
+    recent = (*state.recent, moved.adapter)[-rule.average_last :]
+    return replace(moved, round=state.round + 1, recent=recent)
+
+
+def _fedavg(state: GlobalState, update: Vector, rule: ServerOptimiser) -> GlobalState:
+    return replace(state, adapter=state.adapter + rule.learning_rate * update)
+
+
+def _fedavgm(state: GlobalState, update: Vector, rule: ServerOptimiser) -> GlobalState:
+    velocity = rule.momentum * state.first_moment + update
+    return replace(state, adapter=state.adapter + rule.learning_rate * velocity, first_moment=velocity)
+
+
+def _fedadam(state: GlobalState, update: Vector, rule: ServerOptimiser) -> GlobalState:
+    first = rule.beta1 * state.first_moment + (1 - rule.beta1) * update
+    second = rule.beta2 * state.second_moment + (1 - rule.beta2) * update**2
+    moved = state.adapter + rule.learning_rate * first / (np.sqrt(second) + rule.tau)
+    return replace(state, adapter=moved, first_moment=first, second_moment=second)
+
+
+_RULES: dict[str, Callable[[GlobalState, Vector, ServerOptimiser], GlobalState]] = {
+    "fedavg": _fedavg,
+    "fedavgm": _fedavgm,
+    "fedadam": _fedadam,
+}

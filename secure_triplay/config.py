@@ -1,0 +1,412 @@
+"""A study as a frozen, validated object: YAML in, `Study` or a `ConfigError` out.
+
+Everything in a study is public: it is what the sites agree on and what an auditor reads. Nothing here is
+derived from a site's records; sampling rates, normalisers and weights are constants that people chose.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from secure_triplay.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Frozen(BaseModel):
+    """Base of every part of a study: immutable, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ClassPrompts(Frozen):
+    """One class and the sentences that describe it to the text tower."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+
+class Backbone(Frozen):
+    """The frozen model that every site must have, named by hash and licence."""
+
+    source: Literal["packaged", "open_clip", "file"]
+    name: str = Field(description="open_clip's model name, or dinov2-small-minilm-l6 for the packaged one")
+    pretrained: str | None = Field(None, description="open_clip tag (source open_clip) or path (source file)")
+    sha256: Sha256 | None = Field(None, description="of the weight file; packaged: of the image tower's file")
+    text_sha256: Sha256 | None = Field(None, description="packaged only: of the text tower's file")
+    licence: str
+    allowed_licences: tuple[str, ...] = ("Apache-2.0", "MIT", "BSD-3-Clause")
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    image_size: Annotated[int, Field(ge=14, le=1024)] = 224
+    align_ridge: Positive = Field(1.0, description="packaged only: ridge of the projection's alignment")
+    unsafe_random_weights: bool = Field(False, description="for measuring size and speed only")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Backbone:
+        if self.licence not in self.allowed_licences:
+            raise ValueError(
+                f"the backbone's licence {self.licence!r} is not among allowed_licences "
+                f"{list(self.allowed_licences)}; choose another backbone, or have the licence approved and add it"
+            )
+        if self.unsafe_random_weights:
+            return self
+        if self.sha256 is None:
+            raise ValueError("sha256 of the weight file is missing; without it nobody knows what was trained")
+        if self.source == "packaged" and self.text_sha256 is None:
+            raise ValueError("text_sha256 is missing; the packaged backbone has two weight files")
+        if self.source != "packaged" and not self.pretrained:
+            raise ValueError("pretrained is missing; give open_clip's tag, or the path of the weight file")
+        return self
+
+
+class Adapter(Frozen):
+    """The trained part: LoRA on the last blocks of the image tower."""
+
+    kind: Literal["ffa", "lora"] = Field("ffa", description="ffa: A frozen, B trained and sent; lora: both")
+    rank: Annotated[int, Field(ge=1, le=256)] = 4
+    alpha: Positive = 8.0
+    target_modules: str = Field(r"attn\.(qkv|proj)", description="regex, full match inside a block")
+    last_blocks: Annotated[int, Field(ge=1, le=64)] = 4
+    text_tower: bool = False
+
+    @field_validator("target_modules")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+
+class Partition(Frozen):
+    """How a data set is divided over simulated sites."""
+
+    kind: Literal["iid", "dirichlet", "domain", "long-tail", "patient"] = "iid"
+    alpha: Positive = Field(0.3, description="dirichlet: smaller is more skewed")
+    imbalance: Annotated[float, Field(ge=1)] = Field(50.0, description="long-tail: first class / last class")
+
+
+class FashionMnist(Frozen):
+    """Fashion-MNIST divided over simulated sites; public images come from outside every site's share."""
+
+    kind: Literal["fashion-mnist"]
+    public_images: Count = Field(100, description="public images that align the packaged projection")
+    test_images: Annotated[int, Field(ge=1, le=10000)] = 2000
+    records_per_site: Count = 2000
+    holdout_per_site: Annotated[int, Field(ge=0)] = Field(200, description="kept back at the site, never trained on")
+    partition: Partition = Partition()
+
+
+class Manifest(Frozen):
+    """Site data by manifest: CSV with path,label and optionally patient_id,domain.
+
+    Either every site names its own manifest, or one `manifest` is divided over simulated sites by patient.
+    """
+
+    kind: Literal["manifest"]
+    manifest: str | None = Field(None, description="one manifest, divided over simulated sites")
+    public_manifest: str | None = Field(None, description="public images that align the packaged projection")
+    test_manifest: str | None = Field(None, description="public test images")
+    public_images: Annotated[int, Field(ge=0)] = Field(0, description="carved out of `manifest` by patient")
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="of patients, from `manifest`")
+    holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="kept back at each site")
+    partition: Partition = Partition(kind="patient")
+
+
+class Site(Frozen):
+    """One site; its weight in the mean is a public constant, never a record count."""
+
+    name: Name
+    weight: Positive = 1.0
+    manifest: str | None = None
+
+
+class Training(Frozen):
+    """Rounds and local steps; all of it public."""
+
+    rounds: Annotated[int, Field(ge=1, le=10000)]
+    steps_per_round: Count = 1
+    learning_rate: Positive = Field(1.0, description="of the local steps; the server optimiser has its own")
+    logit_scale: Positive = Field(20.0, description="inverse temperature of the cosine head")
+    physical_batch_size: Count = Field(128, description="images in memory at once; changes nothing else")
+
+
+class DpOn(Frozen):
+    """Differential privacy of each site's records; the noise follows from epsilon."""
+
+    epsilon: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    unit: Literal["record", "patient"] = "record"
+    max_units_per_site: Count = Field(description="public upper bound on records (or patients) at any site")
+    max_records_per_patient: Count | None = Field(None, description="unit patient: images used of one patient")
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    expected_batch_size: Positive = Field(description="public normaliser of the summed gradients")
+    l2_clip_norm: Positive
+
+    @model_validator(mode="after")
+    def _sound(self) -> DpOn:
+        most = 1 / (100 * self.max_units_per_site)
+        if self.delta > most * (1 + 1e-9):
+            raise ValueError(
+                f"delta {self.delta:g} is too large: with at most {self.max_units_per_site:,} {self.unit}s at a site "
+                f"it may be {most:.2g} at most (1 / (100 x max_units_per_site))"
+            )
+        if (self.unit == "patient") != (self.max_records_per_patient is not None):
+            raise ValueError("max_records_per_patient belongs to unit: patient, and unit: patient needs it")
+        return self
+
+
+class DpOff(Frozen):
+    """No privacy at all: what an adapter reveals is then unbounded. Marked in red wherever it shows."""
+
+    unsafe_dp_off: Literal[True]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    expected_batch_size: Positive
+
+
+class ServerOptimiser(Frozen):
+    """The step from the mean update to the next adapter, the same at every site (Reddi 2021)."""
+
+    kind: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    learning_rate: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Positive = Field(1e-8, description="added to the root of the second moment")
+    average_last: Annotated[int, Field(ge=1)] = Field(1, description="publish the mean of the last N adapters")
+
+
+class Codec(Frozen):
+    """How an update becomes integers: public range, bits a value."""
+
+    value_bits: Annotated[int, Field(ge=2, le=20)] = 9
+    range: Positive | None = Field(None, description="largest |update|; left out: derived from the DP noise")
+    range_noise_stds: Positive = Field(5.0, description="derived range, in standard deviations of one update")
+
+
+class Study(Frozen):
+    """Everything that sites agree on before anything is trained."""
+
+    study: Name
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="partition and public draw; never noise or keys")
+    classes: Annotated[tuple[ClassPrompts, ...], Field(min_length=2)]
+    backbone: Backbone
+    adapter: Adapter = Adapter()
+    data: Annotated[FashionMnist | Manifest, Field(discriminator="kind")]
+    sites: Annotated[tuple[Site, ...], Field(min_length=1, max_length=1000)]
+    training: Training
+    privacy: DpOn | DpOff
+    server_optimiser: ServerOptimiser = ServerOptimiser()
+    codec: Codec = Codec()
+
+    @field_validator("privacy", mode="before")
+    @classmethod
+    def _which_privacy(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return (DpOff if "unsafe_dp_off" in value else DpOn).model_validate(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        _refuse_repeats("site name", [site.name for site in self.sites])
+        _refuse_repeats("class name", [entry.name for entry in self.classes])
+        if isinstance(self.privacy, DpOff) and self.codec.range is None:
+            raise ValueError("codec.range is missing: without DP noise there is nothing to derive it from")
+        if self.server_optimiser.average_last > self.training.rounds:
+            raise ValueError("server_optimiser.average_last is larger than training.rounds")
+        if isinstance(self.data, Manifest):
+            own = [site.manifest is not None for site in self.sites]
+            if (self.data.manifest is None) != all(own) or (self.data.manifest is not None and any(own)):
+                raise ValueError("give either data.manifest, or a manifest for every site, not both or neither")
+        elif any(site.manifest for site in self.sites):
+            raise ValueError(f"a site names a manifest, but data.kind is {self.data.kind}")
+        return self
+
+    _file_sha256: str | None = PrivateAttr(None)
+
+    @property
+    def dp(self) -> DpOn | None:
+        """The privacy rule, or None where the study runs without."""
+        return self.privacy if isinstance(self.privacy, DpOn) else None
+
+    @property
+    def total_steps(self) -> int:
+        """Noised steps that each site takes over the whole study."""
+        return self.training.rounds * self.training.steps_per_round
+
+    def canonical(self) -> bytes:
+        """The study in one canonical form, without the paths that differ from machine to machine."""
+        content = self.model_dump(mode="json")
+        for key in ("manifest", "public_manifest", "test_manifest"):
+            content["data"].pop(key, None)
+        for site in content["sites"]:
+            site.pop("manifest")
+        if self.backbone.source == "file":
+            content["backbone"].pop("pretrained")
+        return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the canonical form: what sites approve, and what messages and ledgers name."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    @property
+    def file_sha256(self) -> str:
+        """Hash of the file that the study was read from; of the canonical form where there was none."""
+        return self._file_sha256 or self.sha256
+
+
+def _refuse_repeats(what: str, names: list[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{what} {', '.join(repeated)} stands more than once")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is an error instead of a silent override."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain content of a YAML file.
+
+    Raises ConfigError where the file is missing, unreadable, empty, or not YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError("there is no such file", where=str(path), fix="check the path; studies lie in configs/") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the file cannot be read: {error}", where=str(path), fix="it must be UTF-8 text") from error
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"this is not YAML: {problem}", where=where, fix="mend the line or the one above it") from error
+    if content is None:
+        raise ConfigError("the file is empty", where=str(path), fix="start from configs/demo.yaml")
+    return content
+
+
+def load_study(path: str | Path) -> Study:
+    """The study in a YAML file; relative paths in it are taken from the file's folder.
+
+    Raises ConfigError that names the key and, for an unknown key, the nearest known one.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError("a study is a mapping of keys", where=str(path), fix="start from configs/demo.yaml")
+    study = parse_study(content, where=str(path), folder=path.resolve().parent)
+    study._file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return study
+
+
+def parse_study(content: dict[str, Any], *, where: str = "study", folder: Path | None = None) -> Study:
+    """The study in plain content (as YAML or JSON gives it). Raises ConfigError."""
+    content = _lists_to_tuples(content)
+    if folder is not None:
+        content = _resolve_paths(content, folder)
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise _readable(error, where) from error
+
+
+def study_schema() -> dict[str, Any]:
+    """JSON Schema of a study file, for editors."""
+    schema = Study.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    """Strict models want tuples where YAML has lists, and floats where YAML has whole numbers."""
+    if isinstance(value, list):
+        return tuple(_lists_to_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    return value
+
+
+def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Relative paths of data and weights, made absolute from the study file's folder."""
+
+    def absolute(part: Any, keys: tuple[str, ...]) -> Any:
+        if not isinstance(part, dict):
+            return part
+        return {k: _absolute(v, folder) if k in keys and isinstance(v, str) else v for k, v in part.items()}
+
+    resolved = dict(content)
+    if "data" in content:
+        resolved["data"] = absolute(content["data"], ("manifest", "public_manifest", "test_manifest"))
+    if isinstance(content.get("sites"), tuple):
+        resolved["sites"] = tuple(absolute(site, ("manifest",)) for site in content["sites"])
+    if isinstance(content.get("backbone"), dict) and content["backbone"].get("source") == "file":
+        resolved["backbone"] = absolute(content["backbone"], ("pretrained",))
+    return resolved
+
+
+def _absolute(path: str, folder: Path) -> str:
+    """`~` and `$VARIABLES` expanded, relative to the study file's folder. Raises ConfigError for unset variables."""
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if "$" in expanded:
+        raise ConfigError(f"the path {path} names a variable that is not set", where=str(folder),
+                          fix="set it in the shell, for example BLOOD_CELLS=/data/blood-cells, or write the path out")
+    return str(folder / expanded)
+
+
+def _readable(error: ValidationError, where: str) -> ConfigError:
+    """The first few problems of a validation, each with its key and how to mend it."""
+    problems = [_problem(item) for item in error.errors()[:5]]
+    more = error.error_count() - len(problems)
+    what = "\n".join(problems) + (f"\n... and {more} more" if more > 0 else "")
+    return ConfigError(what, where=where, fix="`secure-triplay config schema` lists every key, its type and default")
+
+
+def _problem(item: Any) -> str:
+    parts = [str(part) for part in item["loc"] if part not in ("fashion-mnist", "manifest") or part == item["loc"][-1]]
+    key = ".".join(parts) or "study"
+    if item["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(parts[-1], sorted(_known_keys()), n=1, cutoff=0.5)
+        return f"{key}: unknown key" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
+    if item["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    message = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) or given is None else ""
+    return f"{key}: {message}{shown}"
+
+
+def _known_keys() -> set[str]:
+    found: set[str] = set()
+    for model in (Study, *Frozen.__subclasses__()):
+        found.update(model.model_fields)
+    return found

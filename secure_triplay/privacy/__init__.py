@@ -1,0 +1,1 @@
+"""Noise, accounting and training under differential privacy."""

@@ -1,0 +1,153 @@
+"""The gradient of each record's own loss, by Opacus' hooks, on whatever adapter a classifier carries.
+
+Everything that privacy is computed from passes here: a row that held part of another record's gradient would
+be clipped by itself, and the bound on one record's influence would be gone without any sign of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secure_triplay.errors import PrivacyError
+
+
+def record_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The one loss there is: cross-entropy, summed over records, so each record's gradient is its own."""
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+@contextmanager
+def per_record_gradients(classifier: nn.Module) -> Iterator[None]:
+    """Opacus' hooks on every module of the classifier that owns a trainable weight; no trace of them after.
+
+    GradSampleModule is given those modules alone, so it never touches a frozen layer, a quantized one
+    included. Everything else runs in evaluation mode, since nothing may mix the records of a batch. Putting
+    the hooks on and off takes a millisecond or two (measured), so they are not left on between rounds, where
+    every evaluation would pay for them and gradients of single records would stay in memory.
+    """
+    owners = [module for module in classifier.modules() if any(w.requires_grad for w in _own(module))]
+    with evaluation_mode(classifier), warnings.catch_warnings():
+        # Inputs of the lowest adapted layer need no gradients; its outputs' gradients are all that is used.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        for module in owners:
+            module.training = True  # Opacus records a module's inputs only in training mode
+        hooks = GradSampleModule(nn.ModuleList(owners), batch_first=True, loss_reduction="sum", strict=True)
+        try:
+            yield
+        finally:
+            hooks.to_standard_module()
+            for module in owners:
+                for name in ("activations", "max_batch_len"):  # left by a step that was interrupted
+                    module.__dict__.pop(name, None)
+                for weight in _own(module):
+                    weight.__dict__.pop("summed_grad", None)
+                    weight.grad = None
+
+
+def backward_per_record(
+    classifier: nn.Module, weights: Sequence[Any], tokens: Tensor, labels: Tensor
+) -> None:
+    """Set each weight's `grad_sample` to (n, *shape) float32: the gradient of each record's own loss.
+
+    To be called inside `per_record_gradients`. Raises PrivacyError where a layer saw something else than
+    records first.
+    """
+    n = len(labels)
+    if n:
+        record_loss(classifier(tokens), labels).backward()  # type: ignore[no-untyped-call]
+    for weight in weights:
+        if not n:
+            weight.grad_sample = weight.new_zeros((0, *weight.shape))
+            continue
+        rows = weight.grad_sample
+        if rows is None or len(rows) % n or rows.shape[1:] != weight.shape:
+            shape = None if rows is None else tuple(rows.shape)
+            raise PrivacyError(
+                f"a layer gave gradients of shape {shape} for {n} records",
+                where="training",
+                fix="adapt layers that every record passes, with records in the first dimension",
+            )
+        # A layer that ran k times a record, such as one of the text tower once a prompt, has k rows for each.
+        # Norms are taken in float32 whatever the layer computed in.
+        weight.grad_sample = (rows if len(rows) == n else rows.unflatten(0, (n, -1)).sum(dim=1)).float()
+        weight.grad = None  # the sum over records, unclipped: nothing may use it
+
+
+def check_per_record_gradients(classifier: nn.Module, shape: tuple[int, ...], tolerance: float = 1e-3) -> int:
+    """Compare gradients by hooks with plain autograd, record by record, on three random inputs of `shape`.
+
+    Silently wrong ones have been reported (Opacus issue 820). No site data is used, and the weights are put
+    back. Returns the number of classes. Raises PrivacyError where they differ by more than `tolerance` of
+    their norm, or a record's gradient depends on what else is in the batch.
+    """
+    weights: list[Any] = [weight for weight in classifier.parameters() if weight.requires_grad]
+    public = torch.Generator().manual_seed(0)
+    tokens = torch.randn((3, *shape), generator=public)
+    with restored(weights), torch.enable_grad():
+        with torch.no_grad():
+            for weight in weights:  # at B = 0 every gradient of A is zero, and would agree with anything
+                weight.add_(torch.randn(weight.shape, generator=public), alpha=0.02)
+        with per_record_gradients(classifier):
+            with torch.no_grad():
+                classes = int(classifier(tokens).shape[-1])
+            labels = torch.arange(3) % classes
+            backward_per_record(classifier, weights, tokens, labels)
+            by_hooks = [weight.grad_sample for weight in weights]
+        with evaluation_mode(classifier):
+            for i in range(3):
+                loss = record_loss(classifier(tokens[i : i + 1]), labels[i : i + 1])
+                alone = torch.autograd.grad(loss, weights)
+                gap = _norm([rows[i] - one for rows, one in zip(by_hooks, alone, strict=True)])
+                if not gap <= tolerance * _norm(alone):
+                    raise PrivacyError(
+                        f"gradients of single records are off by {gap:.2g} in {_norm(alone):.2g}",
+                        where="training",
+                        fix="choose other target modules or another backbone; clipping would bound nothing",
+                    )
+    return classes
+
+
+@contextmanager
+def evaluation_mode(classifier: nn.Module) -> Iterator[None]:
+    """No dropout and no batch statistics inside; each module's own mode is back afterwards."""
+    modules = list(classifier.modules())
+    modes = [module.training for module in modules]
+    if any(modes):
+        classifier.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            if module.training != mode:
+                module.training = mode
+
+
+@contextmanager
+def restored(weights: Sequence[Tensor], *, only_on_error: bool = False) -> Iterator[None]:
+    """The weights hold afterwards what they held before, bit for bit."""
+    before = [weight.detach().clone() for weight in weights]
+    done = False
+    try:
+        yield
+        done = only_on_error
+    finally:
+        if not done:
+            with torch.no_grad():
+                for weight, value in zip(weights, before, strict=True):
+                    weight.copy_(value)
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in module._parameters.values() if weight is not None]
+
+
+def _norm(parts: Sequence[Tensor]) -> float:
+    return float(torch.cat([part.reshape(-1) for part in parts]).norm())

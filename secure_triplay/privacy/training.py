@@ -1,0 +1,237 @@
+"""DP-SGD on an adapter, composed of Opacus' pieces (Abadi et al. 2016, algorithm 1).
+
+Each step draws a Poisson sample of the records, sums their gradients clipped to C, adds noise of standard
+deviation sigma C, divides by a public constant, and steps:
+
+    theta <- theta - lr * (sum_i clip_C(g_i) + sigma C N(0, I)) / expected_batch_size
+
+Opacus' `make_private` is never called: it would derive the normaliser from the record count. The loss is
+fixed and a sum over records, so a loss that compares the records of a batch has no way in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
+
+import torch
+from opacus.optimizers import DPOptimizer
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from torch import Tensor, nn
+
+from secure_triplay.errors import DataError, PrivacyError
+from secure_triplay.privacy.mechanisms import DpSgd as DpSgd
+from secure_triplay.privacy.mechanisms import DpSgdCharge
+from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.privacy.per_record import (
+    backward_per_record,
+    check_per_record_gradients,
+    evaluation_mode,
+    per_record_gradients,
+    record_loss,
+    restored,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class SiteOnly:
+    """What the records decided. It stays at the site: no repr, no pickle, no path to the wire."""
+
+    seconds: float
+    batch_sizes: tuple[int, ...]
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise PrivacyError(
+            "figures that records decided stay at the site", fix="take `charge` and `steps`, which are public"
+        )
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What one stretch of training did: public constants, and `site_only` for what must not leave.
+
+    `charge` is None for training without privacy. `unsafe_seeded_noise` says that whoever knows the seed can
+    compute the noise, so that the charge protects nobody.
+    """
+
+    steps: int
+    charge: DpSgdCharge | None
+    unsafe_seeded_noise: bool
+    site_only: SiteOnly = field(compare=False, repr=False)
+
+
+class PoissonSampler(UniformWithReplacementSampler):  # type: ignore[misc]
+    """`steps` batches of indices (m,) int64; each record is in each independently, at the public rate.
+
+    Opacus' sampler with masks from a NoiseSource. A batch may be empty, and is yielded like any other.
+    """
+
+    def __init__(self, records: int, sampling_rate: float, steps: int, noise: NoiseSource) -> None:
+        super().__init__(num_samples=records, sample_rate=sampling_rate, steps=steps)
+        self._noise = noise
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _ in range(self.steps):
+            mask = self._noise.poisson_mask(self.num_samples, self.sample_rate)
+            yield torch.from_numpy(mask).nonzero().reshape(-1)
+
+
+class NoisySum(DPOptimizer):  # type: ignore[misc]
+    """Opacus' DPOptimizer whose noise comes from a NoiseSource and which counts the steps it noised."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, rule: DpSgd, noise: NoiseSource) -> None:
+        # "mean" makes Opacus divide the noised sum by `expected_batch_size`. The loss itself is a sum, which
+        # is what GradSampleModule is told, so the gradients of single records are the plain ones.
+        super().__init__(
+            optimizer,
+            noise_multiplier=rule.noise_multiplier,
+            max_grad_norm=rule.l2_clip_norm,
+            expected_batch_size=rule.expected_batch_size,
+            loss_reduction="mean",
+        )
+        self._noise, self._std = noise, rule.noise_std
+        self.noised_steps = 0
+
+    def add_noise(self) -> None:
+        """Turn each `summed_grad` into a noised `grad`; the sum is dropped, so that it is used only once."""
+        for weight in self.params:
+            if not torch.isfinite(weight.summed_grad).all():
+                raise PrivacyError(
+                    "a gradient is not finite",
+                    where="training",
+                    fix="lower the learning rate, check the images",
+                )
+            noise = torch.from_numpy(self._noise.gaussian(tuple(weight.shape), self._std))
+            # Added in float64 and rounded once: noise rounded by itself would show float32's grid.
+            weight.grad = (weight.summed_grad.double() + noise).to(weight.dtype)
+            weight.summed_grad = None
+        self.noised_steps += 1
+
+
+def train(
+    classifier: nn.Module, tokens: Tensor, labels: Tensor, rule: DpSgd, noise: NoiseSource
+) -> TrainReport:
+    """Take `rule.steps` DP-SGD steps on the classifier's trainable weights, in place.
+
+    `tokens` (n, t, d) float32, `labels` (n,) int64; `classifier` maps tokens to logits (n, n_classes), each
+    record's from that record alone.
+
+    Guarantee: what the weights become is (epsilon, delta)-private per record under add/remove, at the price
+    of the returned charge. Every step is noised and counted, one with an empty batch too, and nothing depends
+    on n but which records are drawn. After an exception the weights are what they were; the budget stays
+    spent.
+
+    Raises DataError for records that do not fit, PrivacyError where a rule above cannot be kept.
+    """
+    started = time.perf_counter()
+    if rule.unit != "record":
+        raise PrivacyError(
+            f"this training protects records, not {rule.unit}s", where="training", fix="take unit: record"
+        )
+    weights = _check(classifier, tokens, labels)
+    sampler = PoissonSampler(len(labels), rule.sampling_rate, rule.steps, noise)
+    with restored(weights, only_on_error=True), per_record_gradients(classifier):
+        optimizer = NoisySum(torch.optim.SGD(weights, lr=rule.learning_rate), rule, noise)
+
+        def step(drawn: Tensor) -> None:
+            parts = torch.split(drawn, rule.physical_batch_size)  # an empty batch is one part, empty too
+            for index, part in enumerate(parts):
+                backward_per_record(classifier, weights, tokens[part], labels[part])
+                optimizer.signal_skip_step(index + 1 < len(parts))  # clip and add up, but no noise yet
+                optimizer.step()
+                optimizer.zero_grad()
+
+        sizes = _run(sampler, step)
+        if optimizer.noised_steps != rule.steps:
+            raise PrivacyError(
+                f"{optimizer.noised_steps} steps were noised, {rule.steps} are charged", where="training"
+            )
+    seconds = time.perf_counter() - started
+    return TrainReport(rule.steps, rule.charge, noise.unsafe_seeded, SiteOnly(seconds, sizes))
+
+
+def train_unsafe_without_dp(
+    classifier: nn.Module,
+    tokens: Tensor,
+    labels: Tensor,
+    *,
+    sampling_rate: float,
+    expected_batch_size: float,
+    steps: int,
+    learning_rate: float,
+    physical_batch_size: int,
+    noise: NoiseSource,
+) -> TrainReport:
+    """The same steps with neither clipping nor noise: what the weights then tell of a record is unbounded.
+
+    Sampling and normaliser are those of `train`; `noise` only draws the samples.
+    """
+    started = time.perf_counter()
+    weights = _check(classifier, tokens, labels)
+    sampler = PoissonSampler(len(labels), sampling_rate, steps, noise)
+    with restored(weights, only_on_error=True), evaluation_mode(classifier):
+        optimizer = torch.optim.SGD(weights, lr=learning_rate)
+
+        def step(drawn: Tensor) -> None:
+            optimizer.zero_grad()
+            for part in torch.split(drawn, physical_batch_size):
+                if len(part):
+                    loss = record_loss(classifier(tokens[part]), labels[part]) / expected_batch_size
+                    loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        sizes = _run(sampler, step)
+        optimizer.zero_grad()
+    seconds = time.perf_counter() - started
+    return TrainReport(steps, None, noise.unsafe_seeded, SiteOnly(seconds, sizes))
+
+
+def _run(sampler: PoissonSampler, step: Callable[[Tensor], None]) -> tuple[int, ...]:
+    """Every batch that the sampler draws goes into one step, empty ones included."""
+    if type(sampler) is not PoissonSampler:
+        raise PrivacyError(
+            f"batches come from {type(sampler).__name__}",
+            where="training",
+            fix="take PoissonSampler: the accountant's figure holds for its batches and no others",
+        )
+    sizes = []
+    for drawn in sampler:
+        step(drawn)
+        sizes.append(len(drawn))
+    return tuple(sizes)
+
+
+_n_classes: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = WeakKeyDictionary()
+
+
+def _check(classifier: nn.Module, tokens: Tensor, labels: Tensor) -> list[Any]:
+    """The trainable weights, once records and classifier are known to fit the rules."""
+    weights = [weight for weight in classifier.parameters() if weight.requires_grad]
+    if not weights or any(weight.dtype != torch.float32 for weight in weights):
+        raise PrivacyError(
+            "the classifier has no trainable float32 weights",
+            where="training",
+            fix="attach an adapter in float32; sums and norms are taken in it",
+        )
+    if tokens.dtype != torch.float32 or labels.dtype != torch.int64 or labels.shape != tokens.shape[:1]:
+        raise DataError(
+            f"tokens {tuple(tokens.shape)} {tokens.dtype} and labels {tuple(labels.shape)} {labels.dtype} "
+            "do not fit together",
+            where="training",
+            fix="give one int64 label for each record's float32 tokens",
+        )
+    if not len(labels):
+        raise DataError("there are no records to train on", where="training", fix="check the site's manifest")
+    known, shape = _n_classes.setdefault(classifier, {}), tuple(tokens.shape[1:])
+    if shape not in known:  # once a model, not once a round
+        known[shape] = check_per_record_gradients(classifier, shape)
+    if labels.min() < 0 or labels.max() >= known[shape]:
+        raise DataError(
+            f"a label is outside the {known[shape]} classes",
+            where="training",
+            fix="check the manifest against the classes of the study",
+        )
+    return weights

@@ -1,0 +1,94 @@
+"""The card beside a published adapter: what it is, how to load it, and what it may claim about privacy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from secure_triplay.report import words
+from secure_triplay.report.html import render
+from secure_triplay.report.summary import BackboneUsed, Summary, write_text
+
+
+def write_adapter_card(summary: Summary, folder: str | Path) -> Path:
+    """Write `README.md` into the adapter's folder, over the empty card of peft. Raises RunError."""
+    return write_text(Path(folder) / "README.md", adapter_card(summary))
+
+
+def adapter_card(summary: Summary) -> str:
+    """The card's Markdown: YAML front matter, then the claims; in red where differential privacy was off."""
+    sites = [(entry, words.guarantee(entry)) for entry in summary.privacy] if summary.dp == "on" else []
+    text = render(
+        "card.md.j2",
+        summary=summary,
+        headline=words.headline(summary),
+        limits=words.limits(summary, figures_by_site=False),
+        spent=words.spent(summary),
+        sites=sites,
+        same=len({claim for _, claim in sites}) == 1,
+        loading=loading_code(summary.backbone),
+    )
+    return f"---\n{_front_matter(summary)}---\n\n{text}"
+
+
+def loading_code(backbone: BackboneUsed) -> str:
+    """Python that loads this adapter with plain peft onto the backbone it was trained on."""
+    settings: dict[str, Any] = {"source": backbone.source, "name": backbone.name}
+    if backbone.unsafe_random_weights:
+        settings["unsafe_random_weights"] = True
+    else:
+        settings["sha256"] = backbone.sha256
+        if backbone.source == "file":
+            # Where the file lay on the machine that trained is nobody's business; its hash identifies it.
+            settings["pretrained"] = "PATH/OF/THE/WEIGHT/FILE"
+        elif backbone.pretrained is not None:
+            settings["pretrained"] = backbone.pretrained
+    if backbone.text_sha256 is not None:
+        settings["text_sha256"] = backbone.text_sha256
+    settings |= {
+        "licence": backbone.licence,
+        "allowed_licences": (backbone.licence,),
+        "quantization": backbone.quantization,
+        "image_size": backbone.image_size,
+    }
+    lines = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
+    return (
+        "from peft import PeftModel\n"
+        "from secure_triplay.config import Backbone\n"
+        "from secure_triplay.model.backbone import load_backbone\n"
+        "\n"
+        f"settings = Backbone(\n{lines})\n"
+        'model = PeftModel.from_pretrained(load_backbone(settings).model, "FOLDER/OF/THIS/CARD")\n'
+    )
+
+
+def _front_matter(summary: Summary) -> str:
+    """What hubs and scripts read. No licence is given: the adapter's is for the sites to choose."""
+    most = words.spent(summary)
+    content = {
+        "library_name": "peft",
+        "base_model": summary.backbone.name,
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": [
+            "lora",
+            "clip",
+            "federated-learning",
+            "differential-privacy" if summary.dp == "on" else "unsafe-no-differential-privacy",
+        ],
+        "secure_triplay": {
+            "study": " ".join(summary.study.split()),
+            "config_sha256": summary.config_sha256,
+            "backbone_sha256": summary.backbone.sha256,
+            "backbone_licence": summary.backbone.licence,
+            "quantization": summary.backbone.quantization,
+            "dp": summary.dp,
+            "epsilon_per_site": most.epsilon,
+            "delta": most.delta,
+            "unit": most.unit,
+            "neighbouring": most.neighbouring,
+            "accountant": most.accountant if summary.dp == "on" else None,
+        },
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)

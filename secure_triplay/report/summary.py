@@ -1,0 +1,341 @@
+"""`summary.json`: what a run was, reached, spent and cost, as one frozen, validated object.
+
+A summary that contradicts itself (a mean that is not one, a worst site that is not the worst, an epsilon
+where DP was off) is refused when it is made and when it is read, so nothing downstream has to doubt it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from secure_triplay.errors import RunError
+
+SCHEMA_VERSION = 1
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ByRound = tuple[Fraction, ...]
+
+
+class Part(BaseModel):
+    """Base of every part of a summary: immutable, strict, closed, and without NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SiteAccuracy(Part):
+    """Accuracy on the records that one site kept back; `records` of them."""
+
+    baseline: Fraction
+    final: Fraction
+    records: Count | None = None
+
+
+class WorstSite(Part):
+    """The site with the lowest final accuracy."""
+
+    name: Name
+    baseline: Fraction
+    final: Fraction
+
+
+class Accuracy(Part):
+    """Accuracy of the model without adapter and with the final one; `per_round[r]` is after round r + 1."""
+
+    baseline: Fraction
+    final: Fraction
+    test_records: Count | None = Field(
+        None, description="public test records behind baseline, final, per_round"
+    )
+    baseline_is: str = "the model without adapter"
+    per_round: ByRound = ()
+    per_site: dict[Name, SiteAccuracy] = {}
+    per_site_per_round: dict[Name, ByRound] = {}
+    worst_site: WorstSite | None = None
+
+    @model_validator(mode="after")
+    def _worst_is_worst(self) -> Self:
+        if (self.worst_site is None) != (not self.per_site):
+            raise ValueError("worst_site and per_site go together")
+        if self.worst_site is not None:
+            named = self.per_site.get(self.worst_site.name)
+            if named is None or (named.baseline, named.final) != (
+                self.worst_site.baseline,
+                self.worst_site.final,
+            ):
+                raise ValueError(
+                    f"worst_site {self.worst_site.name!r} does not stand in per_site with these figures"
+                )
+            if named.final > min(site.final for site in self.per_site.values()):
+                raise ValueError(
+                    f"worst_site {self.worst_site.name!r} is not the site with the lowest final accuracy"
+                )
+        return self
+
+
+class SitePrivacy(Part):
+    """What one site's records were charged; epsilon and delta are None where DP was off."""
+
+    site: Name
+    epsilon: Annotated[float, Field(ge=0)] | None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None
+    unit: Literal["record", "patient"]
+    accountant: str
+    noise_multiplier: Annotated[float, Field(ge=0)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    steps: Annotated[int, Field(ge=0)]
+    neighbouring: Literal["add/remove"] = "add/remove"
+    epsilon_budget: Annotated[float, Field(gt=0)] | None = Field(None, description="the study's target")
+    epsilon_check_prv: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="by Opacus' PRV accountant"
+    )
+    epsilon_by_round: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    l2_clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class Upload(Part):
+    """Bytes on the wire per site and round (everything but TLS), and what plain fp32 would take."""
+
+    bytes_per_site_per_round: Bytes
+    n_params: Count
+    plaintext_fp32_bytes: Bytes
+    bytes_per_param: Annotated[float, Field(ge=0)]
+    download_bytes_per_site_per_round: Bytes
+    download_bytes_per_param: Annotated[float, Field(ge=0)]
+    usual_tenseal_bytes: Bytes | None = Field(None, description="context only: one value a slot, N=8192")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.plaintext_fp32_bytes != 4 * self.n_params:
+            raise ValueError("plaintext_fp32_bytes is not 4 x n_params")
+        for total, each in (
+            (self.bytes_per_site_per_round, self.bytes_per_param),
+            (self.download_bytes_per_site_per_round, self.download_bytes_per_param),
+        ):
+            if abs(each - total / self.n_params) > 0.005 + 0.005 * each:
+                raise ValueError(
+                    f"{each:g} bytes a parameter is not {total:,} bytes / {self.n_params:,} parameters"
+                )
+        return self
+
+
+class RoundTiming(Part):
+    """Where one round's time went; work is summed over the sites, `wall_s` is elapsed."""
+
+    train_s: Seconds
+    encode_encrypt_s: Seconds
+    server_sum_s: Seconds
+    decrypt_apply_s: Seconds
+    wall_s: Seconds
+
+
+class Timing(Part):
+    """Where the run's time went: work is summed over sites and rounds, `setup_s` and `wall_s` are elapsed."""
+
+    train_s: Seconds
+    encode_encrypt_s: Seconds
+    server_sum_s: Seconds
+    decrypt_apply_s: Seconds
+    wall_s: Seconds
+    setup_s: Seconds = 0.0
+    by_round: tuple[RoundTiming, ...] = ()
+    upload_slots_fixed: bool = Field(False, description="uploads leave at fixed times, whatever the batch")
+
+    @property
+    def encryption_s(self) -> float:
+        """Encoding, encryption, the server's sum and decryption together."""
+        return self.encode_encrypt_s + self.server_sum_s + self.decrypt_apply_s
+
+    @property
+    def rounds_s(self) -> float:
+        """Elapsed seconds inside rounds."""
+        return sum(entry.wall_s for entry in self.by_round)
+
+
+class Memory(Part):
+    """Peak resident memory of one client process and of the process that receives and sums."""
+
+    client_peak_bytes: Bytes
+    server_peak_bytes: Bytes
+    superlink_peak_bytes: Bytes | None = None
+
+
+class BackboneUsed(Part):
+    """The frozen model, by the keys that name it in a study, and what its weights took in memory."""
+
+    name: Name
+    sha256: Sha256 | Literal["random"]
+    licence: str
+    quantization: Literal["nf4", "int8", "none"]
+    frozen_bytes: Bytes
+    source: Literal["packaged", "open_clip", "file"]
+    pretrained: str | None = None
+    text_sha256: Sha256 | None = None
+    image_size: Count = 224
+    align_ridge: float = 1.0
+    aligned_on_public_images: Annotated[int, Field(ge=0)] = 0
+    frozen_bytes_by_quantization: dict[str, Bytes] = {}
+    unsafe_random_weights: bool = False
+
+
+class AdapterMade(Part):
+    """The trained part; `n_params` are the parameters that travelled."""
+
+    kind: Literal["ffa", "lora"]
+    rank: Count
+    alpha: float
+    target_modules: str
+    last_blocks: Count
+    n_params: Count
+    text_tower: bool = False
+    files_sha256: dict[str, Sha256] = {}
+
+
+class Federation(Part):
+    """Who took part. `records_per_site` stays in the simulation harness: no site ever sends its count."""
+
+    sites: Annotated[tuple[Name, ...], Field(min_length=1)]
+    data: str = ""
+    records_per_site: dict[Name, Annotated[int, Field(ge=0)]] = {}
+    uploads_refused: Annotated[int, Field(ge=0)] = 0
+    encryption: dict[str, str | int | float] = Field({}, description="public parameters of codec and CKKS")
+
+
+class HarnessOnly(Part):
+    """Which figures the simulation harness read from the sites' own folders: they never travelled."""
+
+    travelled: Literal[False] = False
+    fields: tuple[str, ...] = (
+        "accuracy.per_site",
+        "accuracy.per_site_per_round",
+        "accuracy.worst_site",
+        "federation.records_per_site",
+        "timing",
+        "memory.client_peak_bytes",
+    )
+    note: str = (
+        "The simulation harness read these figures from the sites' own folders. No site sent them, no budget "
+        "was charged for them, and a real federation would not have them."
+    )
+
+
+class Summary(Part):
+    """All of `summary.json`."""
+
+    schema_version: Literal[1] = 1
+    study: Name
+    seed: Annotated[int, Field(ge=0)]
+    rounds: Count
+    config_sha256: Sha256
+    dp: Literal["on", "off"]
+    accuracy: Accuracy
+    privacy: tuple[SitePrivacy, ...]
+    upload: Upload
+    timing: Timing
+    memory: Memory
+    backbone: BackboneUsed
+    adapter: AdapterMade
+    federation: Federation
+    harness_only: HarnessOnly = HarnessOnly()
+    versions: dict[str, str] = {}
+    started_utc: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        sites = set(self.federation.sites)
+        if len(sites) != len(self.federation.sites):
+            raise ValueError("federation.sites names a site twice")
+        if [entry.site for entry in self.privacy] != list(self.federation.sites):
+            raise ValueError("privacy has not one entry per site, in the order of federation.sites")
+        for named in (
+            self.accuracy.per_site,
+            self.accuracy.per_site_per_round,
+            self.federation.records_per_site,
+        ):
+            if not set(named) <= sites:
+                raise ValueError(f"not a site of this federation: {', '.join(sorted(set(named) - sites))}")
+        for entry in self.privacy:
+            if (entry.epsilon is None or entry.delta is None) != (self.dp == "off"):
+                raise ValueError(f"dp is {self.dp}, but site {entry.site!r} has epsilon {entry.epsilon}")
+            if self.dp == "on" and entry.noise_multiplier == 0:
+                raise ValueError(f"site {entry.site!r} claims an epsilon without noise")
+        series: list[tuple[object, ...]] = [self.accuracy.per_round, self.timing.by_round]
+        series += [
+            *self.accuracy.per_site_per_round.values(),
+            *(entry.epsilon_by_round for entry in self.privacy),
+        ]
+        if any(len(values) not in (0, self.rounds) for values in series):
+            raise ValueError(f"a series by round has neither {self.rounds} values nor none")
+        if self.adapter.n_params != self.upload.n_params:
+            raise ValueError("adapter.n_params and upload.n_params differ")
+        if (self.backbone.sha256 == "random") != self.backbone.unsafe_random_weights:
+            raise ValueError("a backbone of random weights has the sha256 `random`, and no other has")
+        return self
+
+    def to_json(self) -> str:
+        """The summary as indented JSON with a final newline; `from_json` gives an equal object."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def from_json(text: str | bytes, *, where: str = "summary.json") -> Summary:
+    """The summary in JSON text. Raises RunError where it is not one, or is of another version."""
+    try:
+        return Summary.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise RunError(
+            f"this is not a run's summary of schema version {SCHEMA_VERSION}: {key}: {first['msg']}",
+            where=where,
+            fix="read it with the version of secure-triplay that wrote it, or run the study again",
+        ) from error
+
+
+def read_summary(path: str | Path) -> Summary:
+    """The summary in a file, or in a run's folder. Raises RunError where there is none that holds."""
+    path = Path(path)
+    path = path / "summary.json" if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(
+            f"no summary can be read: {error.strerror}",
+            where=str(path),
+            fix="name the folder of a finished run, or its summary.json",
+        ) from error
+    return from_json(content, where=str(path))
+
+
+def write_summary(summary: Summary, path: str | Path) -> Path:
+    """Write `summary.json` whole or not at all. Raises RunError."""
+    return write_text(Path(path), summary.to_json())
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write UTF-8 text so that `path` holds all of it or what it held before. Raises RunError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(
+            f"the file cannot be written: {error.strerror}",
+            where=str(path),
+            fix="check that the folder exists, is yours, and that the disk has room",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,1 @@
+"""CIPHERTEXT ONLY: no key, no adapter, no image ever enters this package."""

@@ -1,0 +1,166 @@
+"""A whole study on one machine: real workers, real keys, a real SuperLink, real ciphertexts.
+
+Each site is a process of its own with its own data, keys and journal. Flower carries the messages, the summing
+process holds no key, and this harness only starts things, watches and collects. What is not real is the
+distance: the sites share a machine, and this process reads their journals for the summary.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from secure_triplay.client.job import WORKER_MODULE, Job, run_worker
+from secure_triplay.client.journal import JournalReader
+from secure_triplay.client.keys import Roster
+from secure_triplay.config import Study
+from secure_triplay.errors import RunError, SecureTriplayError
+from secure_triplay.federation.bundle import write_bundle
+from secure_triplay.federation.superlink import run_simulation_app
+from secure_triplay.prepare import fetch_assets, noise_multiplier
+from secure_triplay.report.summary import Summary
+from secure_triplay.runfolder import run_folder
+from secure_triplay.server.app import ServerSettings
+from secure_triplay.server.service import EVENT_LOG
+from secure_triplay.summarise import Collected, summarise, write_outputs
+from secure_triplay.wire import SessionPlan
+
+DEADLINE_S = 3600.0
+_EPOCH = 1
+
+Event = dict[str, Any]
+Notify = Callable[[str, Event], None]
+"""Called with a site's name, or "study", and one event."""
+
+
+def simulate(study: Study, out: Path, notify: Notify = lambda site, event: None) -> Summary:
+    """Run a study and write summary, adapter, card, report and the sites' journals into `out`.
+
+    Raises a SecureTriplayError when anything fails, and then nothing is left at `out`.
+    """
+    started, started_utc = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    if study.dp:
+        noise_multiplier(study)  # an impossible budget is refused before anything is fetched
+    with run_folder(out) as folder, tempfile.TemporaryDirectory(prefix="triplay-") as scratch_name:
+        scratch = Path(scratch_name)
+        fetch_assets(study, lambda text: notify("study", {"event": "fetching", "text": text}))
+        with _sites(study, folder, scratch, notify) as sites:
+            plan = _key_ceremony(study, sites)
+            sites.collect(*sites.pipes)  # each says that it is ready
+            setup_s = time.monotonic() - started
+            notify("study", {"event": "rounds", "text": "starting Flower"})
+            server = folder / "server"
+            server.mkdir()
+            settings = ServerSettings(plan, study.training.rounds, len(study.sites), DEADLINE_S, server)
+            settings.write(write_bundle(scratch / "app", sockets=scratch))
+            run_simulation_app(scratch / "app", scratch / "flower", n_sites=len(study.sites),
+                               cores=os.cpu_count() or 1, poll=sites.look)
+            sites.collect(*sites.pipes)  # each says that it has finished
+            sites.look()
+        notify("study", {"event": "writing", "text": "writing the report"})
+        log = [json.loads(line) for line in (server / EVENT_LOG).read_text().splitlines()]
+        collected = Collected(study, sites.events, log, started_utc, setup_s, time.monotonic() - started)
+        return write_outputs(summarise(collected), study, folder)
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """The running workers: their control pipes, and what their journals said so far."""
+
+    pipes: dict[str, Connection]
+    processes: dict[str, ForkServerProcess]
+    readers: dict[str, JournalReader]
+    notify: Notify
+    events: dict[str, list[Event]]
+    answers: dict[str, list[Any]]
+    finished: set[str]
+
+    def look(self) -> None:
+        """Take in what the sites wrote and answered. Raises what a worker failed with."""
+        for name, reader in self.readers.items():
+            for event in reader.new():
+                self.events[name].append(event)
+                self.notify(name, event)
+        for name, pipe in self.pipes.items():
+            if name in self.finished:
+                continue
+            try:
+                while pipe.poll():
+                    answer = pipe.recv()
+                    if isinstance(answer, SecureTriplayError):
+                        raise answer
+                    self.answers[name].append(answer)
+                    if answer == "finished":
+                        self.finished.add(name)
+                        break
+            except (EOFError, ConnectionResetError) as error:
+                raise RunError(f"the worker of site {name} ended without a word", where=name,
+                               fix="see whether memory is left; a worker of the demo needs about 1 GiB") from error
+
+    def collect(self, *names: str) -> dict[str, Any]:
+        """The next answer of each named site."""
+        while not all(self.answers[name] for name in names):
+            self.look()
+            time.sleep(0.05)
+        return {name: self.answers[name].pop(0) for name in names}
+
+    def send(self, content: object) -> None:
+        """The same to every site."""
+        for pipe in self.pipes.values():
+            pipe.send(content)
+
+
+@contextmanager
+def _sites(study: Study, folder: Path, scratch: Path, notify: Notify) -> Iterator[_Sites]:
+    """One worker a site, forked from a server that has imported the heavy libraries once; all end with the block."""
+    cores, count = os.cpu_count() or 1, len(study.sites)
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, str(max(1, cores // count)))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([WORKER_MODULE])
+    names = [site.name for site in study.sites]
+    sites = _Sites({}, {}, {}, notify, {name: [] for name in names}, {name: [] for name in names}, set())
+    try:
+        for index, name in enumerate(names):
+            own = folder / "sites" / name
+            own.mkdir(parents=True, mode=0o700)
+            here, there = context.Pipe()
+            job = Job(study, _EPOCH, name, own, scratch / str(index), (index, count), max(1, cores // count))
+            process = context.Process(target=run_worker, args=(job, there), daemon=True, name=f"site-{name}")
+            process.start()
+            there.close()
+            sites.pipes[name], sites.processes[name] = here, process
+            sites.readers[name] = JournalReader(own)
+        yield sites
+    finally:
+        for process in sites.processes.values():
+            process.terminate()
+        for process in sites.processes.values():
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+
+
+def _key_ceremony(study: Study, sites: _Sites) -> SessionPlan:
+    """Relay identities and sealed envelopes among the sites; this process could not open one."""
+    names = [site.name for site in study.sites]
+    members = sites.collect(*names)
+    sites.send(members)
+    n_chunks = sites.collect(*names)
+    maker = names[0]
+    sites.send(maker)
+    key_id, envelopes = sites.collect(maker)[maker]
+    for name, pipe in sites.pipes.items():
+        pipe.send((key_id, envelopes[name]))
+    return Roster.of(study.sha256, _EPOCH, members).plan(key_id, n_chunks[maker])
