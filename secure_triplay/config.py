@@ -96,6 +96,9 @@ class Partition(Frozen):
 
     kind: Literal["iid", "dirichlet", "domain", "long-tail", "patient"] = "iid"
     alpha: Positive = Field(0.3, description="dirichlet: smaller is more skewed")
+    union: Literal["as-drawn", "balanced"] = Field(
+        "as-drawn", description="dirichlet, balanced: all sites together have each class alike"
+    )
     imbalance: Annotated[float, Field(ge=1)] = Field(50.0, description="long-tail: first class / last class")
 
 
@@ -194,7 +197,7 @@ class Codec(Frozen):
 
     value_bits: Annotated[int, Field(ge=2, le=20)] = 9
     range: Positive | None = Field(None, description="largest |update|; left out: derived from the DP noise")
-    range_noise_stds: Positive = Field(5.0, description="derived range, in standard deviations of one update")
+    range_noise_stds: Positive = Field(8.0, description="derived range, in standard deviations of one update")
 
 
 class Study(Frozen):
@@ -282,7 +285,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
         seen.add(key)
@@ -406,7 +409,4 @@ def _problem(item: Any) -> str:
 
 
 def _known_keys() -> set[str]:
-    found: set[str] = set()
-    for model in (Study, *Frozen.__subclasses__()):
-        found.update(model.model_fields)
-    return found
+    return {key for model in Frozen.__subclasses__() for key in model.model_fields}

@@ -231,10 +231,10 @@ def run(work: Work, command: Sequence[str], label: str, *, stall_s: float = 30) 
             os.killpg(child.pid, signal.SIGKILL)  # its own session: nothing else is in this group
             child.wait()
     if child.returncode:
-        words = _last_words(log)
-        if "No space left" in log.read_text(errors="replace"):
-            raise OSError(errno.ENOSPC, words)
-        raise FetchError(words)
+        full = shutil.disk_usage(work.folder).free < 1_000_000  # then the tool's own words are lost, too
+        if full or "No space left" in log.read_text(errors="replace"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise FetchError(_last_words(log))
 
 
 def _folder_bytes(folder: Path) -> int:
@@ -246,7 +246,8 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _last_words(log: Path) -> str:
-    """The line of a tool's output that tells most, without any password of an index address."""
+    """What a tool said from its last error on, without any password of an index address."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if re.match(r"ERROR|E:|\w*Error\b", line)] or lines or ["no output"]
-    return re.sub(r"://[^/@\s]+@", "://…@", telling[-1])[:300]
+    errors = [number for number, line in enumerate(lines) if re.match(r"ERROR|E:|\w*Error\b", line)]
+    words = " ".join(lines[errors[-1] :] if errors else lines[-1:]) or "no output"
+    return re.sub(r"://[^/@\s]+@", "://…@", words)[:300]

@@ -86,11 +86,14 @@ def fetch_assets(study: Study, notify: Notify | None = None) -> None:
         assets.fashion_mnist(notify)
 
 
-def load_data(study: Study) -> Split:
-    """Public, test and sites' records. Raises DataError or AssetError."""
+def load_data(study: Study, site: str) -> Split:
+    """Public and test records, and those of one site; no other site's manifest is opened.
+
+    Raises DataError or AssetError.
+    """
     from secure_triplay.data.split import split_study
 
-    return split_study(study)
+    return split_study(study, only=[site])
 
 
 def load_model(study: Study, public: Records, adapter_seed: bytes) -> Model:
@@ -123,7 +126,7 @@ def aligned_backbone(study: Study, public: Records) -> Backbone:
         raise ConfigError("the packaged backbone needs public images to align its projection", where="data",
                           fix="set data.public_images, or name a public_manifest")
     tower = ImageTower(backbone, first_block=0)
-    features = tower.features(tower.prefix(public.images(np.arange(len(public)))))
+    features = tower.features(tower.prefix(public.images(np.arange(len(public)), study.backbone.image_size)))
     embeddings = class_embeddings(backbone, study.classes).numpy()
     install_projection(backbone, fit_projection(features, public.labels, embeddings, study.backbone.align_ridge))
     return backbone

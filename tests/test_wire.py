@@ -146,7 +146,8 @@ NO_BEGIN = [
     # another shape
     [STUDY, 4], [STUDY, 4, 1, 1], [], [[STUDY, 4, 1]], {"study": STUDY, "epoch": 4, "round": 1}, None, 7,
     # another type
-    [STUDY, 4, True], [STUDY, 4.0, 1], [STUDY, 4, 1.0], [STUDY, "4", 1], [STUDY, 4, None], [STUDY.encode(), 4, 1],
+    [STUDY, 4, True], [STUDY, 4.0, 1], [STUDY, 4, 1.0], [STUDY, "4", 1], [STUDY, 4, None],
+    [STUDY.encode(), 4, 1],
     [STUDY, msgpack.ExtType(5, b"xx"), 1], [STUDY, msgpack.Timestamp(1), 1], [bytes.fromhex(STUDY), 4, 1],
     # out of bounds
     [STUDY, 4, 0], [STUDY, -1, 1], [STUDY, 4, 1 << 32], [STUDY.upper(), 4, 1], [STUDY + "\n", 4, 1],

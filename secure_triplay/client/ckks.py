@@ -1,203 +1,219 @@
 """SECRET. The half of CKKS that holds the key: encrypts a site's slots and decrypts a verified sum.
 
-Symmetric encryption gives SEAL's seeded form: (c0, seed), with c1 expanded from the seed. Only c0 and the
-seed leave the site; c1 of a sum is made here again, by SEAL, from the seeds that the sites signed. So the
-server has no c1 to choose, and nothing that came over the wire reaches SEAL's parser: the bytes that SEAL
-loads are built here from validated integers.
-
-Secrets pass through anonymous memory files only: SEAL's bindings can save and load by path alone, and a
-file would be readable by others.
+Symmetric encryption gives SEAL's seeded form: c0, and a seed from which c1 is expanded. Only these leave
+the site. c1 of the sum is made again here, by SEAL, from the seeds that the sites signed: the server has no
+c1 to choose, and the bytes that SEAL parses are built here from checked integers, never received.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import tenseal.sealapi as seal
-import zstandard
-from numpy.typing import NDArray
 
+from secure_triplay.client.seal_format import (
+    SeededFormat,
+    SeededLoader,
+    memory_file,
+    new_context,
+    path_of,
+    save_raw,
+    secret_head,
+    unknown_format,
+    with_header,
+)
 from secure_triplay.crypto.codec import Slots
-from secure_triplay.crypto.packing import Coefficients, require_reduced
-from secure_triplay.crypto.parameters import DEGREE, MODULUS, MODULUS_BITS, SEED_BYTES, SLOTS, CkksParameters
+from secure_triplay.crypto.packing import (
+    Coefficients,
+    SeededCiphertexts,
+    Seeds,
+    pack60,
+    require_reduced,
+    unpack60,
+)
+from secure_triplay.crypto.parameters import (
+    DEGREE,
+    ID_BYTES,
+    PACKED_BYTES,
+    SEED_BYTES,
+    SLOTS,
+    CkksParameters,
+)
 from secure_triplay.errors import CryptoError
 
-Seeds = NDArray[np.uint8]
-
-_HEADER = struct.Struct("<HBBBBHQ")  # SEAL's header: magic, its size, version major and minor, compression, 0, bytes
-_MAGIC = 0xA15E
-_PLAIN, _ZSTD = 0, 2
-_C0_BYTES = 8 * DEGREE
-_ARRAY_HEAD = _HEADER.size + 8  # the coefficient array's own header and its length
-_GENERATOR_HEAD = _HEADER.size + 1  # the seed's own header and the kind of its generator
-_MAX_SAVED_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class SeededCiphertexts:
-    """Ciphertexts as they travel: c0 (n_chunks, 4096) uint64 below q, seeds (n_chunks, 64) uint8 of c1."""
-
-    c0: Coefficients
-    seeds: Seeds
+_ATTEMPTS = 8
 
 
 class CkksSecretKey:
-    """The sites' shared decryption key of one epoch."""
+    """The sites' shared decryption key of one epoch; it has no repr, pickle or JSON."""
 
-    __slots__ = ("_context", "_decryptor", "_encoder", "_encryptor", "_evaluator", "_key", "_memory", "_prefix", "_scale")
+    __slots__ = (
+        "_context",
+        "_decryptor",
+        "_encoder",
+        "_encryptor",
+        "_evaluator",
+        "_format",
+        "_parameters",
+        "_secret",
+    )
 
-    def __init__(self, parameters: CkksParameters, key: seal.SecretKey, context: seal.SEALContext) -> None:
-        self._context, self._key, self._scale = context, key, 2.0**parameters.scale_bits
-        self._memory = _MemoryFile()
-        self._encoder = seal.CKKSEncoder(context)
-        self._encryptor = seal.Encryptor(context, key)
-        self._decryptor = seal.Decryptor(context, key)
-        self._evaluator = seal.Evaluator(context)
-        self._prefix = self._seeded_prefix()
+    def __init__(self, parameters: CkksParameters, context: seal.SEALContext, secret: seal.SecretKey) -> None:
+        self._parameters, self._context, self._secret = parameters, context, secret
+        self._encoder, self._evaluator = seal.CKKSEncoder(context), seal.Evaluator(context)
+        self._encryptor, self._decryptor = seal.Encryptor(context, secret), seal.Decryptor(context, secret)
+        self._format = SeededFormat.of(context, parameters)
 
     @classmethod
     def generate(cls, parameters: CkksParameters) -> CkksSecretKey:
-        """A fresh key from SEAL's generator, which draws from the operating system."""
-        context = _context()
-        return cls(parameters, seal.KeyGenerator(context).secret_key(), context)
+        """A fresh ternary key from SEAL's generator, seeded by the operating system's."""
+        context = new_context(parameters)
+        return cls(parameters, context, seal.KeyGenerator(context).secret_key())
 
     @classmethod
     def from_envelope_bytes(cls, parameters: CkksParameters, content: bytes) -> CkksSecretKey:
-        """The key that an opened envelope brought. Raises CryptoError when it is not one of these parameters."""
-        context, key, memory = _context(), seal.SecretKey(), _MemoryFile()
+        """The key that an opened envelope brought.
+
+        Raises:
+            CryptoError: if it is not exactly one key of these very parameters.
+        """
+        if len(content) != ID_BYTES + PACKED_BYTES or content[:ID_BYTES] != parameters.context_id:
+            raise _bad_envelope()
+        context, secret = new_context(parameters), seal.SecretKey()
+        version, head = secret_head(context)
         try:
-            key.load(context, memory.filled(content))
-        except (RuntimeError, ValueError) as error:
-            raise CryptoError("the envelope holds no key of this study's parameters", where="key envelope",
-                              fix="repeat the key ceremony") from error
-        return cls(parameters, key, context)
+            body = head + unpack60(content[ID_BYTES:], 1).astype("<u8").tobytes()
+            with memory_file() as memory:
+                os.pwrite(memory, with_header(version, body), 0)
+                secret.load(context, path_of(memory))
+        except (RuntimeError, ValueError, CryptoError):
+            # not chained: a parser's message has no business near a secret
+            raise _bad_envelope() from None
+        return cls(parameters, context, secret)
 
     def to_envelope_bytes(self) -> bytes:
-        """The key itself, for sealing into an envelope and for nothing else."""
-        return self._memory.saved(self._key)
+        """The secret itself (30,752 bytes): to be sealed into a key envelope and for nothing else."""
+        with memory_file() as memory:
+            body = save_raw(self._secret, memory)
+        _, head = secret_head(self._context)
+        if body is None or len(body) != len(head) + 8 * DEGREE or not body.startswith(head):
+            raise unknown_format()
+        coefficients = np.frombuffer(body, "<u8", DEGREE, len(head)).astype(np.uint64)
+        return self._parameters.context_id + pack60(coefficients[None])
 
-    def __reduce__(self) -> str:
-        raise CryptoError("a secret key cannot be pickled", where="CkksSecretKey", fix="seal it into an envelope")
+    @property
+    def parameters(self) -> CkksParameters:
+        """The public parameters of this key."""
+        return self._parameters
+
+    def encrypt(self, slots: Slots, tolerance: float) -> SeededCiphertexts:
+        """Slots (n_chunks, 2048) complex128 -> c0 (n_chunks, 4096) uint64 below q and seeds (n_chunks, 64).
+
+        Every plaintext is decoded again before it is encrypted; `tolerance` is `Codec.encode_tolerance`.
+
+        Raises:
+            CryptoError: if a slot decodes farther than `tolerance` from what was put in, or does not encode.
+        """
+        if slots.ndim != 2 or slots.shape[1] != SLOTS:
+            raise CryptoError(
+                f"slots have shape {slots.shape}",
+                where="encryption",
+                fix="encrypt what Codec.to_slots returned",
+            )
+        c0 = np.empty((len(slots), DEGREE), np.uint64)
+        seeds = np.empty((len(slots), SEED_BYTES), np.uint8)
+        plain = seal.Plaintext()
+        with memory_file() as memory:
+            for chunk, row in enumerate(slots):
+                self._encode(row, tolerance, plain)
+                self._encrypt_one(plain, memory, c0[chunk], seeds[chunk])
+        return SeededCiphertexts(c0, seeds)
+
+    def decrypt(self, summed_c0: Coefficients, seeds: Sequence[Seeds]) -> Slots:
+        """Summed c0 (n_chunks, 4096), seeds (n_chunks, 64) of every site -> slots (n_chunks, 2048).
+
+        Only for sums whose tags and signatures were verified: decrypting anything else helps whoever made it.
+
+        Raises:
+            CryptoError: if shapes, dtypes or coefficients are impossible, a seed occurs twice, or c1 is zero.
+        """
+        n_chunks = len(summed_c0)
+        wanted = ((n_chunks, SEED_BYTES), np.dtype(np.uint8))
+        if not n_chunks or summed_c0.shape != (n_chunks, DEGREE) or not len(seeds):
+            raise _bad_sum()
+        if any((each.shape, each.dtype) != wanted for each in seeds):
+            raise _bad_sum()
+        require_reduced(summed_c0)
+        # an honest seed is 64 random bytes: one that occurs twice is a replay
+        if len({seed.tobytes() for each in seeds for seed in each}) != len(seeds) * n_chunks:
+            raise _bad_sum()
+        slots, plain = np.empty((n_chunks, SLOTS), np.complex128), seal.Plaintext()
+        with memory_file() as memory:
+            loader = SeededLoader(self._context, self._format, memory)
+            for chunk in range(n_chunks):
+                total = loader.load(seeds[0][chunk], summed_c0[chunk])
+                for each in seeds[1:]:
+                    self._evaluator.add_inplace(total, loader.load(each[chunk]))
+                if total.size() != 2 or total.is_transparent():
+                    raise _bad_sum()
+                self._decryptor.decrypt(total, plain)
+                slots[chunk] = np.fromiter(self._encoder.decode_complex(plain), np.complex128, SLOTS)
+        return slots
+
+    def _encode(self, row: Slots, tolerance: float, plain: seal.Plaintext) -> None:
+        try:
+            self._encoder.encode(row.tolist(), self._parameters.scale, plain)
+            error = np.fromiter(self._encoder.decode_complex(plain), np.complex128, SLOTS)
+        except (RuntimeError, ValueError):
+            raise _unfaithful() from None
+        error -= row
+        # written so that NaN fails
+        if not np.abs(error.view(np.float64)).max() <= tolerance:
+            raise _unfaithful()
+
+    def _encrypt_one(self, plain: seal.Plaintext, memory: int, c0: Coefficients, seed: Seeds) -> None:
+        for _ in range(_ATTEMPTS):
+            body = save_raw(self._encryptor.encrypt_symmetric(plain), memory)
+            if body is not None:
+                return self._format.take_apart(body, c0, seed)
+            # zstd found something to compress: encrypt afresh. One more independent encryption gives nothing
+            # away, and this one has not left the site
+        raise unknown_format()
 
     def __repr__(self) -> str:
         return "<CkksSecretKey>"
 
-    def encrypt(self, slots: Slots, tolerance: float) -> SeededCiphertexts:
-        """Slots (n_chunks, 2048) of integers -> ciphertexts.
-
-        Raises CryptoError when an encoded slot decodes farther than `tolerance` from what was put in.
-        """
-        c0 = np.empty((len(slots), DEGREE), np.uint64)
-        seeds = np.empty((len(slots), SEED_BYTES), np.uint8)
-        plain = seal.Plaintext()
-        for chunk, row in enumerate(slots):
-            self._encoder.encode(row.tolist(), self._scale, plain)
-            error = np.array(self._encoder.decode_complex(plain)) - row
-            if not max(np.abs(error.real).max(), np.abs(error.imag).max()) <= tolerance:
-                raise CryptoError("an update does not survive encoding; nothing was encrypted", where="encoder",
-                                  fix="lower codec.value_bits")
-            c0[chunk], seeds[chunk] = _take_apart(self._memory.saved(self._encryptor.encrypt_symmetric(plain)))
-        return SeededCiphertexts(c0, seeds)
-
-    def decrypt(self, c0: Coefficients, seeds: Sequence[Seeds]) -> Slots:
-        """Summed c0 (n_chunks, 4096) and every site's seeds, each (n_chunks, 64) -> slots (n_chunks, 2048).
-
-        Only for sums that were verified: a decryption of anything else helps whoever made it.
-        """
-        require_reduced(c0)
-        if not seeds or any(each.shape != (len(c0), SEED_BYTES) for each in seeds):
-            raise CryptoError("the seeds do not belong to this sum", where="decryption", fix="discard the round")
-        zeros = np.zeros(DEGREE, np.uint64)
-        slots = np.empty((len(c0), SLOTS), np.complex128)
-        plain = seal.Plaintext()
-        for chunk in range(len(c0)):
-            total = self._load(c0[chunk], seeds[0][chunk])
-            for each in seeds[1:]:
-                self._evaluator.add_inplace(total, self._load(zeros, each[chunk]))
-            self._decryptor.decrypt(total, plain)
-            slots[chunk] = self._encoder.decode_complex(plain)
-        return slots
-
-    def _load(self, c0: Coefficients, seed: Seeds) -> seal.Ciphertext:
-        """SEAL's ciphertext (c0, c1) with c1 expanded by SEAL from the seed."""
-        before, between = self._prefix
-        body = before + c0.astype("<u8").tobytes() + between + seed.tobytes()
-        head = _HEADER.pack(_MAGIC, _HEADER.size, *_SEAL_VERSION, _PLAIN, 0, _HEADER.size + len(body))
-        cipher = seal.Ciphertext(self._context)
-        cipher.load(self._context, self._memory.filled(head + body))
-        return cipher
-
-    def _seeded_prefix(self) -> tuple[bytes, bytes]:
-        """What SEAL writes before and after the coefficients of a seeded ciphertext of this context."""
-        plain = seal.Plaintext()
-        self._encoder.encode([0j] * SLOTS, self._scale, plain)
-        body = _body(self._memory.saved(self._encryptor.encrypt_symmetric(plain)))
-        start = len(body) - SEED_BYTES - _GENERATOR_HEAD - _C0_BYTES
-        return body[:start], body[start + _C0_BYTES : -SEED_BYTES]
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise CryptoError("a secret key cannot be copied or pickled", where="CkksSecretKey",
+                          fix="seal it into an envelope")  # fmt: skip
 
 
-class _MemoryFile:
-    """An anonymous file in memory that only this process can open, emptied after each use."""
-
-    __slots__ = ("_descriptor", "_path")
-
-    def __init__(self) -> None:
-        self._descriptor = os.memfd_create("secure-triplay", os.MFD_CLOEXEC)
-        os.fchmod(self._descriptor, 0o600)
-        self._path = f"/proc/self/fd/{self._descriptor}"
-
-    def saved(self, thing: seal.SecretKey | seal.Ciphertext) -> bytes:
-        os.ftruncate(self._descriptor, 0)
-        thing.save(self._path)
-        content = os.pread(self._descriptor, _MAX_SAVED_BYTES, 0)
-        os.ftruncate(self._descriptor, 0)
-        return content
-
-    def filled(self, content: bytes) -> str:
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, content, 0)
-        return self._path
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
+def expand_c1(parameters: CkksParameters, seeds: Seeds) -> Coefficients:
+    """c1 (n_chunks, 4096) uint64 as SEAL expands it from public seeds (n_chunks, 64); slow, for audits."""
+    context = new_context(parameters)
+    out = np.empty((len(seeds), DEGREE), np.uint64)
+    with memory_file() as memory:
+        loader = SeededLoader(context, SeededFormat.of(context, parameters), memory)
+        for row, seed in zip(out, seeds, strict=True):
+            both = loader.load(seed).dyn_array()
+            row[:] = [both[DEGREE + i] for i in range(DEGREE)]
+    return out
 
 
-def _context() -> seal.SEALContext:
-    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-    parameters.set_poly_modulus_degree(DEGREE)
-    primes = seal.CoeffModulus.Create(DEGREE, [MODULUS_BITS])
-    if [prime.value() for prime in primes] != [MODULUS]:
-        raise CryptoError("this SEAL chooses another prime", where="TenSEAL", fix="install the locked version")
-    parameters.set_coeff_modulus(primes)
-    return seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
+def _bad_envelope() -> CryptoError:
+    return CryptoError("the envelope holds no key of this study's parameters", where="key envelope",
+                       fix="repeat the key ceremony")  # fmt: skip
 
 
-def _body(saved: bytes) -> bytes:
-    """What follows SEAL's header, decompressed."""
-    magic, size, *_, compression, _zero, total = _HEADER.unpack_from(saved)
-    if magic != _MAGIC or size != _HEADER.size or total != len(saved):
-        raise CryptoError("SEAL saved in an unknown format", where="TenSEAL", fix="install the locked version")
-    if compression == _PLAIN:
-        return saved[_HEADER.size :]
-    if compression != _ZSTD:
-        raise CryptoError("SEAL saved with an unknown compression", where="TenSEAL", fix="install the locked version")
-    return zstandard.ZstdDecompressor().decompressobj().decompress(saved[_HEADER.size :])
+def _bad_sum() -> CryptoError:
+    return CryptoError(
+        "the sum does not decode", where="decoder", fix="discard the round and tell the operator"
+    )
 
 
-def _take_apart(saved: bytes) -> tuple[Coefficients, Seeds]:
-    """c0 (4096,) and the seed (64,) of a seeded ciphertext as SEAL saved it."""
-    body = _body(saved)
-    end = len(body) - SEED_BYTES - _GENERATOR_HEAD
-    start = end - _C0_BYTES
-    (length,) = struct.unpack_from("<Q", body, start - 8)
-    generator = _HEADER.unpack_from(body, end)
-    if length != DEGREE or generator[0] != _MAGIC or generator[-1] != _GENERATOR_HEAD + SEED_BYTES:
-        raise CryptoError("SEAL saved in an unknown format", where="TenSEAL", fix="install the locked version")
-    return np.frombuffer(body, "<u8", DEGREE, start), np.frombuffer(body, np.uint8, SEED_BYTES, len(body) - SEED_BYTES)
-
-
-_SEAL_VERSION = (4, 3)
+def _unfaithful() -> CryptoError:
+    return CryptoError("an update does not survive its encoding; nothing was encrypted", where="encoder",
+                       fix="check that key and codec come from one study")  # fmt: skip

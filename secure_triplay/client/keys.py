@@ -13,15 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from secure_triplay.client.ckks import CkksSecretKey
-from secure_triplay.client.tag import TagKey
+from secure_triplay.client.tag import TAG_SEED_BYTES, TagKey
 from secure_triplay.crypto.envelope import EnvelopeContext, EnvelopeKey, EnvelopeRecipient, seal
 from secure_triplay.crypto.identity import Identity, SigningIdentity, transcript
 from secure_triplay.crypto.parameters import NONCE_BYTES, CkksParameters, key_id
 from secure_triplay.errors import CryptoError
 from secure_triplay.wire import SessionPlan, Site
 
-TAG_SECRET_BYTES = 32
-_HEAD = struct.Struct(f">{NONCE_BYTES}s{TAG_SECRET_BYTES}s")
+_HEAD = struct.Struct(f">{NONCE_BYTES}s{TAG_SEED_BYTES}s")
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ def make_keys(parameters: CkksParameters, roster: Roster, maker: str,
 
     The maker opens an envelope like everybody else, so there is one way in which keys come to a site.
     """
-    nonce, tag_secret = os.urandom(NONCE_BYTES), os.urandom(TAG_SECRET_BYTES)
+    nonce = os.urandom(NONCE_BYTES)
     name = key_id(parameters.context_id, nonce)
-    secret = _HEAD.pack(nonce, tag_secret) + CkksSecretKey.generate(parameters).to_envelope_bytes()
+    secret = _HEAD.pack(nonce, TagKey.generate().to_envelope_bytes()) + CkksSecretKey.generate(parameters).to_envelope_bytes()
     envelopes = {
         site: seal(secret, roster.context(maker, site, name), recipient, signer)
         for site, recipient in roster.recipients.items()
@@ -108,4 +107,5 @@ def open_keys(envelope: bytes, parameters: CkksParameters, roster: Roster, *, ma
     if key_id(parameters.context_id, nonce) != name:
         raise CryptoError("the envelope holds another key than its key id says", where="key envelope",
                           fix="repeat the key ceremony")
-    return EpochKeys(name, CkksSecretKey.from_envelope_bytes(parameters, secret[_HEAD.size :]), TagKey(tag_secret))
+    return EpochKeys(name, CkksSecretKey.from_envelope_bytes(parameters, secret[_HEAD.size :]),
+                     TagKey.from_envelope_bytes(tag_secret))

@@ -27,7 +27,7 @@ from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.config import ServerOptimiser
 from secure_triplay.crypto.codec import Codec, Uniform
 from secure_triplay.crypto.identity import SigningIdentity
-from secure_triplay.crypto.packing import pack, unpack
+from secure_triplay.crypto.packing import pack60, unpack60
 from secure_triplay.errors import ProtocolError
 from secure_triplay.wire import Begin, Done, SessionPlan, SumMessage, Upload, pack_tags, unpack_tags
 
@@ -49,6 +49,7 @@ class Member:
     codec: Codec
     weights: Mapping[str, float]
     quorum: int
+    rounds: int
     optimiser: ServerOptimiser
     learner: Trains
     noise: Uniform
@@ -63,8 +64,11 @@ def answer(me: Member, state: GlobalState, request: Begin | SumMessage) -> tuple
     if (request.study, request.epoch) != (me.plan.study, me.plan.epoch):
         raise ProtocolError("a message of another study or epoch", where="server's message", fix="look into the server")
     if isinstance(request, SumMessage):
+        if request.last != (request.round == me.rounds):
+            raise ProtocolError(f"the study has {me.rounds} rounds, and the server would end it after {request.round}",
+                                where="server's message", fix="look into the server")
         state = open_sum(me, state, request)
-        if request.then == "finish":
+        if request.last:
             return state, Done()
     elif request.round != state.round + 1:
         raise ProtocolError(f"round {request.round} was begun after round {state.round}", where="server's message",
@@ -83,7 +87,7 @@ def make_upload(me: Member, state: GlobalState) -> Upload:
     slots = me.codec.to_slots(me.codec.quantise(update * np.float32(share), me.noise))
     sealed = me.keys.ckks.encrypt(slots, me.codec.encode_tolerance)
     tags = me.keys.tag.tag(sealed.c0, epoch=me.plan.epoch, round_number=round_number, site=me.name)
-    upload = Upload.signed(me.plan, me.identity, round=round_number, site=me.name, c0=pack(sealed.c0),
+    upload = Upload.signed(me.plan, me.identity, round=round_number, site=me.name, c0=pack60(sealed.c0),
                            tags=pack_tags(tags), seeds=sealed.seeds.tobytes())
     me.note("uploaded", round=round_number, train_s=trained - started,
             encode_encrypt_s=time.perf_counter() - trained, upload_bytes=len(upload.to_bytes()))
@@ -96,8 +100,8 @@ def open_sum(me: Member, state: GlobalState, message: SumMessage) -> GlobalState
     round_number = state.round + 1
     message.verify(me.plan, round_number, fewest=me.quorum)
     survivors = [header.site for header in message.survivors]
-    c0 = unpack(message.c0, me.plan.n_chunks)
-    me.keys.tag.verify(c0, unpack_tags(message.tags), epoch=me.plan.epoch, round_number=round_number, sites=survivors)
+    c0 = unpack60(message.c0, me.plan.n_chunks)
+    me.keys.tag.verify_sum(c0, unpack_tags(message.tags), epoch=me.plan.epoch, round_number=round_number, sites=survivors)
     seeds = [np.frombuffer(header.seeds, np.uint8).reshape(me.plan.n_chunks, -1) for header in message.survivors]
     levels = me.codec.sum_from_slots(me.keys.ckks.decrypt(c0, seeds), len(survivors))
     weight = sum(me.weights[name] for name in survivors) / max(me.weights.values())

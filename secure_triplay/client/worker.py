@@ -66,7 +66,7 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
     """From the first greeting to the last sum."""
     study = job.study
     journal.write("starting")
-    split = load_data(study)
+    split = load_data(study, job.site)
     mine, test = split.sites[job.site], split.test.take(np.arange(job.test_part[0], len(split.test), job.test_part[1]))
     identity, envelope_key = SigningIdentity.generate(), EnvelopeKey.generate()
     control.send((identity.identity.public_bytes, envelope_key.recipient.public_bytes))
@@ -91,7 +91,7 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
     learner = Learner(study, model, noise, train)
     me = Member(
         name=job.site, plan=plan, codec=codec, weights={site.name: site.weight for site in study.sites},
-        quorum=len(study.sites), optimiser=study.server_optimiser, learner=learner, noise=noise, identity=identity,
+        quorum=len(study.sites), rounds=study.training.rounds, optimiser=study.server_optimiser, learner=learner, noise=noise, identity=identity,
         keys=keys, reserve=lambda round_number: journal.write("reserved", round=round_number), note=journal.write,
     )
 

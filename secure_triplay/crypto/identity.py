@@ -39,6 +39,9 @@ class Purpose(Enum):
 
     UPLOAD = b"upload 1"
     ENVELOPE = b"key envelope 1"
+    LEDGER = b"ledger entry 1"
+    ANCHOR = b"countersigned head 1"
+    EVIDENCE = b"evidence bundle 1"
 
 
 def transcript(label: bytes, *fields: bytes) -> bytes:

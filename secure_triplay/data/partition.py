@@ -35,6 +35,24 @@ def iid(n_records: int, sizes: Sequence[int], rng: np.random.Generator) -> Share
     return _cut(rng.permutation(n_records), sizes)
 
 
+def balanced_dirichlet(labels: Codes, sizes: Sequence[int], alpha: float, rng: np.random.Generator) -> Shares:
+    """Each site exactly its size and skewed like `dirichlet`, but all sites together have each class alike.
+
+    A Dirichlet(alpha) draw for each site, scaled to these sizes and class totals by alternating row and column
+    scaling (Sinkhorn and Knopp 1967), and rounded. The sites' skew stays; what goes is a federation that as a
+    whole hardly knows a class. Raises DataError where there are too few records of a class.
+    """
+    _refuse_too_many(len(labels), sizes)
+    classes = np.unique(labels)
+    expected = np.maximum(rng.dirichlet(np.full(len(classes), alpha), size=len(sizes)), 1e-6)
+    rows = np.asarray(sizes, dtype=np.float64)
+    for _ in range(1000):
+        expected *= rows.sum() / len(classes) / expected.sum(axis=0)
+        expected *= (rows / expected.sum(axis=1))[:, None]
+    counts = np.stack([apportion(row, size) for row, size in zip(expected, sizes, strict=True)])
+    return _draw(labels, classes, counts, rng)
+
+
 def dirichlet(labels: Codes, sizes: Sequence[int], alpha: float, rng: np.random.Generator) -> Shares:
     """Each site exactly its size, its classes drawn from its own prior p ~ Dirichlet(alpha x 1).
 
@@ -57,9 +75,20 @@ def dirichlet(labels: Codes, sizes: Sequence[int], alpha: float, rng: np.random.
         for column in range(len(classes)):
             total = int(wanted[:, column].sum())
             counts[:, column] += apportion(wanted[:, column], min(total, int(left[column])))
-    shares: list[list[Codes]] = [[] for _ in sizes]
+    return _draw(labels, classes, counts, rng)
+
+
+def _draw(labels: Codes, classes: Codes, counts: Codes, rng: np.random.Generator) -> Shares:
+    """Disjoint shares with `counts` (n_sites, n_classes) records of each class."""
+    shares: list[list[Codes]] = [[] for _ in counts]
     for column, label in enumerate(classes):
         pool = rng.permutation(np.flatnonzero(labels == label))
+        if counts[:, column].sum() > len(pool):
+            raise DataError(
+                f"the sites together need {counts[:, column].sum():,} records of one class; there are {len(pool):,}",
+                where=_WHERE,
+                fix="ask for fewer records a site",
+            )
         for share, part in zip(shares, _cut(pool, counts[:, column]), strict=True):
             share.append(part)
     return tuple(np.sort(np.concatenate(share)) for share in shares)

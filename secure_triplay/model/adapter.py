@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ _NAME = "default"
 _TEXT_MODULES = r"attention\.(self\.(query|key|value)|output\.dense)"  # transformers' BERT-like towers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """The trained part of a model, in a fixed order: names sorted as strings, each array row by row.
 
@@ -162,7 +161,7 @@ def _targets(stack: BlockStack, cfg: config.Adapter, pattern: str) -> list[str]:
         raise ConfigError(
             f"{pattern!r} matches no linear layer inside a block of {stack.path}",
             where="adapter.target_modules",
-            fix=f"layers there: {', '.join(_distinct(list(linears.values())))}",
+            fix=f"layers there: {', '.join(dict.fromkeys(linears.values()))}",
         )
     return found
 
@@ -187,7 +186,3 @@ def _refuse_bypassed(backbone: Backbone, targets: list[str], text_tower: bool) -
             where="adapter.target_modules",
             fix="leave it out of the expression",
         )
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(names))

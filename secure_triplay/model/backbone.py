@@ -38,7 +38,7 @@ class PackagedFiles(Protocol):
     def text_dir(self) -> Path: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backbone:
     """A frozen dual encoder with split attention and quantized blocks, and what is known about it.
 
@@ -246,6 +246,12 @@ def _open_clip(cfg: config.Backbone, path: Path | None, preprocess: dict[str, An
                 fix="name the model that the weights were trained for; files that would run code are refused",
             ) from error
     seen = model.visual.preprocess_cfg
+    if seen["resize_mode"] not in ("shortest", "squash"):
+        raise ConfigError(
+            f"{cfg.name} wants its pictures padded ({seen['resize_mode']}), which is not supported",
+            where="backbone.name",
+            fix="choose another model",
+        )
     return {
         "model": model,
         "tokenizer": tokenizer,

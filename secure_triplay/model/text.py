@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from secure_triplay import config
 from secure_triplay.errors import ConfigError
-from secure_triplay.model.blocks import DualEncoder
+from secure_triplay.model.blocks import DualEncoder, text_stack
 
 if TYPE_CHECKING:
     from secure_triplay.model.backbone import Backbone
@@ -46,16 +46,19 @@ class TextHead(nn.Module):
                     where="classes",
                     fix=f'give it at least one sentence, such as "a photo of a {entry.name}"',
                 )
-        self.model: DualEncoder = backbone.model
+        # Only the text blocks are registered: were the whole model, its image blocks would be part of a
+        # classifier twice, and Opacus would hook them twice and double their gradients without a word.
+        self.blocks = nn.ModuleList(text_stack(backbone.model).blocks)
+        self._model: tuple[DualEncoder] = (backbone.model,)
         prompts = [prompt for entry in classes for prompt in entry.prompts]
         self.n_prompts = len(prompts)
         # Plain attributes, since Opacus refuses modules with buffers.
-        self._tokens = _trimmed(backbone.tokenizer(prompts), self.model)
+        self._tokens = _trimmed(backbone.tokenizer(prompts), backbone.model)
         self._sizes = [len(entry.prompts) for entry in classes]
 
     def forward(self, n: int) -> Tensor:
         """(n, n_classes, d) unit embeddings, the same for each of the n records."""
-        each = F.normalize(self.model.encode_text(self._tokens.repeat(n, 1)), dim=-1)
+        each = F.normalize(self._model[0].encode_text(self._tokens.repeat(n, 1)), dim=-1)
         by_class = torch.split(each.view(n, self.n_prompts, -1), self._sizes, dim=1)
         return F.normalize(torch.stack([group.mean(dim=1) for group in by_class], dim=1), dim=-1)
 

@@ -57,7 +57,7 @@ class ImageTower:
 
     def prefix(self, images: Images, batch_size: int = 128) -> Tensor:
         """Tokens (n, n_tokens, width) float32 of (n, H, W, 3) uint8 images; cache them, they never change."""
-        # Towers reshape with -1, which fails on no records at all: one picture stands in, and is cut off again.
+        # Towers reshape with -1, which fails for no records at all: a picture stands in, and is cut off.
         given = images if len(images) else np.zeros((1, 8, 8, 3), np.uint8)
         starts = range(0, len(given), batch_size)
         with torch.no_grad():
@@ -185,9 +185,9 @@ def _timm_class_token(block: Any, x: Tensor) -> Any:
 def _resize(x: Tensor, size: int, mode: str, interpolation: str) -> Tensor:
     """Pictures (n, 3, H, W) in [0, 1] at size x size: shortest side to size and centre crop, or squashed."""
     height, width = x.shape[-2:]
-    scale = size / min(height, width)
-    target = (size, size) if mode == "squash" else (round(height * scale), round(width * scale))
+    short = min(height, width)
+    target = (size, size) if mode == "squash" else (size * height // short, size * width // short)
     if target != (height, width):
         x = F.interpolate(x, size=target, mode=interpolation, antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return x[..., top : top + size, left : left + size]

@@ -37,6 +37,8 @@ AGREEMENT = 0.01  # the larger of 1 % and 0.01
 HOPELESS_EPSILON = 1000.0  # beyond it no figure is worth its memory; the guarantee is reported as infinite
 _GRIDS = (8e-3, 2e-3, 5e-4, 1e-4)  # of privacy losses; dp-accounting's default is the last
 _SETTLED = 1.5e-3
+_WELL_BEYOND_USE = 100.0  # epsilon; the coarsest grid's upper bound will do
+_TOO_WIDE = 2e4  # epsilon, by Renyi's looser bound; grids of more than a few million points end here
 _RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 _Gaussians = tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling rate, times), each pair once
@@ -91,11 +93,20 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
 
     def excess(log_noise: float, grid: float) -> float:
         """How far the epsilon of this noise on this grid lies above the target, in logarithms of both."""
-        return math.log(_on_grid(((math.exp(log_noise), sampling_rate, steps),), delta, grid) / epsilon)
+        spent = _on_grid(((math.exp(log_noise), sampling_rate, steps),), delta, grid)
+        return math.log(min(max(spent, 1e-9), 1e9) / epsilon)
 
-    grids = [size for size in _GRIDS if size <= epsilon / 250] or _GRIDS[-1:]
+    grids = tuple(size for size in _GRIDS if size <= epsilon / 25) or _GRIDS[-1:]
     # Sampling only ever helps, so the noise that is enough without it is where the search starts from above.
     high = math.log(math.sqrt(steps) / _gaussian_mu(epsilon, delta)) + 0.1
+    if excess(high, grids[-1]) > 0:
+        raise PrivacyError(
+            f"epsilon {epsilon:g} over {steps:,} steps is smaller than the accountant resolves",
+            where="epsilon",
+            fix="choose a larger epsilon or fewer steps",
+        )
+    while excess(high, grids[0]) > 0:
+        grids = grids[1:]
     low = high - 0.5
     while excess(low, grids[0]) < 0:
         high, low = low, low - 0.5
@@ -160,16 +171,16 @@ def _pld_epsilon(history: _Gaussians, delta: float) -> float:
     figure = math.inf
     for grid in _GRIDS:
         coarser, figure = figure, _on_grid(history, delta, grid)
-        if coarser - figure <= _SETTLED * figure or (math.isinf(figure) and figure == coarser):
+        if coarser - figure <= _SETTLED * figure or figure > _WELL_BEYOND_USE:
             break
-    return figure
+    return figure if figure <= HOPELESS_EPSILON else math.inf
 
 
 def _on_grid(history: _Gaussians, delta: float, grid: float) -> float:
     event = _event(history)
     # Renyi accounting costs a millisecond whatever the noise, and gives an upper bound (Mironov 2017): it
     # keeps a history of next to no noise from asking for a grid of billions of points.
-    if RdpAccountant(_RDP_ORDERS).compose(event).get_epsilon(delta) > HOPELESS_EPSILON:
+    if RdpAccountant(_RDP_ORDERS).compose(event).get_epsilon(delta) > _TOO_WIDE:
         return math.inf
     accountant = PLDAccountant(value_discretization_interval=grid)
     return float(accountant.compose(event).get_epsilon(delta))

@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_triplay.crypto.packing import Coefficients, unpack
+from secure_triplay.crypto.packing import Coefficients, unpack60
 from secure_triplay.crypto.parameters import DEGREE, PACKED_BYTES
 from secure_triplay.errors import CryptoError, ProtocolError
 from secure_triplay.wire import (
@@ -137,11 +137,11 @@ def unpack_blocks(c0: bytes, n_chunks: int) -> Coefficients:
         CryptoError: if a coefficient is not below q or the length is wrong.
     """
     if len(c0) != n_chunks * PACKED_BYTES:
-        return unpack(c0, n_chunks)  # which says what is wrong
+        return unpack60(c0, n_chunks)  # which says what is wrong
     coefficients = np.empty((n_chunks, DEGREE), np.uint64)
     for start in range(0, n_chunks, BLOCK_CHUNKS):
         stop = min(start + BLOCK_CHUNKS, n_chunks)
-        coefficients[start:stop] = unpack(c0[start * PACKED_BYTES : stop * PACKED_BYTES], stop - start)
+        coefficients[start:stop] = unpack60(c0[start * PACKED_BYTES : stop * PACKED_BYTES], stop - start)
     return coefficients
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_triplay.crypto.packing import Coefficients, add_into, pack
+from secure_triplay.crypto.packing import Coefficients, add_mod, pack60
 from secure_triplay.crypto.parameters import DEGREE
 from secure_triplay.errors import ProtocolError
 from secure_triplay.server.inbox import BLOCK_CHUNKS, VerifiedUpload
@@ -42,8 +42,8 @@ class RunningSum:
             raise _unfit("an upload of another size cannot be added")
         if any(header.site == upload.header.site for header in self.headers):
             raise _unfit("a site cannot be added twice")
-        add_into(self.c0, upload.c0)
-        add_into(self.tags, upload.tags)
+        add_mod(self.c0, upload.c0)
+        add_mod(self.tags, upload.tags)
         return RunningSum((*self.headers, upload.header), self.c0, self.tags)
 
     def message(self, then: Then) -> SumMessage:
@@ -52,7 +52,7 @@ class RunningSum:
             raise _unfit("there is nothing to send")
         survivors = tuple(sorted(self.headers, key=lambda header: header.site))
         first = survivors[0]
-        c0 = b"".join(pack(self.c0[i : i + BLOCK_CHUNKS]) for i in range(0, len(self.c0), BLOCK_CHUNKS))
+        c0 = b"".join(pack60(self.c0[i : i + BLOCK_CHUNKS]) for i in range(0, len(self.c0), BLOCK_CHUNKS))
         return SumMessage(first.study, first.epoch, first.round, survivors, c0, pack_tags(self.tags), then)
 
 

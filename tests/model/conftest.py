@@ -1,8 +1,9 @@
-"""Small and real backbones: open_clip's own ViT with random weights, and the packaged one where it can be had."""
+"""Backbones: small ones with random weights, and the packaged one where it can be had."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 
@@ -21,8 +23,29 @@ torch.set_num_threads(1)
 
 IMAGE_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-ATTENTION = r"attn\.(qkv|proj|[qkv]_proj|out_proj)"
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
+VISION = {
+    "test-vit": {"image_size": 64, "layers": 6, "width": 128, "patch_size": 16, "head_width": 32},
+    "test-gap": {"image_size": 64, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "avg"},
+    "test-eva": {"image_size": 56, "timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token"},
+    "test-convnext": {"image_size": 64, "timm_model_name": "convnext_atto"},
+    "test-resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16},
+    "test-hub-text": {"image_size": 64, "layers": 1, "width": 64, "patch_size": 32},
+}
 Make = Callable[..., Any]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Models of a second's size under names of open_clip's own registry."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, vision in VISION.items():
+        text = (
+            {"hf_model_name": "roberta-base", "hf_proj_type": "linear"} if name == "test-hub-text" else TEXT
+        )
+        content = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    open_clip.add_model_config(folder)
 
 
 @cache
@@ -66,12 +89,12 @@ def packaged_cfg() -> Make:
 
 @pytest.fixture
 def vit_cfg() -> Make:
-    """open_clip's own small ViT (10 blocks, fused attention, class token) at 64 pixels, random weights."""
+    """open_clip's own ViT (6 blocks, fused attention, class token) at 64 pixels, random weights."""
 
     def make(quantization: str = "nf4", **more: Any) -> config.Backbone:
         keys = {
             "source": "open_clip",
-            "name": "ViT-S-32-alt",
+            "name": "test-vit",
             "licence": "MIT",
             "image_size": 64,
             "unsafe_random_weights": True,

@@ -16,24 +16,26 @@ from secure_triplay.model.attention import SplitAttention, split_attention
 @pytest.fixture(scope="module")
 def clip() -> Any:
     torch.manual_seed(0)
-    return open_clip.create_model("ViT-S-32-alt", force_image_size=64).eval()
+    return open_clip.create_model("test-vit", force_image_size=64).eval()
 
 
 def test_both_towers_compute_the_same_after_the_split(clip: Any) -> None:
     split = copy.deepcopy(clip)
-    assert split_attention(split) == 20  # 10 blocks in each tower
+    assert split_attention(split) == 6 + 3
     assert not any(isinstance(part, nn.MultiheadAttention) for part in split.modules())
     pixels = torch.randn(3, 3, 64, 64)
-    tokens = open_clip.get_tokenizer("ViT-S-32-alt")(["a photo of a cell", "one two three four", ""])
+    tokens = open_clip.get_tokenizer("test-vit")(["a photo of a cell", "one two three four", ""])
     with torch.no_grad():
-        torch.testing.assert_close(split.encode_image(pixels), clip.encode_image(pixels), atol=5e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            split.encode_image(pixels), clip.encode_image(pixels), atol=5e-6, rtol=1e-5
+        )
         torch.testing.assert_close(split.encode_text(tokens), clip.encode_text(tokens), atol=5e-6, rtol=1e-5)
 
 
 def test_the_text_tower_still_cannot_look_ahead(clip: Any) -> None:
     split = copy.deepcopy(clip)
     split_attention(split)
-    x = torch.randn(1, 77, 256)
+    x = torch.randn(1, 77, 64)
     later = x.clone()
     later[:, 40:] += 1.0
     with torch.no_grad():
@@ -67,7 +69,9 @@ def test_attention_between_different_widths_is_split_too() -> None:
     query, key, value = torch.randn(2, 3, 32), torch.randn(2, 7, 24), torch.randn(2, 7, 16)
     with torch.no_grad():
         expected = fused(query, key, value, need_weights=False)[0]
-        torch.testing.assert_close(SplitAttention(fused)(query, key, value)[0], expected, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            SplitAttention(fused)(query, key, value)[0], expected, atol=2e-6, rtol=1e-5
+        )
 
 
 def test_attention_that_cannot_be_split_is_refused() -> None:
@@ -79,7 +83,9 @@ def test_attention_that_cannot_be_split_is_refused() -> None:
 
 def test_the_fused_projection_of_eva_is_called_as_a_layer() -> None:
     torch.manual_seed(3)
-    eva = Eva(img_size=32, patch_size=16, embed_dim=32, depth=2, num_heads=2, num_classes=0, qkv_fused=True).eval()
+    eva = Eva(
+        img_size=32, patch_size=16, embed_dim=32, depth=2, num_heads=2, num_classes=0, qkv_fused=True
+    ).eval()
     for block in eva.blocks:
         nn.init.normal_(block.attn.q_bias)
         nn.init.normal_(block.attn.v_bias)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from secure_triplay.errors import AssetError, ConfigError
 from secure_triplay.model import packaged
 
-# First numbers of the class token and of token 200 after the last norm, for the input of `_wave`: computed once by
-# running the ONNX graph itself with onnx.reference.ReferenceEvaluator.
+# First numbers of the class token and of token 200 after the last norm, for the input of `_wave`: computed
+# once by running the ONNX graph itself with onnx.reference.ReferenceEvaluator.
 GRAPH_CLASS_TOKEN = [1.07415, -0.16283, 1.47434, -4.7031, -0.7712, -1.20358]
 GRAPH_TOKEN_200 = [1.72925, -1.27015, 0.09397, -4.86508, -1.60281, -2.67054]
 

@@ -26,8 +26,12 @@ def test_each_class_is_the_unit_mean_of_its_unit_prompts(backbone: Make, kind: s
     torch.testing.assert_close(got.norm(dim=1), torch.ones(2))
     with torch.no_grad():
         for entry, row in zip(CLASSES, got, strict=True):
-            alone = [F.normalize(loaded.model.encode_text(loaded.tokenizer([p]))[0], dim=0) for p in entry.prompts]
-            torch.testing.assert_close(row, F.normalize(torch.stack(alone).mean(0), dim=0), atol=1e-5, rtol=1e-4)
+            alone = [
+                F.normalize(loaded.model.encode_text(loaded.tokenizer([p]))[0], dim=0) for p in entry.prompts
+            ]
+            torch.testing.assert_close(
+                row, F.normalize(torch.stack(alone).mean(0), dim=0), atol=1e-5, rtol=1e-4
+            )
 
 
 def test_a_text_head_gives_every_record_the_same_classes(backbone: Make) -> None:

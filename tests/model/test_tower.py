@@ -47,10 +47,10 @@ def test_prefix_then_suffix_is_the_models_own_features(
         np.testing.assert_allclose(tower.features(tokens, batch_size=3), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("EVA02-B-16", 32), ("vit_medium_patch16_gap_256", 32), ("coca_ViT-B-32", 64)]
-)
-def test_other_towers_of_open_clip_are_cut_rightly_too(vit_cfg: Make, images: Any, name: str, size: int) -> None:
+@pytest.mark.parametrize(("name", "size"), [("test-eva", 56), ("test-gap", 64)])
+def test_towers_with_rotary_positions_or_average_pooling_are_cut_rightly_too(
+    vit_cfg: Make, images: Any, name: str, size: int
+) -> None:
     from secure_triplay.model.backbone import load_backbone
 
     loaded = load_backbone(vit_cfg(name=name, image_size=size))
@@ -98,7 +98,9 @@ def test_each_per_sample_gradient_of_a_text_adapter_is_that_of_one_record_alone(
     assert any(not name.startswith("visual") for name in adapter.names)
     tower = ImageTower(loaded, adapter.first_block)
     tokens = tower.prefix(images)
-    classes = [ClassPrompts(name=n, prompts=(f"a photo of a {n}", f"one {n}")) for n in ("coat", "bag", "boot")]
+    classes = [
+        ClassPrompts(name=n, prompts=(f"a photo of a {n}", f"one {n}")) for n in ("coat", "bag", "boot")
+    ]
     classifier = Classifier(tower.suffix, TextHead(loaded, classes), 20.0)
     expected = _one_by_one(classifier, adapter, tokens)
     got = _by_hooks(classifier, adapter, tokens, fold=True)
@@ -122,7 +124,7 @@ def _by_hooks(
         F.cross_entropy(wrapped(tokens), LABELS, reduction="sum").backward()
     if fold:
         fold_grad_samples(adapter.weights, len(tokens))
-    samples: list[torch.Tensor] = [weight.grad_sample for weight in adapter.weights]  # type: ignore[attr-defined]
+    samples = [getattr(weight, "grad_sample") for weight in adapter.weights]  # noqa: B009
     return torch.cat([sample.flatten(1) for sample in samples], dim=1)
 
 
@@ -132,7 +134,9 @@ def test_a_records_logits_do_not_depend_on_its_neighbours(backbone: Make, kind: 
     adapter = _adapted(loaded)
     tower = ImageTower(loaded, adapter.first_block)
     tokens = tower.prefix(images)
-    classifier = Classifier(tower.suffix, F.normalize(torch.randn(3, tower.features(tokens).shape[1])), 20.0).train()
+    classifier = Classifier(
+        tower.suffix, F.normalize(torch.randn(3, tower.features(tokens).shape[1])), 20.0
+    ).train()
     with torch.no_grad():
         together = classifier(tokens)
         alone = torch.cat([classifier(token[None]) for token in tokens])
@@ -140,12 +144,16 @@ def test_a_records_logits_do_not_depend_on_its_neighbours(backbone: Make, kind: 
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_only_adapter_weights_take_gradients_and_training_changes_no_buffer(backbone: Make, kind: str) -> None:
+def test_only_adapter_weights_take_gradients_and_training_changes_no_buffer(
+    backbone: Make, kind: str
+) -> None:
     loaded = backbone(kind)
     adapter = _adapted(loaded)
     tower = ImageTower(loaded, adapter.first_block)
     tokens = tower.prefix(np.zeros((2, 28, 28, 3), np.uint8))
-    classifier = Classifier(tower.suffix, F.normalize(torch.randn(2, tower.features(tokens).shape[1])), 20.0).train()
+    classifier = Classifier(
+        tower.suffix, F.normalize(torch.randn(2, tower.features(tokens).shape[1])), 20.0
+    ).train()
     assert {id(w) for w in classifier.parameters() if w.requires_grad} == {id(w) for w in adapter.weights}
     frozen = {n: t.clone() for n, t in classifier.state_dict().items() if "lora_" not in n}
     F.cross_entropy(classifier(tokens), torch.tensor([0, 1])).backward()
@@ -155,7 +163,7 @@ def test_only_adapter_weights_take_gradients_and_training_changes_no_buffer(back
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_no_records_at_all_pass_through(backbone: Make, kind: str) -> None:
-    tower = ImageTower(backbone(kind), 8)
+    tower = ImageTower(backbone(kind), 4)
     tokens = tower.prefix(np.zeros((0, 28, 28, 3), np.uint8))
     assert len(tokens) == 0
     assert tower.features(tokens).shape[0] == 0
@@ -164,16 +172,16 @@ def test_no_records_at_all_pass_through(backbone: Make, kind: str) -> None:
 @pytest.mark.parametrize("shape", [(2, 28, 28), (2, 28, 28, 1), (2, 3, 28, 28), (28, 28, 3)])
 def test_images_of_another_layout_are_refused(backbone: Make, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="uint8"):
-        ImageTower(backbone("vit"), 8).prefix(np.zeros(shape, np.uint8))
+        ImageTower(backbone("vit"), 4).prefix(np.zeros(shape, np.uint8))
     with pytest.raises(DataError, match="uint8"):
-        ImageTower(backbone("vit"), 8).prefix(np.zeros((1, 28, 28, 3), np.float32))
+        ImageTower(backbone("vit"), 4).prefix(np.zeros((1, 28, 28, 3), np.float32))
 
 
 def test_pixels_are_those_of_open_clips_own_preprocessing(backbone: Make) -> None:
     from open_clip.transform import image_transform
     from PIL import Image
 
-    tower = ImageTower(backbone("vit"), 8)
+    tower = ImageTower(backbone("vit"), 4)
     loaded = backbone("vit")
     preprocess = image_transform(64, is_train=False, mean=loaded.mean, std=loaded.std)
     ramp = np.linspace(0, 255, 90 * 70 * 3).reshape(90, 70, 3).astype(np.uint8)
@@ -186,7 +194,7 @@ def test_pixels_are_those_of_open_clips_own_preprocessing(backbone: Make) -> Non
 def test_pictures_may_be_squashed_where_a_model_was_trained_so(backbone: Make) -> None:
     from dataclasses import replace
 
-    tower = ImageTower(replace(backbone("vit"), resize_mode="squash"), 8)
+    tower = ImageTower(replace(backbone("vit"), resize_mode="squash"), 4)
     half = np.zeros((1, 32, 128, 3), np.uint8)
     half[:, :, 64:] = 255
     columns = tower.pixels(half)[0, 0].mean(0)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import open_clip
 import pytest
 import torch
+from torch import Tensor, nn
+
 from secure_triplay import config
 from secure_triplay.model.adapter import Adapter, attach_adapter
 from secure_triplay.model.attention import split_attention
@@ -14,7 +16,6 @@ from secure_triplay.model.backbone import Backbone, freeze
 from secure_triplay.model.quantize import quantize_blocks
 from secure_triplay.model.text import TextHead
 from secure_triplay.model.tower import Classifier, ImageTower
-from torch import Tensor, nn
 
 torch.set_num_threads(1)
 
@@ -29,7 +30,7 @@ TOWERS = {
 def build(
     tower: str, *, kind: str = "ffa", quantization: str = "nf4", last_blocks: int = 2, text: bool = False
 ) -> tuple[Classifier, Adapter, Tensor]:
-    """A classifier, its adapter with B away from zero, and tokens of 12 random images; the same every time."""
+    """A classifier, its adapter with B away from zero, and tokens of 12 random images; always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         make = open_clip.CLIP if tower == "open_clip" else open_clip.CustomTextCLIP

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
+
 from secure_triplay.errors import PrivacyError
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.accounting import epsilon, epsilon_prv_check, noise_multiplier_for
@@ -36,7 +37,7 @@ def exact_gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def exact_delta_of_one_step(sigma: float, rate: float, eps: float) -> float:
-    """Hockey-stick divergence of one subsampled Gaussian by numerical integration, the worse of both directions."""
+    """Hockey-stick divergence of one subsampled Gaussian, integrated; the worse of both directions."""
 
     def without(x: float) -> float:
         return stats.norm.pdf(x, 0, sigma)
@@ -63,7 +64,7 @@ def exact_delta_of_one_step(sigma: float, rate: float, eps: float) -> float:
     ],
 )
 def test_classic_mnist_settings_cost_a_little_less_than_was_published(sigma, rate, steps, published):
-    """The published figures are Renyi upper bounds at delta 1e-5; a tight accountant lies a little below them."""
+    """Published are Renyi upper bounds at delta 1e-5; a tight accountant lies a little below them."""
     ours = epsilon([DpSgdCharge(sigma, rate, steps)], 1e-5)
     assert 0.6 * published < ours < published
 

@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
+
 from secure_triplay.errors import PrivacyError
 from secure_triplay.privacy.per_record import (
     backward_per_record,
@@ -13,7 +15,6 @@ from secure_triplay.privacy.per_record import (
     per_record_gradients,
     record_loss,
 )
-from torch import nn
 
 MODELS = [
     ("open_clip", {"kind": "ffa"}),
@@ -57,7 +58,7 @@ def test_gradient_of_every_record_and_weight_equals_autograd_on_that_record_alon
 
 def test_nf4_gradient_agrees_with_a_finite_difference(make_classifier):
     """Autograd on the quantized model could be wrong in the same way for one record and for many."""
-    classifier, adapter, tokens = make_classifier("timm")
+    classifier, _, tokens = make_classifier("timm")
     labels = torch.arange(len(tokens)) % 5
     gradients = by_hooks(classifier, tokens, labels)
     weights = [weight for weight in classifier.parameters() if weight.requires_grad]
@@ -167,9 +168,13 @@ def test_nothing_of_the_records_and_no_hook_stays_on_the_model(make_classifier):
     assert [module.training for module in classifier.modules()] == modes
     pickle.dumps({name: weight for name, weight in classifier.named_parameters() if weight.requires_grad})
 
-    with pytest.raises(KeyboardInterrupt), per_record_gradients(classifier):
-        classifier(tokens)  # activations recorded, backward never run
-        raise KeyboardInterrupt
+    def interrupted():
+        with per_record_gradients(classifier):
+            classifier(tokens)  # activations are recorded, backward never runs
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert leftovers(classifier) == []
 
 

@@ -1,4 +1,4 @@
-"""DP-SGD: the sum is bounded, the noise is there and of the right size, and nothing hangs on the record count."""
+"""DP-SGD: the sum is bounded, the noise is of the right size, and nothing hangs on the record count."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from scipy import stats
+from torch import nn
+
 from secure_triplay.errors import DataError, PrivacyError
 from secure_triplay.privacy import training
 from secure_triplay.privacy.mechanisms import DpSgd
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.per_record import backward_per_record, per_record_gradients
 from secure_triplay.privacy.training import NoisySum, PoissonSampler, train, train_unsafe_without_dp
-from torch import nn
 
 
 def rule(**changes) -> DpSgd:
@@ -347,11 +348,9 @@ def test_training_that_stops_half_way_leaves_the_weights_as_they_were(error, uns
     tokens, labels = records(20)
     train(model, tokens, labels, rule(steps=1), NoiseSource())
     before, model.calls = flat(model), 0
+    run = run_unsafe if unsafe else (lambda *args, steps: train(*args, rule(steps=steps), NoiseSource()))
     with pytest.raises(error):
-        if unsafe:
-            run_unsafe(model, tokens, labels, steps=5)
-        else:
-            train(model, tokens, labels, rule(steps=5), NoiseSource())
+        run(model, tokens, labels, steps=5)
     assert (flat(model) == before).all()
 
 

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from secure_triplay.crypto.identity import SigningIdentity
-from secure_triplay.crypto.packing import pack
 from secure_triplay.crypto.parameters import MODULUS
 from secure_triplay.wire import SessionPlan, Site, Upload, pack_tags
 
 STUDY = "5a" * 32
+
+
+def packed(coefficients):
+    """A chunk's first 3,840 coefficients, and in their words' top four bits the last 256, reduced or not."""
+    chunks = []
+    for chunk in coefficients.tolist():
+        first, last = chunk[:3840], chunk[3840:]
+        words = [value | (last[i % 256] >> 4 * (i // 256) & 15) << 60 for i, value in enumerate(first)]
+        chunks += [word.to_bytes(8, "little") for word in words]
+    return b"".join(chunks)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Federation:
             signer or self.signers[site],
             round=round,
             site=site,
-            c0=pack(coefficients) if c0 is None else c0,
+            c0=packed(coefficients) if c0 is None else c0,
             tags=pack_tags(tags),
             seeds=os.urandom(64 * plan.n_chunks),
         )

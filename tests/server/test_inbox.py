@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from secure_triplay.crypto.identity import SigningIdentity
-from secure_triplay.crypto.packing import pack
+from secure_triplay.crypto.packing import pack60
 from secure_triplay.crypto.parameters import MODULUS
 from secure_triplay.server.inbox import Inbox, Reason, Refusal, VerifiedUpload, looks_encrypted
 from secure_triplay.wire import Begin, Declined, Done, Site, SumMessage, Upload
@@ -202,7 +202,7 @@ def test_plaintext_in_a_well_signed_upload_of_the_right_size_is_refused(federati
         "integers": rng.integers(0, 512, size // 8).tobytes(),
         "text": (b"accuracy 0.83 loss 0.41 records 2017 " * 2000)[:size],
         "image": rng.normal(128, 40, size).clip(0, 255).astype(np.uint8).tobytes(),
-        "one chunk of two": pack(federation.ring(3, 1)[0])
+        "one chunk of two": pack60(federation.ring(3, 1)[0])
         + rng.normal(0, 1, 7680).astype(np.float32).tobytes(),
     }[kind]
     assert reason(inbox, federation.upload("site-0000", c0=plaintext).to_bytes()) is Reason.NOT_A_CIPHERTEXT
@@ -215,7 +215,7 @@ def test_no_real_ciphertext_is_taken_for_plaintext():
     chosen = codec.Codec.choose(n_sites=4, n_params=100_000, value_bits=9, limit=0.1)
     key = ckks.CkksSecretKey.generate(chosen.parameters)
     sealed = key.encrypt(chosen.to_slots(np.full(100_000, 255)), chosen.encode_tolerance)
-    assert looks_encrypted(pack(sealed.c0), len(sealed.c0))
+    assert looks_encrypted(pack60(sealed.c0), len(sealed.c0))
 
 
 def test_random_bytes_are_not_taken_for_plaintext():

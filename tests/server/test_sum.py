@@ -2,7 +2,7 @@ import tracemalloc
 
 import pytest
 
-from secure_triplay.crypto.packing import unpack
+from secure_triplay.crypto.packing import unpack60
 from secure_triplay.crypto.parameters import MODULUS
 from secure_triplay.errors import ProtocolError
 from secure_triplay.server.inbox import Inbox
@@ -20,7 +20,7 @@ def test_sum_is_the_sum_modulo_q_of_every_coefficient_and_tag(federation):
     for name, ring in rings.items():
         total = total.add(verified(federation, name, ring))
     message = SumMessage.from_bytes(total.message("train").to_bytes())
-    c0, tags = unpack(message.c0, federation.plan.n_chunks), unpack_tags(message.tags)
+    c0, tags = unpack60(message.c0, federation.plan.n_chunks), unpack_tags(message.tags)
     for chunk in range(federation.plan.n_chunks):
         assert int(tags[chunk]) == sum(int(ring[1][chunk]) for ring in rings.values()) % MODULUS
         columns = zip(*(ring[0][chunk].tolist() for ring in rings.values()), strict=True)

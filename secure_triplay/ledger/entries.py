@@ -1,0 +1,293 @@
+"""The closed set of ledger entries, and the chain that holds them: one entry a decision.
+
+An entry's head is a hash over its place, time, content and the head before it; the party signs place and
+head. So nobody without the key can edit, insert, reorder or drop an entry and leave a chain that verifies.
+What the chain alone cannot show is a missing end, or an owner who writes all of it anew: see `anchor`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity, transcript
+from secure_triplay.errors import CryptoError
+
+HEAD_BYTES = 32
+MAX_BODY_BYTES = 1 << 20
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Round = Annotated[int, Field(ge=0, le=2**31)]
+Positive = Annotated[float, Field(gt=0)]
+ChargeFields = dict[str, str | int | float]
+"""A charge as plain public numbers; `budget` turns it into a `Charge` and back."""
+
+
+class Body(BaseModel):
+    """What one entry says; frozen, strict, closed, without NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    kind: ClassVar[str]
+
+    def to_bytes(self) -> bytes:
+        """The one byte string of this content."""
+        return canonical(self.model_dump(mode="json"))
+
+
+class Opened(Body):
+    """The chain begins: whose it is, who began it, and what it replaces."""
+
+    kind: ClassVar[str] = "opened"
+    party: Text
+    public_key: Sha256
+    nonce: Sha256
+    started_by: Text
+    replaces: str = ""
+
+
+class PolicyAdopted(Body):
+    """From here on these limits bind; `source_sha256` names the policy file that a person read."""
+
+    kind: ClassVar[str] = "policy adopted"
+    name: Text
+    source_sha256: Sha256 | None = None
+    approved_by: Text
+    unit: Literal["record", "patient"]
+    delta: Positive
+    max_units: Count
+    epsilon_per_study: Positive
+    epsilon_per_year: Positive
+    epsilon_overall: Positive | None
+    unsafe_unlimited: bool = False
+
+
+class PlannedRelease(Body):
+    """One kind of release of a study: what it costs each time, and how often it happens."""
+
+    kind: ClassVar[str] = "planned release"
+    what: Text
+    charge: ChargeFields
+    times: Count
+
+
+class StudyApproved(Body):
+    """A person approved a study with everything it will release: fixed before the first release."""
+
+    kind: ClassVar[str] = "study approved"
+    study: Sha256
+    name: Text
+    approved_by: Text
+    releases: tuple[PlannedRelease, ...]
+
+
+class Reserved(Body):
+    """Charged, from the moment that this entry is on disk; nothing ever takes it back."""
+
+    kind: ClassVar[str] = "reserved"
+    study: Sha256
+    round: Round
+    what: Text
+    attempt: Count
+    charge: ChargeFields
+
+
+class Settled(Body):
+    """What a reservation paid for is about to leave: its hash. One reservation pays for one release."""
+
+    kind: ClassVar[str] = "settled"
+    reservation: Count
+    released_sha256: Sha256
+
+
+class Refused(Body):
+    """A release that was asked for and refused, with the reason that was given."""
+
+    kind: ClassVar[str] = "refused"
+    study: Sha256
+    round: Round
+    what: Text
+    reason: Text
+
+
+class KeyEpoch(Body):
+    """A key of a study came into use, among these members."""
+
+    kind: ClassVar[str] = "key epoch"
+    study: Sha256
+    epoch: Round
+    key_id: Text
+    members: tuple[Text, ...]
+
+
+class RoundClosed(Body):
+    """A sum was formed (server) or opened (site): who took part, and the hash of the sum."""
+
+    kind: ClassVar[str] = "round closed"
+    study: Sha256
+    epoch: Round
+    round: Round
+    took_part: tuple[Text, ...]
+    sum_sha256: Sha256
+
+
+class Decided(Body):
+    """Any other decision of a party, in words: an approval, a refusal, a member who left."""
+
+    kind: ClassVar[str] = "decided"
+    what: Text
+    by: Text
+    study: Sha256 | None = None
+
+
+class Exported(Body):
+    """Evidence left the party for a stated purpose."""
+
+    kind: ClassVar[str] = "exported"
+    purpose: Text
+
+
+class Anchored(Body):
+    """Others countersigned this chain's head at an earlier counter; their receipts."""
+
+    kind: ClassVar[str] = "anchored"
+    counter: Count
+    head: Sha256
+    time: Text
+    previous_counter: Round
+    previous_head: Sha256
+    receipts: dict[Sha256, str]
+
+
+class Countersigned(Body):
+    """This party countersigned the head of another."""
+
+    kind: ClassVar[str] = "countersigned"
+    party_key: Sha256
+    counter: Count
+    head: Sha256
+    time: Text
+
+
+KINDS: dict[str, type[Body]] = {
+    body.kind: body
+    for body in (Opened, PolicyAdopted, StudyApproved, Reserved, Settled, Refused, KeyEpoch, RoundClosed, Decided,
+                 Exported, Anchored, Countersigned)
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One link: `counter` from 1, `time` in UTC, `previous` and `head` `(32,)` bytes, `signature` `(64,)`."""
+
+    counter: int
+    time: str
+    kind: str
+    content: bytes
+    previous: bytes
+    signature: bytes
+
+    @cached_property
+    def head(self) -> bytes:
+        """Hash over everything that this entry says and everything before it `(32,)`."""
+        fields = (self.counter.to_bytes(8), self.time.encode(), self.kind.encode(), self.content, self.previous)
+        return hashlib.sha256(transcript(b"ledger head 1", *fields)).digest()
+
+    @cached_property
+    def body(self) -> Body:
+        """What the entry says. Raises CryptoError where it is none of the closed set."""
+        try:
+            body = KINDS[self.kind].model_validate_json(self.content)
+        except (KeyError, ValidationError) as error:
+            raise broken(self.counter, "does not say what an entry can say") from error
+        if body.to_bytes() != self.content:
+            raise broken(self.counter, "is spelled in another way than this program writes it")
+        return body
+
+    @classmethod
+    def signed(cls, signer: SigningIdentity, previous: Entry | None, time: str, body: Body) -> Self:
+        """The link that follows `previous`, signed."""
+        counter = previous.counter + 1 if previous else 1
+        before = previous.head if previous else genesis(signer.identity)
+        entry = cls(counter, time, body.kind, body.to_bytes(), before, b"")
+        return cls(counter, time, body.kind, entry.content, before,
+                   signer.sign(Purpose.LEDGER, counter.to_bytes(8), entry.head))
+
+    def verify(self, previous: Entry | None, identity: Identity) -> None:
+        """Return nothing if this is the link after `previous`, signed by `identity`. Raises CryptoError."""
+        if self.counter != (previous.counter + 1 if previous else 1):
+            raise broken(self.counter, "stands in the wrong place, or one before it is missing")
+        if len(self.content) > MAX_BODY_BYTES or not TIME.fullmatch(self.time):
+            raise broken(self.counter, "is not in the form of an entry")
+        if self.previous != (previous.head if previous else genesis(identity)):
+            raise broken(self.counter, "does not follow from the one before it")
+        if previous is not None and self.time < previous.time:
+            raise broken(self.counter, "is dated before the one in front of it")
+        try:
+            identity.verify(self.signature, Purpose.LEDGER, self.counter.to_bytes(8), self.head)
+        except CryptoError as error:
+            raise broken(self.counter, f"is not signed by {identity.fingerprint}") from error
+        if isinstance(self.body, Opened) != (previous is None):
+            raise broken(self.counter, "opens a chain in its middle, or the chain has no opening")
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry for an evidence bundle, its content as plain values."""
+        return {"counter": self.counter, "time": self.time, "kind": self.kind, "body": json.loads(self.content),
+                "previous": self.previous.hex(), "head": self.head.hex(), "signature": self.signature.hex()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """The entry that `to_json` gave, its stated head compared. Raises CryptoError for anything else."""
+        counter = value.get("counter") if isinstance(value, dict) else None
+        try:
+            if type(counter) is not int or counter < 1:
+                raise ValueError("no counter")
+            entry = cls(counter, str(value["time"]), str(value["kind"]), canonical(value["body"]),
+                        bytes.fromhex(value["previous"]), bytes.fromhex(value["signature"]))
+            stated = bytes.fromhex(value["head"])
+            known = len(value) == 7
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise broken(counter if isinstance(counter, int) else 0, "cannot be read") from error
+        if stated != entry.head or not known:
+            raise broken(counter, "was changed: its hash is another one than stated")
+        return entry
+
+
+def verify_chain(entries: Iterable[Entry], identity: Identity) -> None:
+    """Return nothing if these entries, from the first, are one unbroken chain of `identity`.
+
+    Raises:
+        CryptoError: naming the first entry that was edited, inserted, moved or dropped. An empty chain fails.
+    """
+    previous: Entry | None = None
+    for entry in entries:
+        entry.verify(previous, identity)
+        previous = entry
+    if previous is None:
+        raise CryptoError("the chain has no entry at all", where="ledger", fix="restore it from a backup")
+
+
+def genesis(identity: Identity) -> bytes:
+    """What the first entry follows: a constant of the party's key `(32,)`."""
+    return hashlib.sha256(transcript(b"ledger start 1", identity.public_bytes)).digest()
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes. Raises ValueError for NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def broken(counter: int, how: str) -> CryptoError:
+    """The error for an entry that does not verify."""
+    return CryptoError(f"entry {counter} {how}", where="ledger chain",
+                       fix="stop releasing anything, keep this file as it is, and compare it with a backup and with "
+                           "the heads that other parties countersigned")

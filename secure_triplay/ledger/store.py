@@ -1,0 +1,302 @@
+"""A chain in one SQLite file: appended to inside one transaction, durable before anything returns.
+
+Write-ahead log with full synchronisation: when `writing()` has ended, its entries survive a power cut. Two
+processes take turns, since a write begins with the database's one write lock and then reads what the other
+wrote. The file's own triggers refuse to change or delete; they stop accidents, and the chain shows intent.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from secure_triplay.crypto.identity import Identity, SigningIdentity
+from secure_triplay.errors import CryptoError, PrivacyError, RunError, SecureTriplayError
+from secure_triplay.ledger.entries import Body, Entry, Opened, broken, verify_chain
+
+Clock = Callable[[], datetime]
+LOCK_TIMEOUT_S = 30.0
+_APPLICATION = 0x53335042
+_VERSION = 1
+# Head is deliberately not UNIQUE: INSERT OR REPLACE would then delete a row without firing a trigger.
+_SCHEMA = """
+CREATE TABLE entries (
+  counter INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, content BLOB NOT NULL,
+  previous BLOB NOT NULL, head BLOB NOT NULL, signature BLOB NOT NULL
+) STRICT;
+CREATE TRIGGER entries_are_never_changed BEFORE UPDATE ON entries
+  BEGIN SELECT RAISE(ABORT, 'entries are never changed'); END;
+CREATE TRIGGER entries_are_never_deleted BEFORE DELETE ON entries
+  BEGIN SELECT RAISE(ABORT, 'entries are never deleted'); END;
+CREATE TRIGGER entries_follow_one_another BEFORE INSERT ON entries
+  WHEN NEW.counter IS NOT (SELECT coalesce(max(counter), 0) + 1 FROM entries)
+  BEGIN SELECT RAISE(ABORT, 'entries are only appended'); END;
+"""
+_COLUMNS = "counter, time, kind, content, previous, head, signature"
+
+
+def utc_now() -> datetime:
+    """The machine's clock."""
+    return datetime.now(UTC)
+
+
+class Chain:
+    """An open chain. `entries` is what was read and verified; `writing` brings it up to date and appends."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, signer: SigningIdentity | None, clock: Clock) -> None:
+        self.path = path
+        self.entries: tuple[Entry, ...] = ()
+        self._connection, self._signer, self._clock = connection, signer, clock
+        self._identity: Identity | None = signer.identity if signer else None
+
+    @classmethod
+    def create(cls, path: Path, signer: SigningIdentity, *first: Body, clock: Clock = utc_now) -> Self:
+        """A new chain that starts with `first`; it exists whole or not at all.
+
+        Raises RunError where a file is in the way or the disk refuses.
+        """
+        draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if path.exists():
+                raise RunError("there is a ledger already, and nothing overwrites one", where=str(path),
+                               fix="use it, or choose another folder")
+            try:
+                os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+                with closing(_connect(draft, "rw", LOCK_TIMEOUT_S)) as connection:
+                    connection.executescript(f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};"
+                                             + _SCHEMA)
+                    chain = cls(draft, connection, signer, clock)
+                    with chain.writing() as append:
+                        for body in first:
+                            append(body)
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                os.link(draft, path)  # unlike a rename, never replaces a ledger that somebody made meanwhile
+            finally:
+                for suffix in ("", "-wal", "-shm"):
+                    with suppress(OSError):
+                        os.unlink(f"{draft}{suffix}")
+            _sync_folder(path.parent)
+        return cls.open(path, signer, clock=clock)
+
+    @classmethod
+    def open(cls, path: Path, signer: SigningIdentity | None, *, clock: Clock = utc_now,
+             lock_timeout_s: float = LOCK_TIMEOUT_S) -> Self:
+        """The chain in a file, every entry verified. Without `signer` it is read only.
+
+        Raises:
+            RunError: where it is missing, locked, damaged or unreadable.
+            CryptoError: where an entry does not verify, or the key is another one than the chain's.
+        """
+        if not path.exists():
+            raise RunError("there is no ledger here", where=str(path), fix="see `Ledger.open`")
+        with _explained(path):
+            connection = _connect(path, "rw" if signer else "ro", lock_timeout_s)
+            try:
+                if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+                    raise RunError("this file is no ledger of this program", where=str(path), fix="check the folder")
+                chain = cls(path, connection, signer, clock)
+                chain.refresh()
+            except BaseException:
+                connection.close()
+                raise
+        return chain
+
+    @property
+    def identity(self) -> Identity:
+        """Whose chain this is."""
+        if self._identity is None:
+            raise RunError("the chain is empty", where=str(self.path), fix="restore it from a backup")
+        return self._identity
+
+    def refresh(self) -> None:
+        """Read and verify what others appended since the last look. Raises CryptoError."""
+        with _explained(self.path):
+            self._read()
+        if not self.entries:
+            raise CryptoError("the chain has no entry at all", where=str(self.path), fix="restore it from a backup")
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[[Body], Entry]]:
+        """Hold the write lock, and yield what appends one signed entry; all are on disk when the block has ended.
+
+        An error in the block leaves the chain as it was. Raises RunError where the disk or another process
+        stands in the way, PrivacyError where the clock shows an earlier year than the last entry.
+        """
+        if self._signer is None:
+            raise RunError("this ledger was opened for reading", where=str(self.path), fix="open it with the site's key")
+        signer = self._signer
+        pending: list[Entry] = []
+        with _explained(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._read()
+
+                def append(body: Body) -> Entry:
+                    last = pending[-1] if pending else self.entries[-1] if self.entries else None
+                    entry = Entry.signed(signer, last, self._time_after(last), body)
+                    self._connection.execute(
+                        f"INSERT INTO entries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  (a constant)
+                        (entry.counter, entry.time, entry.kind, entry.content, entry.previous, entry.head,
+                         entry.signature),
+                    )
+                    pending.append(entry)
+                    return entry
+
+                yield append
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+        self.entries += tuple(pending)
+
+    def append(self, body: Body) -> Entry:
+        """One more entry, on disk when this returns. Raises as `writing` does."""
+        with self.writing() as append:
+            return append(body)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        """Take in the entries after those known, which must still stand where they stood."""
+        known = self.entries[-1] if self.entries else None
+        start = known.counter if known else 1
+        rows = self._connection.execute(
+            f"SELECT {_COLUMNS} FROM entries WHERE counter >= ? ORDER BY counter", (start,)  # noqa: S608
+        ).fetchall()
+        found = [_entry(row) for row in rows]
+        if known is not None:
+            if not found or found[0].head != known.head:
+                raise broken(known.counter, "was there before, and is gone or another one now")
+            found = found[1:]
+        elif found:
+            self._settle_identity(found)
+        previous = known
+        for entry in found:
+            entry.verify(previous, self.identity)
+            previous = entry
+        self.entries += tuple(found)
+
+    def _settle_identity(self, found: list[Entry]) -> None:
+        """The chain's own key, which must be the signer's where there is one."""
+        first = found[0].body
+        if not isinstance(first, Opened):
+            raise broken(found[0].counter, "is not the opening of a chain, so what stood before it is gone")
+        owner = Identity(bytes.fromhex(first.public_key))
+        if self._identity is not None and owner != self._identity:
+            raise CryptoError(
+                f"this ledger belongs to the key {owner.fingerprint}, and the key given is {self._identity.fingerprint}",
+                where=str(self.path), fix="use the identity that the ledger was started with",
+            )
+        self._identity = owner
+
+    def _time_after(self, last: Entry | None) -> str:
+        """Now, never before the last entry, and never in an earlier year than it: that year's budget is closed."""
+        now = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        if last is not None and now[:4] < last.time[:4]:
+            raise PrivacyError(
+                f"this machine's clock says {now[:10]}, and the ledger's last entry is of {last.time[:10]}",
+                where=str(self.path), fix="set the clock right; a closed year's budget is not opened again",
+            )
+        return max(now, last.time) if last else now
+
+
+def _entry(row: tuple[object, ...]) -> Entry:
+    counter, time, kind, content, previous, head, signature = row
+    if not (isinstance(counter, int) and isinstance(time, str) and isinstance(kind, str) and isinstance(content, bytes)
+            and isinstance(previous, bytes) and isinstance(signature, bytes)):
+        raise broken(counter if isinstance(counter, int) else 0, "is not in the form of an entry")
+    entry = Entry(counter, time, kind, content, previous, signature)
+    if entry.head != head:
+        raise broken(counter, "was changed: its hash is another one than stored")
+    return entry
+
+
+def _connect(path: Path, mode: str, lock_timeout_s: float) -> sqlite3.Connection:
+    """A connection that never creates the file and commits only when told to."""
+    def opened(query: str) -> sqlite3.Connection:
+        made = sqlite3.connect(f"{path.absolute().as_uri()}?{query}", uri=True, timeout=lock_timeout_s,
+                               isolation_level=None, check_same_thread=False)
+        try:
+            made.execute("SELECT 1 FROM sqlite_schema").fetchone()
+            if mode == "rw":
+                made.execute("PRAGMA journal_mode = WAL")
+                made.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    try:
+        return opened(f"mode={mode}")
+    except sqlite3.OperationalError as error:
+        wal = path.with_name(path.name + "-wal")
+        # On a read-only disk SQLite cannot share a file. Nobody writes it there, and without a log it is whole.
+        if mode != "ro" or error.sqlite_errorname not in _UNSHARED or (wal.exists() and wal.stat().st_size):
+            raise
+        return opened("mode=ro&immutable=1")
+
+
+_UNSHARED = ("SQLITE_CANTOPEN", "SQLITE_READONLY_DIRECTORY", "SQLITE_READONLY", "SQLITE_READONLY_CANTINIT")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_PROBLEMS = {
+    "SQLITE_FULL": ("the disk is full, so nothing could be recorded, and nothing may be released",
+                    "free some space and run again; what was recorded before is safe"),
+    "SQLITE_READONLY": ("the disk is read-only, so nothing could be recorded, and nothing may be released",
+                        "make the ledger's folder writable for this user, then run again"),
+    "SQLITE_BUSY": ("another process holds the ledger for too long",
+                    "wait until it has finished, or end it; then run again"),
+    "SQLITE_LOCKED": ("another process holds the ledger for too long",
+                      "wait until it has finished, or end it; then run again"),
+    "SQLITE_CANTOPEN": ("the ledger cannot be opened", "check that the folder is yours and the disk is there"),
+    "SQLITE_IOERR": ("the disk failed or is full, so nothing could be recorded, and nothing may be released",
+                     "free some space or check the disk, then run again; what was recorded before is safe"),
+    "SQLITE_CONSTRAINT": ("an entry of the ledger would have been changed, which never happens",
+                          "find out which program tried it"),
+}
+_DAMAGED = ("the ledger's file is damaged", "keep it as it is, restore a backup, and compare that with the heads that "
+            "other parties countersigned; release nothing until then")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """SQLite's and the system's errors in words that a person can act on."""
+    try:
+        yield
+    except SecureTriplayError:
+        raise
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "") or ""
+        family = "_".join(name.split("_")[:2])
+        what, fix = _PROBLEMS.get(family, _DAMAGED)
+        raise RunError(f"{what} ({error})", where=str(path), fix=fix) from error
+    except OSError as error:
+        raise RunError(f"the ledger cannot be written: {error.strerror}", where=str(path),
+                       fix="check that the folder is yours and that the disk has room") from error
+
+
+__all__ = ["LOCK_TIMEOUT_S", "Chain", "Clock", "utc_now", "verify_chain"]
