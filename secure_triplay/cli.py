@@ -32,7 +32,9 @@ bench_app = typer.Typer(help="Measure two ways side by side, on this machine.", 
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.", show_default=False)]
+StudyFile = Annotated[
+    Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -42,8 +44,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 )
 def simulate(
     study_file: StudyFile,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; it must not exist. [default: runs/STUDY-TIME]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Overrides the study's seed (partition and public draw).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; it must not exist. [default: runs/STUDY-TIME]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Overrides the study's seed (partition and public draw).")
+    ] = None,
+    keep_received: Annotated[
+        bool,
+        typer.Option(
+            "--keep-received", help="Keep every byte that the server was given, in server/received/."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole study on this machine: real keys, real ciphertexts, a real Flower server, simulated distance."""
@@ -58,12 +70,14 @@ def simulate(
     folder = out or Path("runs") / f"{study.study}-{time.strftime('%Y%m%d-%H%M%S')}"
     console = Console(stderr=as_json)
     with Progress(study, console) as progress:
-        summary = run(study, folder, progress.notify)
+        summary = run(study, folder, progress.notify, keep_received=keep_received)
     if as_json:
         sys.stdout.write(summary.to_json())
         return
     console.print(closing_table(summary))
-    console.print(f"Written to [bold]{folder}[/]: summary.json, report.html, adapter/ (PEFT), sites/ (each site's journal)")
+    console.print(
+        f"Written to [bold]{folder}[/]: summary.json, report.html, adapter/ (PEFT), sites/ (each site's journal)"
+    )
 
 
 @config_app.command("check", epilog="Example:  secure-triplay config check configs/demo.yaml")
@@ -97,7 +111,9 @@ def config_schema() -> None:
 @bench_app.command("crypto", epilog="Example:  secure-triplay bench crypto --out audits/crypto-bench")
 def bench_crypto(
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Smallest sizes only, in seconds instead of minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smallest sizes only, in seconds instead of minutes.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pair our encoding with the usual one (one value a slot) on the same updates."""
@@ -117,7 +133,9 @@ def bench_crypto(
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         sys.stdout.write(f"secure-triplay {__version__}\n")
         raise typer.Exit
@@ -146,7 +164,9 @@ def main() -> None:
             console.print(f"[bold]What to do:[/] {_escaped(error.fix)}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        console.print("[bold]Stopped.[/] Nothing half-written was left; what was charged to a budget stays charged.")
+        console.print(
+            "[bold]Stopped.[/] Nothing half-written was left; what was charged to a budget stays charged."
+        )
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from secure_triplay.errors import ConfigError
 
@@ -49,8 +57,11 @@ class Backbone(Frozen):
     licence: str
     allowed_licences: tuple[str, ...] = ("Apache-2.0", "MIT", "BSD-3-Clause")
     quantization: Literal["nf4", "int8", "none"] = "nf4"
+    compute: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32", description="of nf4 layers' products; auto: bfloat16 where the processor has it"
+    )
     image_size: Annotated[int, Field(ge=14, le=1024)] = 224
-    align_ridge: Positive = Field(1.0, description="packaged only: ridge of the projection's alignment")
+    align_ridge: Positive = Field(0.1, description="packaged only: ridge of the projection's alignment")
     unsafe_random_weights: bool = Field(False, description="for measuring size and speed only")
 
     @model_validator(mode="after")
@@ -109,7 +120,9 @@ class FashionMnist(Frozen):
     public_images: Count = Field(100, description="public images that align the packaged projection")
     test_images: Annotated[int, Field(ge=1, le=10000)] = 2000
     records_per_site: Count = 2000
-    holdout_per_site: Annotated[int, Field(ge=0)] = Field(200, description="kept back at the site, never trained on")
+    holdout_per_site: Annotated[int, Field(ge=0)] = Field(
+        200, description="kept back at the site, never trained on"
+    )
     partition: Partition = Partition()
 
 
@@ -124,7 +137,9 @@ class Manifest(Frozen):
     public_manifest: str | None = Field(None, description="public images that align the packaged projection")
     test_manifest: str | None = Field(None, description="public test images")
     public_images: Annotated[int, Field(ge=0)] = Field(0, description="carved out of `manifest` by patient")
-    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="of patients, from `manifest`")
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="of patients, from `manifest`"
+    )
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="kept back at each site")
     partition: Partition = Partition(kind="patient")
 
@@ -150,11 +165,13 @@ class Training(Frozen):
 class DpOn(Frozen):
     """Differential privacy of each site's records; the noise follows from epsilon."""
 
-    epsilon: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+    epsilon: Annotated[float, Field(ge=0.001, le=100, allow_inf_nan=False)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     unit: Literal["record", "patient"] = "record"
     max_units_per_site: Count = Field(description="public upper bound on records (or patients) at any site")
-    max_records_per_patient: Count | None = Field(None, description="unit patient: images used of one patient")
+    max_records_per_patient: Count | None = Field(
+        None, description="unit patient: images used of one patient"
+    )
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     expected_batch_size: Positive = Field(description="public normaliser of the summed gradients")
     l2_clip_norm: Positive
@@ -189,7 +206,9 @@ class ServerOptimiser(Frozen):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     tau: Positive = Field(1e-8, description="added to the root of the second moment")
-    average_last: Annotated[int, Field(ge=1)] = Field(1, description="publish the mean of the last N adapters")
+    average_last: Annotated[int, Field(ge=1)] = Field(
+        1, description="publish the mean of the last N adapters"
+    )
 
 
 class Codec(Frozen):
@@ -197,7 +216,7 @@ class Codec(Frozen):
 
     value_bits: Annotated[int, Field(ge=2, le=20)] = 9
     range: Positive | None = Field(None, description="largest |update|; left out: derived from the DP noise")
-    range_noise_stds: Positive = Field(8.0, description="derived range, in standard deviations of one update")
+    range_noise_stds: Positive = Field(16.0, description="derived range, in standard deviations of one update")
 
 
 class Study(Frozen):
@@ -233,7 +252,9 @@ class Study(Frozen):
         if isinstance(self.data, Manifest):
             own = [site.manifest is not None for site in self.sites]
             if (self.data.manifest is None) != all(own) or (self.data.manifest is not None and any(own)):
-                raise ValueError("give either data.manifest, or a manifest for every site, not both or neither")
+                raise ValueError(
+                    "give either data.manifest, or a manifest for every site, not both or neither"
+                )
         elif any(site.manifest for site in self.sites):
             raise ValueError(f"a site names a manifest, but data.kind is {self.data.kind}")
         return self
@@ -287,7 +308,9 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} given twice", key_node.start_mark
+            )
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -303,16 +326,22 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError("there is no such file", where=str(path), fix="check the path; studies lie in configs/") from error
+        raise ConfigError(
+            "there is no such file", where=str(path), fix="check the path; studies lie in configs/"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the file cannot be read: {error}", where=str(path), fix="it must be UTF-8 text") from error
+        raise ConfigError(
+            f"the file cannot be read: {error}", where=str(path), fix="it must be UTF-8 text"
+        ) from error
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"this is not YAML: {problem}", where=where, fix="mend the line or the one above it") from error
+        raise ConfigError(
+            f"this is not YAML: {problem}", where=where, fix="mend the line or the one above it"
+        ) from error
     if content is None:
         raise ConfigError("the file is empty", where=str(path), fix="start from configs/demo.yaml")
     return content
@@ -381,8 +410,11 @@ def _absolute(path: str, folder: Path) -> str:
     """`~` and `$VARIABLES` expanded, relative to the study file's folder. Raises ConfigError for unset variables."""
     expanded = os.path.expanduser(os.path.expandvars(path))
     if "$" in expanded:
-        raise ConfigError(f"the path {path} names a variable that is not set", where=str(folder),
-                          fix="set it in the shell, for example BLOOD_CELLS=/data/blood-cells, or write the path out")
+        raise ConfigError(
+            f"the path {path} names a variable that is not set",
+            where=str(folder),
+            fix="set it in the shell, for example BLOOD_CELLS=/data/blood-cells, or write the path out",
+        )
     return str(folder / expanded)
 
 
@@ -391,11 +423,17 @@ def _readable(error: ValidationError, where: str) -> ConfigError:
     problems = [_problem(item) for item in error.errors()[:5]]
     more = error.error_count() - len(problems)
     what = "\n".join(problems) + (f"\n... and {more} more" if more > 0 else "")
-    return ConfigError(what, where=where, fix="`secure-triplay config schema` lists every key, its type and default")
+    return ConfigError(
+        what, where=where, fix="`secure-triplay config schema` lists every key, its type and default"
+    )
 
 
 def _problem(item: Any) -> str:
-    parts = [str(part) for part in item["loc"] if part not in ("fashion-mnist", "manifest") or part == item["loc"][-1]]
+    parts = [
+        str(part)
+        for part in item["loc"]
+        if part not in ("fashion-mnist", "manifest") or part == item["loc"][-1]
+    ]
     key = ".".join(parts) or "study"
     if item["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(parts[-1], sorted(_known_keys()), n=1, cutoff=0.5)

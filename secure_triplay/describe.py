@@ -14,60 +14,86 @@ from secure_triplay.wire import TAG_BYTES
 def describe(study: Study, n_params: int | None = None) -> list[tuple[str, str]]:
     """(topic, sentence) pairs; `n_params` adds what an upload weighs."""
     return [
-        ("Study", f"{study.study}, configuration {study.sha256[:16]}…, {len(study.sites)} sites: "
-                  + ", ".join(site.name for site in study.sites) + "."),
+        (
+            "Study",
+            f"{study.study}, configuration {study.sha256[:16]}…, {len(study.sites)} sites: "
+            + ", ".join(site.name for site in study.sites)
+            + ".",
+        ),
         ("Data", _data(study)),
         ("Model", _model(study)),
         ("Adapter", _adapter(study)),
         ("Training", _training(study)),
         ("Privacy", _privacy(study)),
         ("Upload", _upload(study, n_params)),
-        ("Server", "It adds encrypted updates and holds no key. It learns which site took part in which round, when, "
-                   "and the size of an update, which is the same for all."),
-        ("Not protected", "One key is shared by all sites: server and one site together can read every site's updates; "
-                          "only differential privacy then protects. Upload times may tell how long training took."),
+        (
+            "Server",
+            "It adds encrypted updates and holds no key. It learns which site took part in which round, when, "
+            "and the size of an update, which is the same for all.",
+        ),
+        (
+            "Not protected",
+            "One key is shared by all sites: server and one site together can read every site's updates; "
+            "only differential privacy then protects. Upload times may tell how long training took.",
+        ),
     ]
 
 
 def _data(study: Study) -> str:
     data = study.data
     if isinstance(data, FashionMnist):
-        return (f"Fashion-MNIST: {data.records_per_site:,} training images a site, {data.holdout_per_site:,} held back, "
-                f"divided by {data.partition.kind}; {data.public_images:,} public images align the projection, "
-                f"{data.test_images:,} public images measure.")
+        return (
+            f"Fashion-MNIST: {data.records_per_site:,} training images a site, {data.holdout_per_site:,} held back, "
+            f"divided by {data.partition.kind}; {data.public_images:,} public images align the projection, "
+            f"{data.test_images:,} public images measure."
+        )
     assert isinstance(data, Manifest)
     if data.manifest is None:
         return "Each site's own manifest; images stay where they are."
-    return (f"{data.manifest}, divided over the simulated sites by {data.partition.kind}; no patient is at two sites; "
-            f"{data.test_fraction:.0%} of patients are the public test set.")
+    return (
+        f"{data.manifest}, divided over the simulated sites by {data.partition.kind}; no patient is at two sites; "
+        f"{data.test_fraction:.0%} of patients are the public test set."
+    )
 
 
 def _model(study: Study) -> str:
     backbone = study.backbone
-    weights = "RANDOM WEIGHTS, for measuring size and speed only" if backbone.unsafe_random_weights else (
-        f"weights sha256 {(backbone.sha256 or '')[:16]}…")
-    return f"{backbone.name} ({weights}), licence {backbone.licence}, frozen in {backbone.quantization}, at {backbone.image_size} px."
+    weights = (
+        "RANDOM WEIGHTS, for measuring size and speed only"
+        if backbone.unsafe_random_weights
+        else (f"weights sha256 {(backbone.sha256 or '')[:16]}…")
+    )
+    return (
+        f"{backbone.name} ({weights}), licence {backbone.licence}, frozen in {backbone.quantization}, "
+        f"at {backbone.image_size} px."
+    )
 
 
 def _adapter(study: Study) -> str:
     kind = {"ffa": "A is frozen and public, B is trained and sent", "lora": "A and B are trained and sent"}
-    return (f"LoRA of rank {study.adapter.rank} on {study.adapter.target_modules} of the last "
-            f"{study.adapter.last_blocks} blocks; {kind[study.adapter.kind]}.")
+    return (
+        f"LoRA of rank {study.adapter.rank} on {study.adapter.target_modules} of the last "
+        f"{study.adapter.last_blocks} blocks; {kind[study.adapter.kind]}."
+    )
 
 
 def _training(study: Study) -> str:
     training, optimiser = study.training, study.server_optimiser
-    return (f"{training.rounds} rounds of {training.steps_per_round} step(s), each on a random "
-            f"{study.privacy.sampling_rate:.0%} of a site's records; every site applies the mean by {optimiser.kind}.")
+    return (
+        f"{training.rounds} rounds of {training.steps_per_round} step(s), each on a random "
+        f"{study.privacy.sampling_rate:.0%} of a site's records; every site applies the mean by {optimiser.kind}."
+    )
 
 
 def _privacy(study: Study) -> str:
     if isinstance(study.privacy, DpOff):
         return "OFF (unsafe_dp_off). The adapter may reveal training images. Not for patients' data."
     dp = study.privacy
-    return (f"epsilon {dp.epsilon:g} at delta {dp.delta:g} per {dp.unit} and site, for adding or removing one {dp.unit}; "
-            f"noise multiplier {noise_multiplier(study):.3f} over {study.total_steps} steps. Someone whose data lie at k "
-            f"sites spends k such budgets.")
+    return (
+        f"epsilon {dp.epsilon:g} at delta {dp.delta:g} per {dp.unit} and site, for adding or removing one {dp.unit}; "
+        f"noise multiplier {noise_multiplier(study):.3f} over {study.total_steps} steps. Someone whose data lie at k "
+        f"sites spends k such budgets."
+    )
 
 
 def _upload(study: Study, n_params: int | None) -> str:
@@ -75,5 +101,7 @@ def _upload(study: Study, n_params: int | None) -> str:
         return f"{study.codec.value_bits} bits a value, exact sums in CKKS ciphertexts."
     codec = choose_codec(study, n_params)
     upload = codec.n_chunks * (PACKED_BYTES + SEED_BYTES + TAG_BYTES)
-    return (f"{n_params:,} values of {codec.value_bits} bits in {codec.n_chunks} ciphertext(s): {upload:,} bytes a site and "
-            f"round ({upload / n_params:.2f} a value; {upload / (4 * n_params):.2f} of plain fp32).")
+    return (
+        f"{n_params:,} values of {codec.value_bits} bits in {codec.n_chunks} ciphertext(s): {upload:,} bytes "
+        f"a site and round ({upload / n_params:.2f} a value; {upload / (4 * n_params):.2f} of plain fp32)."
+    )

@@ -17,6 +17,8 @@ from secure_triplay.errors import ConfigError
 from secure_triplay.privacy.mechanisms import DpSgd
 
 if TYPE_CHECKING:
+    import torch
+
     from secure_triplay.data.records import Records
     from secure_triplay.data.split import Split
     from secure_triplay.model.adapter import Adapter
@@ -59,6 +61,7 @@ def round_rule(study: Study) -> DpSgd:
         steps=training.steps_per_round,
         learning_rate=training.learning_rate,
         physical_batch_size=training.physical_batch_size,
+        unit=dp.unit,
     )
 
 
@@ -73,7 +76,9 @@ def choose_codec(study: Study, n_params: int) -> Codec:
         rule = round_rule(study)
         noise_std = rule.learning_rate * rule.noise_std / rule.expected_batch_size * rule.steps**0.5
         limit = study.codec.range_noise_stds * noise_std
-    return Codec.choose(n_sites=len(study.sites), value_bits=study.codec.value_bits, n_params=n_params, limit=limit)
+    return Codec.choose(
+        n_sites=len(study.sites), value_bits=study.codec.value_bits, n_params=n_params, limit=limit
+    )
 
 
 def fetch_assets(study: Study, notify: Notify | None = None) -> None:
@@ -119,17 +124,33 @@ def aligned_backbone(study: Study, public: Records) -> Backbone:
     from secure_triplay.model.text import class_embeddings
     from secure_triplay.model.tower import ImageTower
 
-    backbone = load_backbone(study.backbone)
+    backbone = load_backbone(study.backbone, compute_dtype=compute_dtype(study))
     if backbone.projection is None:
         return backbone
     if not len(public):
-        raise ConfigError("the packaged backbone needs public images to align its projection", where="data",
-                          fix="set data.public_images, or name a public_manifest")
+        raise ConfigError(
+            "the packaged backbone needs public images to align its projection",
+            where="data",
+            fix="set data.public_images, or name a public_manifest",
+        )
     tower = ImageTower(backbone, first_block=0)
     features = tower.features(tower.prefix(public.images(np.arange(len(public)), study.backbone.image_size)))
     embeddings = class_embeddings(backbone, study.classes).numpy()
-    install_projection(backbone, fit_projection(features, public.labels, embeddings, study.backbone.align_ridge))
+    install_projection(
+        backbone, fit_projection(features, public.labels, embeddings, study.backbone.align_ridge)
+    )
     return backbone
+
+
+def compute_dtype(study: Study) -> torch.dtype:
+    """What 4-bit layers multiply in here; clipping, norms and noise are never in bfloat16."""
+    import torch
+
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    half = study.backbone.quantization == "nf4" and (
+        study.backbone.compute == "bfloat16" or (study.backbone.compute == "auto" and native)
+    )
+    return torch.bfloat16 if half else torch.float32
 
 
 def load_study_backbone(study_file: str | Path) -> Backbone:

@@ -27,10 +27,17 @@ class Progress:
 
     def __init__(self, study: Study, console: Console) -> None:
         self._bars = Bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[now]}"), console=console, refresh_per_second=4,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[now]}"),
+            console=console,
+            refresh_per_second=4,
         )
-        self._rounds = self._bars.add_task("rounds", total=study.training.rounds, now="fetching weights and data")
+        self._rounds = self._bars.add_task(
+            "rounds", total=study.training.rounds, now="fetching weights and data"
+        )
         self._sites = {
             site.name: self._bars.add_task(f"  {site.name}", total=study.training.rounds, now="waiting")
             for site in study.sites
@@ -41,7 +48,9 @@ class Progress:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()
 
     def notify(self, site: str, event: dict[str, Any]) -> None:
@@ -58,5 +67,9 @@ class Progress:
             self._bars.update(task, completed=event["round"])
             self._bars.update(self._rounds, completed=min(self._applied.values()), now="")
         if name in STEPS:
-            accuracy = f", {event['public_correct'] / event['public_total']:.1%}" if event.get("public_total") else ""
+            accuracy = (
+                f", {event['public_correct'] / event['public_total']:.1%}"
+                if event.get("public_total")
+                else ""
+            )
             self._bars.update(task, now=STEPS[name] + accuracy)

@@ -25,8 +25,11 @@ def run_folder(out: Path) -> Iterator[Path]:
     """
     out = out.absolute()
     if out.exists():
-        raise RunError("the output folder exists, and nothing is overwritten", where=str(out),
-                       fix="give another --out, or move the old run away")
+        raise RunError(
+            "the output folder exists, and nothing is overwritten",
+            where=str(out),
+            fix="give another --out, or move the old run away",
+        )
     partial = out.with_name(out.name + ".partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -37,8 +40,11 @@ def run_folder(out: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError("another run is writing this folder", where=str(partial),
-                           fix="wait for it, or give another --out") from error
+            raise RunError(
+                "another run is writing this folder",
+                where=str(partial),
+                fix="wait for it, or give another --out",
+            ) from error
         _empty(partial)
         try:
             yield partial
@@ -64,5 +70,8 @@ def _empty(partial: Path) -> None:
 
 
 def _cannot_write(partial: Path, error: OSError) -> RunError:
-    return RunError(f"the run cannot be written: {error.strerror}", where=str(partial),
-                    fix="free some space or choose another --out; nothing half-written was left")
+    return RunError(
+        f"the run cannot be written: {error.strerror}",
+        where=str(partial),
+        fix="free some space or choose another --out; nothing half-written was left",
+    )

@@ -44,8 +44,12 @@ Notify = Callable[[str, Event], None]
 """Called with a site's name, or "study", and one event."""
 
 
-def simulate(study: Study, out: Path, notify: Notify = lambda site, event: None) -> Summary:
+def simulate(
+    study: Study, out: Path, notify: Notify = lambda site, event: None, *, keep_received: bool = False
+) -> Summary:
     """Run a study and write summary, adapter, card, report and the sites' journals into `out`.
+
+    With `keep_received`, `server/received/` holds every byte string that the summing process was given.
 
     Raises a SecureTriplayError when anything fails, and then nothing is left at `out`.
     """
@@ -62,10 +66,17 @@ def simulate(study: Study, out: Path, notify: Notify = lambda site, event: None)
             notify("study", {"event": "rounds", "text": "starting Flower"})
             server = folder / "server"
             server.mkdir()
-            settings = ServerSettings(plan, study.training.rounds, len(study.sites), DEADLINE_S, server)
+            settings = ServerSettings(
+                plan, study.training.rounds, len(study.sites), DEADLINE_S, server, keep_received
+            )
             settings.write(write_bundle(scratch / "app", sockets=scratch))
-            run_simulation_app(scratch / "app", scratch / "flower", n_sites=len(study.sites),
-                               cores=os.cpu_count() or 1, poll=sites.look)
+            run_simulation_app(
+                scratch / "app",
+                scratch / "flower",
+                n_sites=len(study.sites),
+                cores=os.cpu_count() or 1,
+                poll=sites.look,
+            )
             sites.collect(*sites.pipes)  # each says that it has finished
             sites.look()
         notify("study", {"event": "writing", "text": "writing the report"})
@@ -105,8 +116,11 @@ class _Sites:
                         self.finished.add(name)
                         break
             except (EOFError, ConnectionResetError) as error:
-                raise RunError(f"the worker of site {name} ended without a word", where=name,
-                               fix="see whether memory is left; a worker of the demo needs about 1 GiB") from error
+                raise RunError(
+                    f"the worker of site {name} ended without a word",
+                    where=name,
+                    fix="see whether memory is left; a worker of the demo needs about 1 GiB",
+                ) from error
 
     def collect(self, *names: str) -> dict[str, Any]:
         """The next answer of each named site."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,19 @@ from secure_triplay.report.run import write_run_report
 
 Event = dict[str, Any]
 
-_VERSIONED = ("torch", "open_clip_torch", "timm", "peft", "bitsandbytes", "opacus", "dp-accounting", "tenseal", "flwr", "cryptography", "numpy")
+_VERSIONED = (
+    "torch",
+    "open_clip_torch",
+    "timm",
+    "peft",
+    "bitsandbytes",
+    "opacus",
+    "dp-accounting",
+    "tenseal",
+    "flwr",
+    "cryptography",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,11 @@ def summarise(run: Collected) -> report.Summary:
     study = run.study
     finals = {run.of(site, "finished")[0]["adapter_sha256"] for site in run.sites}
     if len(finals) != 1:
-        raise RunError("the sites ended with different adapters", where="simulation", fix="report this with the run's journals")
+        raise RunError(
+            "the sites ended with different adapters",
+            where="simulation",
+            fix="report this with the run's journals",
+        )
     loaded = run.of(run.sites[0], "loaded")[0]
     return report.Summary(
         study=study.study,
@@ -77,14 +91,20 @@ def summarise(run: Collected) -> report.Summary:
         ),
         backbone=_backbone(study, loaded),
         adapter=report.AdapterMade(
-            kind=study.adapter.kind, rank=study.adapter.rank, alpha=study.adapter.alpha,
-            target_modules=study.adapter.target_modules, last_blocks=study.adapter.last_blocks,
-            text_tower=study.adapter.text_tower, n_params=loaded["n_params"],
+            kind=study.adapter.kind,
+            rank=study.adapter.rank,
+            alpha=study.adapter.alpha,
+            target_modules=study.adapter.target_modules,
+            last_blocks=study.adapter.last_blocks,
+            text_tower=study.adapter.text_tower,
+            n_params=loaded["n_params"],
         ),
         federation=report.Federation(
-            sites=tuple(run.sites), data=_data(study),
+            sites=tuple(run.sites),
+            data=_data(study),
             records_per_site={site: run.of(site, "loaded")[0]["records"] for site in run.sites},
-            uploads_refused=sum(run.server_stats["refused"].values()), encryption=_encryption(study, loaded["n_params"]),
+            uploads_refused=sum(run.server_stats["refused"].values()),
+            encryption=_encryption(study, loaded["n_params"]),
         ),
         versions=versions(),
         started_utc=run.started_utc,
@@ -100,34 +120,55 @@ def _accuracy(run: Collected) -> report.Accuracy:
     shares = [correct / total for correct, total in public]
     own = {
         site: [entry["holdout_correct"] / entry["holdout_total"] for entry in entries]
-        for site, entries in measured.items() if entries[0]["holdout_total"]
+        for site, entries in measured.items()
+        if entries[0]["holdout_total"]
     }
     worst = min(own, key=lambda site: own[site][-1], default=None)
     return report.Accuracy(
-        baseline=shares[0], final=shares[-1], test_records=public[0][1], baseline_is=_baseline(run.study),
+        baseline=shares[0],
+        final=shares[-1],
+        test_records=public[0][1],
+        baseline_is=_baseline(run.study),
         per_round=tuple(shares[1:]),
         per_site={
-            site: report.SiteAccuracy(baseline=values[0], final=values[-1], records=measured[site][0]["holdout_total"])
+            site: report.SiteAccuracy(
+                baseline=values[0], final=values[-1], records=measured[site][0]["holdout_total"]
+            )
             for site, values in own.items()
         },
         per_site_per_round={site: tuple(values[1:]) for site, values in own.items()},
-        worst_site=None if worst is None else report.WorstSite(name=worst, baseline=own[worst][0], final=own[worst][-1]),
+        worst_site=None
+        if worst is None
+        else report.WorstSite(name=worst, baseline=own[worst][0], final=own[worst][-1]),
     )
 
 
 def _privacy(study: Study, site: str) -> report.SitePrivacy:
     if not isinstance(study.privacy, DpOn):
         return report.SitePrivacy(
-            site=site, epsilon=None, delta=None, unit="record", accountant="none", noise_multiplier=0.0,
-            sampling_rate=study.privacy.sampling_rate, steps=study.total_steps,
+            site=site,
+            epsilon=None,
+            delta=None,
+            unit="record",
+            accountant="none",
+            noise_multiplier=0.0,
+            sampling_rate=study.privacy.sampling_rate,
+            steps=study.total_steps,
         )
     dp, noise, per_round = study.privacy, noise_multiplier(study), study.training.steps_per_round
     whole = [DpSgdCharge(noise, dp.sampling_rate, study.total_steps, dp.unit)]
     return report.SitePrivacy(
-        site=site, epsilon=accounting.epsilon(whole, dp.delta), delta=dp.delta, unit=dp.unit,
-        accountant="PLD (dp-accounting)", noise_multiplier=noise, sampling_rate=dp.sampling_rate,
-        steps=study.total_steps, epsilon_budget=dp.epsilon,
-        epsilon_check_prv=accounting.epsilon_prv_check(whole, dp.delta), l2_clip_norm=dp.l2_clip_norm,
+        site=site,
+        epsilon=accounting.epsilon(whole, dp.delta),
+        delta=dp.delta,
+        unit=dp.unit,
+        accountant="PLD (dp-accounting)",
+        noise_multiplier=noise,
+        sampling_rate=dp.sampling_rate,
+        steps=study.total_steps,
+        epsilon_budget=dp.epsilon,
+        epsilon_check_prv=accounting.epsilon_prv_check(whole, dp.delta),
+        l2_clip_norm=dp.l2_clip_norm,
         epsilon_by_round=tuple(
             accounting.epsilon([DpSgdCharge(noise, dp.sampling_rate, per_round * done, dp.unit)], dp.delta)
             for done in range(1, study.training.rounds + 1)
@@ -139,8 +180,12 @@ def _upload(run: Collected, n_params: int) -> report.Upload:
     up = max(entry["upload_bytes"] for site in run.sites for entry in run.of(site, "uploaded"))
     down = max(entry["download_bytes"] for site in run.sites for entry in run.of(site, "applied"))
     return report.Upload(
-        bytes_per_site_per_round=up, n_params=n_params, plaintext_fp32_bytes=4 * n_params, bytes_per_param=up / n_params,
-        download_bytes_per_site_per_round=down, download_bytes_per_param=down / n_params,
+        bytes_per_site_per_round=up,
+        n_params=n_params,
+        plaintext_fp32_bytes=4 * n_params,
+        bytes_per_param=up / n_params,
+        download_bytes_per_site_per_round=down,
+        download_bytes_per_param=down / n_params,
     )
 
 
@@ -152,32 +197,46 @@ def _timing(run: Collected) -> report.Timing:
     rounds = []
     for index in range(run.study.training.rounds):
         end = max(entries[index]["time"] for entries in applied.values())
-        rounds.append(report.RoundTiming(
-            train_s=sum(entries[index]["train_s"] for entries in uploads.values()),
-            encode_encrypt_s=sum(entries[index]["encode_encrypt_s"] for entries in uploads.values()),
-            server_sum_s=sum_s[index + 1] - sum_s[index],
-            decrypt_apply_s=sum(entries[index]["decrypt_apply_s"] for entries in applied.values()),
-            wall_s=max(0.0, end - starts[-1]),
-        ))
+        rounds.append(
+            report.RoundTiming(
+                train_s=sum(entries[index]["train_s"] for entries in uploads.values()),
+                encode_encrypt_s=sum(entries[index]["encode_encrypt_s"] for entries in uploads.values()),
+                server_sum_s=sum_s[index + 1] - sum_s[index],
+                decrypt_apply_s=sum(entries[index]["decrypt_apply_s"] for entries in applied.values()),
+                wall_s=max(0.0, end - starts[-1]),
+            )
+        )
         starts.append(end)
 
     def total(name: str) -> float:
         return float(sum(getattr(each, name) for each in rounds))
 
     return report.Timing(
-        train_s=total("train_s"), encode_encrypt_s=total("encode_encrypt_s"), server_sum_s=total("server_sum_s"),
-        decrypt_apply_s=total("decrypt_apply_s"), wall_s=run.wall_s, setup_s=run.setup_s, by_round=tuple(rounds),
+        train_s=total("train_s"),
+        encode_encrypt_s=total("encode_encrypt_s"),
+        server_sum_s=total("server_sum_s"),
+        decrypt_apply_s=total("decrypt_apply_s"),
+        wall_s=run.wall_s,
+        setup_s=run.setup_s,
+        by_round=tuple(rounds),
     )
 
 
 def _backbone(study: Study, loaded: Event) -> report.BackboneUsed:
     chosen = study.backbone
     return report.BackboneUsed(
-        name=chosen.name, sha256="random" if chosen.unsafe_random_weights else str(chosen.sha256), licence=chosen.licence,
-        quantization=chosen.quantization, frozen_bytes=loaded["frozen_bytes"], source=chosen.source,
-        pretrained=chosen.pretrained if chosen.source == "open_clip" else None, text_sha256=chosen.text_sha256,
-        image_size=chosen.image_size, align_ridge=chosen.align_ridge,
-        aligned_on_public_images=loaded["aligned_on"], unsafe_random_weights=chosen.unsafe_random_weights,
+        name=chosen.name,
+        sha256="random" if chosen.unsafe_random_weights else str(chosen.sha256),
+        licence=chosen.licence,
+        quantization=chosen.quantization,
+        frozen_bytes=loaded["frozen_bytes"],
+        source=chosen.source,
+        pretrained=chosen.pretrained if chosen.source == "open_clip" else None,
+        text_sha256=chosen.text_sha256,
+        image_size=chosen.image_size,
+        align_ridge=chosen.align_ridge,
+        aligned_on_public_images=loaded["aligned_on"],
+        unsafe_random_weights=chosen.unsafe_random_weights,
     )
 
 
@@ -194,9 +253,15 @@ def _data(study: Study) -> str:
 def _encryption(study: Study, n_params: int) -> dict[str, str | int | float]:
     codec = choose_codec(study, n_params)
     return {
-        "scheme": "CKKS, symmetric, seeded; exact integer sums", "degree": 4096, "modulus_bits": 60,
-        "scale_bits": codec.scale_bits, "value_bits": codec.value_bits, "field_bits": codec.field_bits,
-        "chunks": codec.n_chunks, "range": codec.limit, "context_id": codec.parameters.context_id.hex(),
+        "scheme": "CKKS, symmetric, seeded; exact integer sums",
+        "degree": 4096,
+        "modulus_bits": 60,
+        "scale_bits": codec.scale_bits,
+        "value_bits": codec.value_bits,
+        "field_bits": codec.field_bits,
+        "chunks": codec.n_chunks,
+        "range": codec.limit,
+        "context_id": codec.parameters.context_id.hex(),
     }
 
 
@@ -207,7 +272,7 @@ def versions() -> dict[str, str]:
 
 
 def write_outputs(summary: report.Summary, study: Study, folder: Path) -> report.Summary:
-    """Write summary.json, the adapter with its card, report.html and study.json into a run's folder; the summary as written.
+    """Write summary, adapter with card, report and study into a run's folder -> the summary as written.
 
     The adapter is the first site's; all sites ended with the same one, and their copies go.
     """
@@ -215,7 +280,10 @@ def write_outputs(summary: report.Summary, study: Study, folder: Path) -> report
     shutil.move(first, folder / "adapter")
     for copy in others:
         shutil.rmtree(copy)
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "adapter").iterdir())}
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((folder / "adapter").iterdir())
+    }
     adapter = summary.adapter.model_copy(update={"files_sha256": files})
     summary = summary.model_copy(update={"adapter": adapter})
     (folder / "study.json").write_bytes(study.canonical())

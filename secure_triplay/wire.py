@@ -175,12 +175,20 @@ class SignedHeader:
         require(is_bytes(self.key_id, ID_BYTES), "a key id has 32 bytes", SignedHeader)
         require(is_number(self.round, 1), "rounds count from 1", SignedHeader)
         require(is_text(self.site, NAME), "a site's name is a-z, 0-9 and -", SignedHeader)
-        require(type(self.seeds) is bytes and 1 <= self.n_chunks <= MAX_CHUNKS
-                 and len(self.seeds) == self.n_chunks * SEED_BYTES, "the seeds are not whole", SignedHeader)
+        require(
+            type(self.seeds) is bytes
+            and 1 <= self.n_chunks <= MAX_CHUNKS
+            and len(self.seeds) == self.n_chunks * SEED_BYTES,
+            "the seeds are not whole",
+            SignedHeader,
+        )
         # Two ciphertexts with one c1 would give the server the difference of their plaintexts.
         starts = range(0, len(self.seeds), SEED_BYTES)
-        require(len({self.seeds[i : i + SEED_BYTES] for i in starts}) == self.n_chunks,
-                 "a seed serves twice", SignedHeader)
+        require(
+            len({self.seeds[i : i + SEED_BYTES] for i in starts}) == self.n_chunks,
+            "a seed serves twice",
+            SignedHeader,
+        )
         require(is_bytes(self.body_sha256, _SHA256_BYTES), "a SHA-256 has 32 bytes", SignedHeader)
         require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", SignedHeader)
 
@@ -203,8 +211,16 @@ class SignedHeader:
         plan.identity_of(self.site).verify(self.signature, Purpose.UPLOAD, *fields)
 
     def _as_list(self) -> list[Any]:
-        return [self.study, self.epoch, self.key_id, self.round, self.site, self.seeds, self.body_sha256,
-                self.signature]
+        return [
+            self.study,
+            self.epoch,
+            self.key_id,
+            self.round,
+            self.site,
+            self.seeds,
+            self.body_sha256,
+            self.signature,
+        ]
 
 
 @dataclass(frozen=True)
@@ -222,8 +238,17 @@ class Upload(Message):
         _require_body(self.c0, self.tags, self.header.n_chunks, Upload)
 
     @classmethod
-    def signed(cls, plan: SessionPlan, signer: SigningIdentity, *, round: int, site: str, c0: bytes,
-               tags: bytes, seeds: bytes) -> Self:
+    def signed(
+        cls,
+        plan: SessionPlan,
+        signer: SigningIdentity,
+        *,
+        round: int,
+        site: str,
+        c0: bytes,
+        tags: bytes,
+        seeds: bytes,
+    ) -> Self:
         """The upload of `site` in `round`, signed; `c0`, `tags` and `seeds` are packed.
 
         Raises:
@@ -239,8 +264,11 @@ class Upload(Message):
     def check_body(self) -> None:
         """Return nothing if c0 and tags are those that were signed for. Raises CryptoError otherwise."""
         if _body_sha256(self.c0, self.tags) != self.header.body_sha256:
-            raise CryptoError("the ciphertexts are not those that were signed", where="Upload",
-                              fix="the site must send the same upload again")
+            raise CryptoError(
+                "the ciphertexts are not those that were signed",
+                where="Upload",
+                fix="the site must send the same upload again",
+            )
 
     def _head(self) -> list[Any]:
         return self.header._as_list()
@@ -280,8 +308,11 @@ class SumMessage(Message):
         names = [header.site for header in self.survivors]
         require(all(a < b for a, b in pairwise(names)), "survivors are sorted by name, each once", SumMessage)
         common = {(one.study, one.epoch, one.round, one.key_id, one.n_chunks) for one in self.survivors}
-        require(len(common) == 1 and common.pop()[:3] == (self.study, self.epoch, self.round),
-                 "the survivors are not of one round", SumMessage)
+        require(
+            len(common) == 1 and common.pop()[:3] == (self.study, self.epoch, self.round),
+            "the survivors are not of one round",
+            SumMessage,
+        )
         _require_body(self.c0, self.tags, self.n_chunks, SumMessage)
         require(is_text(self.then, _THEN), "what comes then is train or finish", SumMessage)
 

@@ -83,8 +83,14 @@ def read(content: bytes, *expected: type[MessageType], max_bytes: int = MAX_MESS
 
 def _unpacked(head: memoryview, message: type) -> object:
     try:
-        return msgpack.unpackb(head, max_str_len=64, max_bin_len=MAX_CHUNKS * SEED_BYTES,
-                               max_array_len=MAX_SITES, max_map_len=0, max_ext_len=0)
+        return msgpack.unpackb(
+            head,
+            max_str_len=64,
+            max_bin_len=MAX_CHUNKS * SEED_BYTES,
+            max_array_len=MAX_SITES,
+            max_map_len=0,
+            max_ext_len=0,
+        )
     except Exception as error:  # on hostile input msgpack raises more kinds than its own
         raise refused("its head cannot be read", message) from error
 
@@ -137,5 +143,8 @@ def require(true: bool, what: str, message: type) -> None:
 
 def refused(what: str, message: type) -> ProtocolError:
     """The error for bytes or values that are no message; it quotes none of them."""
-    return ProtocolError(f"a message was refused: {what}", where=message.__name__,
-                         fix="check that both sides run the same version and the same study")
+    return ProtocolError(
+        f"a message was refused: {what}",
+        where=message.__name__,
+        fix="check that both sides run the same version and the same study",
+    )

@@ -30,7 +30,9 @@ def fresh_imports():
 
     def load(module: str) -> set[str]:
         code = f"import sys, {module}; print('\\n'.join(sys.modules))"
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
         return set(run.stdout.split())
 
     return load

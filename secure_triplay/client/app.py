@@ -24,14 +24,14 @@ def make_app(socket_path: Callable[[Context], Path]) -> ClientApp:
     """The ClientApp whose worker listens at `socket_path(context)`."""
     app = ClientApp()
 
-    @app.train()
+    @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
         reply = Declined().to_bytes()
         try:
             request = message.content[RECORD][RECORD]
             if isinstance(request, bytes):
                 reply = ask_worker(socket_path(context), request)
-        except BaseException:  # noqa: B036, S110  (nothing of an error may reach the server, not even its kind)
+        except BaseException:  # noqa: S110  (nothing of an error may reach the server, not even its kind)
             pass
         return Message(content=RecordDict({RECORD: ConfigRecord({RECORD: reply})}), reply_to=message)
 

@@ -30,6 +30,8 @@ def _receive_exactly(connection: socket.socket, size: int) -> bytes:
     while filled < size:
         got = connection.recv_into(view[filled:])
         if got == 0:
-            raise ProtocolError("the connection closed in the middle of a frame", fix="look at the worker's log")
+            raise ProtocolError(
+                "the connection closed in the middle of a frame", fix="look at the worker's log"
+            )
         filled += got
     return bytes(buffer)

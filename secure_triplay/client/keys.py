@@ -36,7 +36,8 @@ class Roster:
     def of(cls, study: str, epoch: int, members: Mapping[str, tuple[bytes, bytes]]) -> Roster:
         """The roster of (identity bytes, envelope key bytes) by site name. Raises CryptoError for what is no key."""
         return cls(
-            study, epoch,
+            study,
+            epoch,
             {name: Identity(keys[0]) for name, keys in members.items()},
             {name: EnvelopeRecipient(keys[1]) for name, keys in members.items()},
         )
@@ -78,15 +79,19 @@ class EpochKeys:
         return "<EpochKeys>"
 
 
-def make_keys(parameters: CkksParameters, roster: Roster, maker: str,
-              signer: SigningIdentity) -> tuple[bytes, dict[str, bytes]]:
+def make_keys(
+    parameters: CkksParameters, roster: Roster, maker: str, signer: SigningIdentity
+) -> tuple[bytes, dict[str, bytes]]:
     """Fresh keys, sealed to every site of the roster -> (key id, envelope by site name).
 
     The maker opens an envelope like everybody else, so there is one way in which keys come to a site.
     """
     nonce = os.urandom(NONCE_BYTES)
     name = key_id(parameters.context_id, nonce)
-    secret = _HEAD.pack(nonce, TagKey.generate().to_envelope_bytes()) + CkksSecretKey.generate(parameters).to_envelope_bytes()
+    secret = (
+        _HEAD.pack(nonce, TagKey.generate().to_envelope_bytes())
+        + CkksSecretKey.generate(parameters).to_envelope_bytes()
+    )
     envelopes = {
         site: seal(secret, roster.context(maker, site, name), recipient, signer)
         for site, recipient in roster.recipients.items()
@@ -94,18 +99,34 @@ def make_keys(parameters: CkksParameters, roster: Roster, maker: str,
     return name, envelopes
 
 
-def open_keys(envelope: bytes, parameters: CkksParameters, roster: Roster, *, maker: str, site: str, name: bytes,
-              key: EnvelopeKey) -> EpochKeys:
+def open_keys(
+    envelope: bytes,
+    parameters: CkksParameters,
+    roster: Roster,
+    *,
+    maker: str,
+    site: str,
+    name: bytes,
+    key: EnvelopeKey,
+) -> EpochKeys:
     """The epoch's keys from this site's envelope.
 
     Raises CryptoError when it was not sealed to this site by `maker` for this roster, epoch and key id.
     """
     secret = key.open(envelope, roster.context(maker, site, name))
     if len(secret) <= _HEAD.size:
-        raise CryptoError("the envelope is too short to hold keys", where="key envelope", fix="repeat the key ceremony")
+        raise CryptoError(
+            "the envelope is too short to hold keys", where="key envelope", fix="repeat the key ceremony"
+        )
     nonce, tag_secret = _HEAD.unpack_from(secret)
     if key_id(parameters.context_id, nonce) != name:
-        raise CryptoError("the envelope holds another key than its key id says", where="key envelope",
-                          fix="repeat the key ceremony")
-    return EpochKeys(name, CkksSecretKey.from_envelope_bytes(parameters, secret[_HEAD.size :]),
-                     TagKey.from_envelope_bytes(tag_secret))
+        raise CryptoError(
+            "the envelope holds another key than its key id says",
+            where="key envelope",
+            fix="repeat the key ceremony",
+        )
+    return EpochKeys(
+        name,
+        CkksSecretKey.from_envelope_bytes(parameters, secret[_HEAD.size :]),
+        TagKey.from_envelope_bytes(tag_secret),
+    )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from secure_triplay.config import Study
 from secure_triplay.data.records import Records
+from secure_triplay.errors import PrivacyError
 from secure_triplay.prepare import Model, round_rule
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train, train_unsafe_without_dp
@@ -45,6 +46,12 @@ class Learner:
     """Trains and measures one site's adapter; holds the site's encoded records."""
 
     def __init__(self, study: Study, model: Model, noise: NoiseSource, train_on: Encoded) -> None:
+        if noise.unsafe_seeded:
+            raise PrivacyError(
+                "noise from a seed protects nobody",
+                where="training",
+                fix="leave the seed to tests and audits",
+            )
         self._study, self._model, self._noise, self._train_on = study, model, noise, train_on
 
     def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -56,9 +63,14 @@ class Learner:
         else:
             training, privacy = self._study.training, self._study.privacy
             train_unsafe_without_dp(
-                classifier, tokens, labels, sampling_rate=privacy.sampling_rate,
-                expected_batch_size=privacy.expected_batch_size, steps=training.steps_per_round,
-                learning_rate=training.learning_rate, physical_batch_size=training.physical_batch_size,
+                classifier,
+                tokens,
+                labels,
+                sampling_rate=privacy.sampling_rate,
+                expected_batch_size=privacy.expected_batch_size,
+                steps=training.steps_per_round,
+                learning_rate=training.learning_rate,
+                physical_batch_size=training.physical_batch_size,
                 noise=self._noise,
             )
         update: NDArray[np.float32] = self._model.adapter.vector() - adapter

@@ -40,7 +40,8 @@ class GlobalState:
     @property
     def published(self) -> NDArray[np.float32]:
         """The adapter (n_params,) that a study publishes after this round."""
-        return np.mean(self.recent or (self.adapter,), axis=0).astype(np.float32)
+        mean: Vector = np.mean(self.recent or (self.adapter,), axis=0)
+        return mean.astype(np.float32)
 
 
 def step(state: GlobalState, mean_update: Vector, rule: ServerOptimiser) -> GlobalState:

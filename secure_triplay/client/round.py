@@ -62,17 +62,25 @@ class Member:
 def answer(me: Member, state: GlobalState, request: Begin | SumMessage) -> tuple[GlobalState, Upload | Done]:
     """The next state and the reply. Raises a SecureTriplayError, and then the state is what it was."""
     if (request.study, request.epoch) != (me.plan.study, me.plan.epoch):
-        raise ProtocolError("a message of another study or epoch", where="server's message", fix="look into the server")
+        raise ProtocolError(
+            "a message of another study or epoch", where="server's message", fix="look into the server"
+        )
     if isinstance(request, SumMessage):
         if request.last != (request.round == me.rounds):
-            raise ProtocolError(f"the study has {me.rounds} rounds, and the server would end it after {request.round}",
-                                where="server's message", fix="look into the server")
+            raise ProtocolError(
+                f"the study has {me.rounds} rounds, and the server would end it after {request.round}",
+                where="server's message",
+                fix="look into the server",
+            )
         state = open_sum(me, state, request)
         if request.last:
             return state, Done()
     elif request.round != state.round + 1:
-        raise ProtocolError(f"round {request.round} was begun after round {state.round}", where="server's message",
-                            fix="a round is begun once; look into the server")
+        raise ProtocolError(
+            f"round {request.round} was begun after round {state.round}",
+            where="server's message",
+            fix="a round is begun once; look into the server",
+        )
     return state, make_upload(me, state)
 
 
@@ -87,10 +95,22 @@ def make_upload(me: Member, state: GlobalState) -> Upload:
     slots = me.codec.to_slots(me.codec.quantise(update * np.float32(share), me.noise))
     sealed = me.keys.ckks.encrypt(slots, me.codec.encode_tolerance)
     tags = me.keys.tag.tag(sealed.c0, epoch=me.plan.epoch, round_number=round_number, site=me.name)
-    upload = Upload.signed(me.plan, me.identity, round=round_number, site=me.name, c0=pack60(sealed.c0),
-                           tags=pack_tags(tags), seeds=sealed.seeds.tobytes())
-    me.note("uploaded", round=round_number, train_s=trained - started,
-            encode_encrypt_s=time.perf_counter() - trained, upload_bytes=len(upload.to_bytes()))
+    upload = Upload.signed(
+        me.plan,
+        me.identity,
+        round=round_number,
+        site=me.name,
+        c0=pack60(sealed.c0),
+        tags=pack_tags(tags),
+        seeds=sealed.seeds.tobytes(),
+    )
+    me.note(
+        "uploaded",
+        round=round_number,
+        train_s=trained - started,
+        encode_encrypt_s=time.perf_counter() - trained,
+        upload_bytes=len(upload.to_bytes()),
+    )
     return upload
 
 
@@ -101,12 +121,20 @@ def open_sum(me: Member, state: GlobalState, message: SumMessage) -> GlobalState
     message.verify(me.plan, round_number, fewest=me.quorum)
     survivors = [header.site for header in message.survivors]
     c0 = unpack60(message.c0, me.plan.n_chunks)
-    me.keys.tag.verify_sum(c0, unpack_tags(message.tags), epoch=me.plan.epoch, round_number=round_number, sites=survivors)
-    seeds = [np.frombuffer(header.seeds, np.uint8).reshape(me.plan.n_chunks, -1) for header in message.survivors]
+    me.keys.tag.verify_sum(
+        c0, unpack_tags(message.tags), epoch=me.plan.epoch, round_number=round_number, sites=survivors
+    )
+    seeds = [
+        np.frombuffer(header.seeds, np.uint8).reshape(me.plan.n_chunks, -1) for header in message.survivors
+    ]
     levels = me.codec.sum_from_slots(me.keys.ckks.decrypt(c0, seeds), len(survivors))
     weight = sum(me.weights[name] for name in survivors) / max(me.weights.values())
     mean = me.codec.mean(levels, len(survivors)) * len(survivors) / weight
     state = step(state, mean, me.optimiser)
-    me.note("applied", round=round_number, decrypt_apply_s=time.perf_counter() - started,
-            download_bytes=len(message.to_bytes()))
+    me.note(
+        "applied",
+        round=round_number,
+        decrypt_apply_s=time.perf_counter() - started,
+        download_bytes=len(message.to_bytes()),
+    )
     return state

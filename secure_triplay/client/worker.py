@@ -37,9 +37,12 @@ from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Begin, Declined, SessionPlan, SumMessage
 from secure_triplay.wireformat import read
 
+
 def work(job: Job, control: Connection) -> None:
     """Body of a site's process; ends when the study does, or with its operator's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the operator's process, which then ends this one
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the operator's process, which then ends this one
     os.umask(0o077)
     torch.set_num_threads(job.threads)
     try:
@@ -53,13 +56,23 @@ def work(job: Job, control: Connection) -> None:
     except (EOFError, BrokenPipeError):
         pass  # the operator's process is gone
     except OSError as error:
-        control.send(RunError(f"site {job.site} cannot go on: {error.strerror or error}", where=str(job.folder),
-                              fix="see whether disk and memory are left"))
+        control.send(
+            RunError(
+                f"site {job.site} cannot go on: {error.strerror or error}",
+                where=str(job.folder),
+                fix="see whether disk and memory are left",
+            )
+        )
     except Exception as error:
         trace = job.folder / "crash.txt"
         trace.write_text(traceback.format_exc())
-        control.send(RunError(f"site {job.site} crashed: {type(error).__name__}: {error}", where=str(trace),
-                              fix="report it with this file; it stays at the site"))
+        control.send(
+            RunError(
+                f"site {job.site} crashed: {type(error).__name__}: {error}",
+                where=str(trace),
+                fix="report it with this file; it stays at the site",
+            )
+        )
 
 
 def _take_part(job: Job, control: Connection, journal: Journal, listener: socket.socket) -> None:
@@ -67,15 +80,23 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
     study = job.study
     journal.write("starting")
     split = load_data(study, job.site)
-    mine, test = split.sites[job.site], split.test.take(np.arange(job.test_part[0], len(split.test), job.test_part[1]))
+    mine, test = (
+        split.sites[job.site],
+        split.test.take(np.arange(job.test_part[0], len(split.test), job.test_part[1])),
+    )
     identity, envelope_key = SigningIdentity.generate(), EnvelopeKey.generate()
     control.send((identity.identity.public_bytes, envelope_key.recipient.public_bytes))
     roster = Roster.of(study.sha256, job.epoch, control.recv())
 
     model = load_model(study, split.public, roster.adapter_seed)
     codec = choose_codec(study, model.adapter.n_params)
-    journal.write("loaded", n_params=model.adapter.n_params, frozen_bytes=model.backbone.frozen_bytes,
-                  records=len(mine.train), aligned_on=len(split.public) if model.backbone.projection else 0)
+    journal.write(
+        "loaded",
+        n_params=model.adapter.n_params,
+        frozen_bytes=model.backbone.frozen_bytes,
+        records=len(mine.train),
+        aligned_on=len(split.public) if model.backbone.projection else 0,
+    )
     control.send(codec.n_chunks)
     keys, plan = _key_ceremony(job.site, control, codec, roster, identity, envelope_key)
     journal.write("keys", key_id=keys.key_id.hex())
@@ -86,20 +107,41 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
 
         return encode_records(model, records, tell)
 
-    train, holdout, public = encode("training", mine.train), encode("held-back", mine.holdout), encode("public", test)
+    train, holdout, public = (
+        encode("training", mine.train),
+        encode("held-back", mine.holdout),
+        encode("public", test),
+    )
     noise = NoiseSource()
     learner = Learner(study, model, noise, train)
     me = Member(
-        name=job.site, plan=plan, codec=codec, weights={site.name: site.weight for site in study.sites},
-        quorum=len(study.sites), rounds=study.training.rounds, optimiser=study.server_optimiser, learner=learner, noise=noise, identity=identity,
-        keys=keys, reserve=lambda round_number: journal.write("reserved", round=round_number), note=journal.write,
+        name=job.site,
+        plan=plan,
+        codec=codec,
+        weights={site.name: site.weight for site in study.sites},
+        quorum=len(study.sites),
+        rounds=study.training.rounds,
+        optimiser=study.server_optimiser,
+        learner=learner,
+        noise=noise,
+        identity=identity,
+        keys=keys,
+        reserve=lambda round_number: journal.write("reserved", round=round_number),
+        note=journal.write,
     )
 
     def measure(state: GlobalState) -> None:
         started = time.perf_counter()
         shown, own = learner.score(state.published, public), learner.score(state.published, holdout)
-        journal.write("measured", round=state.round, public_correct=shown.correct, public_total=shown.total,
-                      holdout_correct=own.correct, holdout_total=own.total, seconds=time.perf_counter() - started)
+        journal.write(
+            "measured",
+            round=state.round,
+            public_correct=shown.correct,
+            public_total=shown.total,
+            holdout_correct=own.correct,
+            holdout_total=own.total,
+            seconds=time.perf_counter() - started,
+        )
 
     state = GlobalState.start(model.adapter.vector())
     measure(state)
@@ -108,13 +150,21 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
     state = _serve(listener, me, state, measure, study.training.rounds)
     model.adapter.load_vector(state.published)
     model.adapter.save(job.folder / "adapter")
-    journal.write("finished", adapter_sha256=hashlib.sha256(state.published.tobytes()).hexdigest(),
-                  peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    journal.write(
+        "finished",
+        adapter_sha256=hashlib.sha256(state.published.tobytes()).hexdigest(),
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
     control.send("finished")
 
 
-def _serve(listener: socket.socket, me: Member, state: GlobalState, measure: Callable[[GlobalState], None],
-           rounds: int) -> GlobalState:
+def _serve(
+    listener: socket.socket,
+    me: Member,
+    state: GlobalState,
+    measure: Callable[[GlobalState], None],
+    rounds: int,
+) -> GlobalState:
     """Answer requests until the last sum is applied; the same request again gets the same bytes again."""
     asked, answered = b"", b""
     while state.round < rounds:
@@ -125,7 +175,9 @@ def _serve(listener: socket.socket, me: Member, state: GlobalState, measure: Cal
                 continue
             before = state.round
             try:
-                state, reply = answer(me, state, read(request, Begin, SumMessage, max_bytes=me.plan.max_sum_bytes))
+                message = read(request, Begin, SumMessage, max_bytes=me.plan.max_sum_bytes)
+                assert isinstance(message, Begin | SumMessage)
+                state, reply = answer(me, state, message)
             except SecureTriplayError as error:
                 me.note("declined", what=error.what, where=error.where)
                 send_frame(connection, Declined().to_bytes())
@@ -133,12 +185,20 @@ def _serve(listener: socket.socket, me: Member, state: GlobalState, measure: Cal
             asked, answered = request, reply.to_bytes()
             send_frame(connection, answered)
         if state.round > before:
-            measure(state)  # after the reply has left, so that its time says nothing of this site's own records
+            measure(
+                state
+            )  # after the reply has left, so that its time says nothing of this site's own records
     return state
 
 
-def _key_ceremony(site: str, control: Connection, codec: Codec, roster: Roster, identity: SigningIdentity,
-                  envelope_key: EnvelopeKey) -> tuple[EpochKeys, SessionPlan]:
+def _key_ceremony(
+    site: str,
+    control: Connection,
+    codec: Codec,
+    roster: Roster,
+    identity: SigningIdentity,
+    envelope_key: EnvelopeKey,
+) -> tuple[EpochKeys, SessionPlan]:
     """Make the keys if this site was asked to, then open this site's envelope like everybody else."""
     maker = control.recv()
     if maker == site:

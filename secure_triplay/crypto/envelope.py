@@ -109,8 +109,11 @@ class EnvelopeKey:
     def from_private_bytes(cls, content: bytes) -> EnvelopeKey:
         """The key that `to_private_bytes` gave. Raises CryptoError unless it has 96 bytes."""
         if type(content) is not bytes or len(content) != PRIVATE_BYTES:
-            raise CryptoError(f"an envelope key has {PRIVATE_BYTES} bytes", where="envelope key",
-                              fix="repeat the key ceremony")
+            raise CryptoError(
+                f"an envelope key has {PRIVATE_BYTES} bytes",
+                where="envelope key",
+                fix="repeat the key ceremony",
+            )
         return cls(
             MLKEM768PrivateKey.from_seed_bytes(content[:MLKEM_SEED_BYTES]),
             X25519PrivateKey.from_private_bytes(content[MLKEM_SEED_BYTES:]),
@@ -151,12 +154,14 @@ class EnvelopeKey:
         return "<EnvelopeKey>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise CryptoError("an envelope key cannot be pickled or copied", where="EnvelopeKey",
-                          fix="pass it as an argument")
+        raise CryptoError(
+            "an envelope key cannot be pickled or copied", where="EnvelopeKey", fix="pass it as an argument"
+        )
 
 
-def seal(secret: bytes, context: EnvelopeContext, recipient: EnvelopeRecipient,
-         signer: SigningIdentity) -> bytes:
+def seal(
+    secret: bytes, context: EnvelopeContext, recipient: EnvelopeRecipient, signer: SigningIdentity
+) -> bytes:
     """`secret` sealed to `recipient` and signed; 1,200 bytes longer: signature, key exchange, secret, tag.
 
     Raises:
@@ -164,11 +169,17 @@ def seal(secret: bytes, context: EnvelopeContext, recipient: EnvelopeRecipient,
             recipient's key cannot be used.
     """
     if signer.identity != context.sender:
-        raise CryptoError("only the sender named in the context can seal", where="key envelope",
-                          fix="put the signer's own identity into the context")
+        raise CryptoError(
+            "only the sender named in the context can seal",
+            where="key envelope",
+            fix="put the signer's own identity into the context",
+        )
     if not 0 < len(secret) <= MAX_SECRET_BYTES:
-        raise CryptoError(f"a secret of {len(secret):,} bytes cannot be sealed", where="key envelope",
-                          fix=f"seal 1 to {MAX_SECRET_BYTES:,} bytes")
+        raise CryptoError(
+            f"a secret of {len(secret):,} bytes cannot be sealed",
+            where="key envelope",
+            fix=f"seal 1 to {MAX_SECRET_BYTES:,} bytes",
+        )
     fields = context.fields(recipient)
     try:
         sealed = _SUITE.encrypt(secret, recipient._hybrid(), transcript(Purpose.ENVELOPE.value, *fields))
@@ -186,5 +197,8 @@ def _refused() -> CryptoError:
 
 
 def _no_recipient() -> CryptoError:
-    return CryptoError("this is no key that an envelope can be sealed to", where="envelope recipient",
-                       fix="ask the site for its enrolment file again")
+    return CryptoError(
+        "this is no key that an envelope can be sealed to",
+        where="envelope recipient",
+        fix="ask the site for its enrolment file again",
+    )

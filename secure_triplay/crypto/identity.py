@@ -23,15 +23,17 @@ SIGNATURE_BYTES = 64
 _Y_MASK = (1 << 255) - 1
 # y of the points whose order divides 8, and the two that have a second encoding: under such a key anyone can
 # make a signature that verifies, so it names nobody (a test finds these values again from the curve).
-_SMALL_ORDER_Y = frozenset({
-    0,
-    1,
-    2707385501144840649318225287225658788936804267575313519463743609750303402022,
-    55188659117513257062467267217118295137698188065244968500265048394206261417927,
-    2**255 - 20,
-    2**255 - 19,
-    2**255 - 18,
-})
+_SMALL_ORDER_Y = frozenset(
+    {
+        0,
+        1,
+        2707385501144840649318225287225658788936804267575313519463743609750303402022,
+        55188659117513257062467267217118295137698188065244968500265048394206261417927,
+        2**255 - 20,
+        2**255 - 19,
+        2**255 - 18,
+    }
+)
 
 
 class Purpose(Enum):
@@ -109,8 +111,11 @@ class SigningIdentity:
             return cls(Ed25519PrivateKey.from_private_bytes(content))
         except (ValueError, TypeError):
             # not chained: a foreign message must not get a chance to quote the key
-            raise CryptoError(f"a signing key has {IDENTITY_BYTES} bytes", where="signing key",
-                              fix="restore the site's own copy") from None
+            raise CryptoError(
+                f"a signing key has {IDENTITY_BYTES} bytes",
+                where="signing key",
+                fix="restore the site's own copy",
+            ) from None
 
     def to_private_bytes(self) -> bytes:
         """The secret itself `(32,)`, for encrypted storage at the site and for nothing else."""
@@ -129,8 +134,9 @@ class SigningIdentity:
         return "<SigningIdentity>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise CryptoError("a signing key cannot be pickled or copied", where="SigningIdentity",
-                          fix="pass it as an argument")
+        raise CryptoError(
+            "a signing key cannot be pickled or copied", where="SigningIdentity", fix="pass it as an argument"
+        )
 
 
 def _no_identity(what: str) -> CryptoError:

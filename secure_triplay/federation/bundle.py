@@ -45,14 +45,14 @@ from secure_triplay.federation.bundle import require_package
 require_package("{version}", "{sha256}")
 '''
 
-_SERVER = '''\
+_SERVER = """\
 from pathlib import Path
 import triplay_app.pin
 from secure_triplay.server.app import ServerSettings, make_app
 app = make_app(ServerSettings.read(Path(__file__).with_name("server.json")))
-'''
+"""
 
-_CLIENT = '''\
+_CLIENT = """\
 from pathlib import Path
 import triplay_app.pin
 from secure_triplay.client.app import make_app
@@ -61,7 +61,7 @@ def socket_path(context):
         return Path(str(context.node_config["worker-socket"]))
     return Path({sockets!r}) / str(context.node_config["partition-id"])
 app = make_app(socket_path)
-'''
+"""
 
 
 def package_sha256() -> str:
@@ -93,7 +93,9 @@ def write_bundle(folder: Path, *, sockets: Path) -> Path:
     app.mkdir(parents=True)
     (folder / "pyproject.toml").write_text(_PYPROJECT)
     (folder / "LICENSE").write_text("Apache-2.0\n")
-    (folder / "README.md").write_text("Stub that calls the installed secure_triplay; it holds no code of its own.\n")
+    (folder / "README.md").write_text(
+        "Stub that calls the installed secure_triplay; it holds no code of its own.\n"
+    )
     (app / "__init__.py").write_text("")
     (app / "pin.py").write_text(_PIN.format(version=secure_triplay.__version__, sha256=package_sha256()))
     (app / "server.py").write_text(_SERVER)

@@ -25,7 +25,9 @@ _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 
 
-def run_simulation_app(app: Path, folder: Path, *, n_sites: int, cores: int, poll: Callable[[], None]) -> None:
+def run_simulation_app(
+    app: Path, folder: Path, *, n_sites: int, cores: int, poll: Callable[[], None]
+) -> None:
     """Run the bundle in `app` over `n_sites` simulated SuperNodes until it ends.
 
     `folder` receives Flower's logs. `poll` is called several times a second; what it raises stops the run.
@@ -39,8 +41,15 @@ def run_simulation_app(app: Path, folder: Path, *, n_sites: int, cores: int, pol
         resources = f"num-supernodes={n_sites} client-resources-num-cpus=1 init-args-num-cpus={cores}"
         command = [_tool("flwr"), "run", str(app), "own", "--stream", "--federation-config", resources]
         with (folder / "flwr-run.log").open("wb") as log:
-            run = subprocess.Popen(command, cwd=folder / "empty", env=env, stdin=subprocess.DEVNULL,
-                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            run = subprocess.Popen(
+                command,
+                cwd=folder / "empty",
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
             try:
                 while run.poll() is None:
                     poll()
@@ -59,12 +68,25 @@ def _superlink(folder: Path, env: dict[str, str]) -> Iterator[str]:
     """A SuperLink for one simulation; yields its address (one port serves all its APIs)."""
     port = free_port()
     command = [
-        _tool("flower-superlink"), "--insecure", "--simulation", "--disable-runtime-dependency-installation",
-        "--host", "127.0.0.1", "--port", str(port),
+        _tool("flower-superlink"),
+        "--insecure",
+        "--simulation",
+        "--disable-runtime-dependency-installation",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
     ]
     with (folder / "superlink.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder / "empty", env=env, stdin=subprocess.DEVNULL,
-                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=folder / "empty",
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             _wait_until_listening(process, port, folder / "superlink.log")
             yield f"127.0.0.1:{port}"
@@ -113,15 +135,20 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise RunError("Flower's SuperLink did not start", where=f"{log}: {_last_lines(log)}",
-                   fix="see whether loopback ports are allowed here, and whether memory is left")
+    raise RunError(
+        "Flower's SuperLink did not start",
+        where=f"{log}: {_last_lines(log)}",
+        fix="see whether loopback ports are allowed here, and whether memory is left",
+    )
 
 
 def _tool(name: str) -> str:
     """Path of a command that was installed with this package's environment."""
     path = Path(sys.executable).parent / name
     if not path.exists():
-        raise RunError(f"the command {name} is not installed", where=str(path.parent), fix="run `make env` again")
+        raise RunError(
+            f"the command {name} is not installed", where=str(path.parent), fix="run `make env` again"
+        )
     return str(path)
 
 
@@ -134,8 +161,11 @@ def _raise_if_failed(log: Path) -> None:
 def _failed(log: Path) -> RunError:
     text = log.read_text(errors="replace")
     reason = re.findall(r"^secure_triplay\.errors\.\w+: (.+)$", text, re.MULTILINE)
-    return RunError("Flower's run failed", where=reason[-1] if reason else _last_lines(log),
-                    fix="mend what is named; report it if it is not about this machine or study")
+    return RunError(
+        "Flower's run failed",
+        where=reason[-1] if reason else _last_lines(log),
+        fix="mend what is named; report it if it is not about this machine or study",
+    )
 
 
 def _last_lines(path: Path, count: int = 5) -> str:

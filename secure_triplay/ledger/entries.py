@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -18,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity, transcript
-from secure_triplay.errors import CryptoError
+from secure_triplay.errors import CryptoError, PrivacyError
 
 HEAD_BYTES = 32
 MAX_BODY_BYTES = 1 << 20
@@ -163,25 +164,36 @@ class Anchored(Body):
     counter: Count
     head: Sha256
     time: Text
-    previous_counter: Round
-    previous_head: Sha256
     receipts: dict[Sha256, str]
 
 
 class Countersigned(Body):
-    """This party countersigned the head of another."""
+    """This party countersigned the head of another; `signature` is that party's own over counter and head."""
 
     kind: ClassVar[str] = "countersigned"
     party_key: Sha256
     counter: Count
     head: Sha256
     time: Text
+    signature: Text
 
 
 KINDS: dict[str, type[Body]] = {
     body.kind: body
-    for body in (Opened, PolicyAdopted, StudyApproved, Reserved, Settled, Refused, KeyEpoch, RoundClosed, Decided,
-                 Exported, Anchored, Countersigned)
+    for body in (
+        Opened,
+        PolicyAdopted,
+        StudyApproved,
+        Reserved,
+        Settled,
+        Refused,
+        KeyEpoch,
+        RoundClosed,
+        Decided,
+        Exported,
+        Anchored,
+        Countersigned,
+    )
 }
 
 
@@ -199,7 +211,13 @@ class Entry:
     @cached_property
     def head(self) -> bytes:
         """Hash over everything that this entry says and everything before it `(32,)`."""
-        fields = (self.counter.to_bytes(8), self.time.encode(), self.kind.encode(), self.content, self.previous)
+        fields = (
+            self.counter.to_bytes(8),
+            self.time.encode(),
+            self.kind.encode(),
+            self.content,
+            self.previous,
+        )
         return hashlib.sha256(transcript(b"ledger head 1", *fields)).digest()
 
     @cached_property
@@ -219,8 +237,14 @@ class Entry:
         counter = previous.counter + 1 if previous else 1
         before = previous.head if previous else genesis(signer.identity)
         entry = cls(counter, time, body.kind, body.to_bytes(), before, b"")
-        return cls(counter, time, body.kind, entry.content, before,
-                   signer.sign(Purpose.LEDGER, counter.to_bytes(8), entry.head))
+        return cls(
+            counter,
+            time,
+            body.kind,
+            entry.content,
+            before,
+            signer.sign(Purpose.LEDGER, counter.to_bytes(8), entry.head),
+        )
 
     def verify(self, previous: Entry | None, identity: Identity) -> None:
         """Return nothing if this is the link after `previous`, signed by `identity`. Raises CryptoError."""
@@ -241,18 +265,31 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """The entry for an evidence bundle, its content as plain values."""
-        return {"counter": self.counter, "time": self.time, "kind": self.kind, "body": json.loads(self.content),
-                "previous": self.previous.hex(), "head": self.head.hex(), "signature": self.signature.hex()}
+        return {
+            "counter": self.counter,
+            "time": self.time,
+            "kind": self.kind,
+            "body": json.loads(self.content),
+            "previous": self.previous.hex(),
+            "head": self.head.hex(),
+            "signature": self.signature.hex(),
+        }
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """The entry that `to_json` gave, its stated head compared. Raises CryptoError for anything else."""
         counter = value.get("counter") if isinstance(value, dict) else None
         try:
-            if type(counter) is not int or counter < 1:
+            if type(counter) is not int or not 1 <= counter < 1 << 63:
                 raise ValueError("no counter")
-            entry = cls(counter, str(value["time"]), str(value["kind"]), canonical(value["body"]),
-                        bytes.fromhex(value["previous"]), bytes.fromhex(value["signature"]))
+            entry = cls(
+                counter,
+                str(value["time"]),
+                str(value["kind"]),
+                canonical(value["body"]),
+                bytes.fromhex(value["previous"]),
+                bytes.fromhex(value["signature"]),
+            )
             stated = bytes.fromhex(value["head"])
             known = len(value) == 7
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -276,6 +313,21 @@ def verify_chain(entries: Iterable[Entry], identity: Identity) -> None:
         raise CryptoError("the chain has no entry at all", where="ledger", fix="restore it from a backup")
 
 
+@contextmanager
+def in_words() -> Iterator[None]:
+    """What a person asked to record, and cannot be, as a PrivacyError that names the field."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise PrivacyError(
+            f"{name} {first.get('input')!r} cannot be recorded: {first['msg']}",
+            where=error.title,
+            fix="state it as the message says",
+        ) from error
+
+
 def genesis(identity: Identity) -> bytes:
     """What the first entry follows: a constant of the party's key `(32,)`."""
     return hashlib.sha256(transcript(b"ledger start 1", identity.public_bytes)).digest()
@@ -283,11 +335,16 @@ def genesis(identity: Identity) -> bytes:
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes. Raises ValueError for NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def broken(counter: int, how: str) -> CryptoError:
     """The error for an entry that does not verify."""
-    return CryptoError(f"entry {counter} {how}", where="ledger chain",
-                       fix="stop releasing anything, keep this file as it is, and compare it with a backup and with "
-                           "the heads that other parties countersigned")
+    return CryptoError(
+        f"entry {counter} {how}",
+        where="ledger chain",
+        fix="stop releasing anything, keep this file as it is, and compare it with a backup and with "
+        "the heads that other parties countersigned",
+    )

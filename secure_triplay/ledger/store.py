@@ -17,7 +17,7 @@ from typing import Self
 
 from secure_triplay.crypto.identity import Identity, SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, RunError, SecureTriplayError
-from secure_triplay.ledger.entries import Body, Entry, Opened, broken, verify_chain
+from secure_triplay.ledger.entries import Body, Entry, Opened, broken
 
 Clock = Callable[[], datetime]
 LOCK_TIMEOUT_S = 30.0
@@ -48,11 +48,14 @@ def utc_now() -> datetime:
 class Chain:
     """An open chain. `entries` is what was read and verified; `writing` brings it up to date and appends."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, signer: SigningIdentity | None, clock: Clock) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, signer: SigningIdentity | None, clock: Clock
+    ) -> None:
         self.path = path
         self.entries: tuple[Entry, ...] = ()
         self._connection, self._signer, self._clock = connection, signer, clock
         self._identity: Identity | None = signer.identity if signer else None
+        self._time: str | None = None
 
     @classmethod
     def create(cls, path: Path, signer: SigningIdentity, *first: Body, clock: Clock = utc_now) -> Self:
@@ -64,13 +67,18 @@ class Chain:
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             if path.exists():
-                raise RunError("there is a ledger already, and nothing overwrites one", where=str(path),
-                               fix="use it, or choose another folder")
+                raise RunError(
+                    "there is a ledger already, and nothing overwrites one",
+                    where=str(path),
+                    fix="use it, or choose another folder",
+                )
             try:
                 os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
                 with closing(_connect(draft, "rw", LOCK_TIMEOUT_S)) as connection:
-                    connection.executescript(f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};"
-                                             + _SCHEMA)
+                    connection.executescript(
+                        f"PRAGMA journal_mode = WAL; PRAGMA application_id = {_APPLICATION}; PRAGMA "
+                        f"user_version = {_VERSION};" + _SCHEMA
+                    )
                     chain = cls(draft, connection, signer, clock)
                     with chain.writing() as append:
                         for body in first:
@@ -85,8 +93,14 @@ class Chain:
         return cls.open(path, signer, clock=clock)
 
     @classmethod
-    def open(cls, path: Path, signer: SigningIdentity | None, *, clock: Clock = utc_now,
-             lock_timeout_s: float = LOCK_TIMEOUT_S) -> Self:
+    def open(
+        cls,
+        path: Path,
+        signer: SigningIdentity | None,
+        *,
+        clock: Clock = utc_now,
+        lock_timeout_s: float = LOCK_TIMEOUT_S,
+    ) -> Self:
         """The chain in a file, every entry verified. Without `signer` it is read only.
 
         Raises:
@@ -99,7 +113,9 @@ class Chain:
             connection = _connect(path, "rw" if signer else "ro", lock_timeout_s)
             try:
                 if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-                    raise RunError("this file is no ledger of this program", where=str(path), fix="check the folder")
+                    raise RunError(
+                        "this file is no ledger of this program", where=str(path), fix="check the folder"
+                    )
                 chain = cls(path, connection, signer, clock)
                 chain.refresh()
             except BaseException:
@@ -119,42 +135,67 @@ class Chain:
         with _explained(self.path):
             self._read()
         if not self.entries:
-            raise CryptoError("the chain has no entry at all", where=str(self.path), fix="restore it from a backup")
+            raise CryptoError(
+                "the chain has no entry at all", where=str(self.path), fix="restore it from a backup"
+            )
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[Body], Entry]]:
-        """Hold the write lock, and yield what appends one signed entry; all are on disk when the block has ended.
+        """Hold the write lock, and yield what appends one signed entry; all are on disk when the block has
+        ended.
 
         An error in the block leaves the chain as it was. Raises RunError where the disk or another process
         stands in the way, PrivacyError where the clock shows an earlier year than the last entry.
         """
         if self._signer is None:
-            raise RunError("this ledger was opened for reading", where=str(self.path), fix="open it with the site's key")
+            raise RunError(
+                "this ledger was opened for reading", where=str(self.path), fix="open it with the site's key"
+            )
         signer = self._signer
         pending: list[Entry] = []
         with _explained(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._read()
+                time = (
+                    self._now()
+                )  # one for the whole transaction: what was checked for a year is booked in it
 
                 def append(body: Body) -> Entry:
                     last = pending[-1] if pending else self.entries[-1] if self.entries else None
-                    entry = Entry.signed(signer, last, self._time_after(last), body)
+                    entry = Entry.signed(signer, last, time, body)
                     self._connection.execute(
                         f"INSERT INTO entries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  (a constant)
-                        (entry.counter, entry.time, entry.kind, entry.content, entry.previous, entry.head,
-                         entry.signature),
+                        (
+                            entry.counter,
+                            entry.time,
+                            entry.kind,
+                            entry.content,
+                            entry.previous,
+                            entry.head,
+                            entry.signature,
+                        ),
                     )
                     pending.append(entry)
                     return entry
 
+                self._time = time
                 yield append
                 self._connection.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
                 raise
+            finally:
+                self._time = None
         self.entries += tuple(pending)
+
+    @property
+    def year(self) -> int:
+        """The year that an entry written now is booked in. Raises PrivacyError where the clock was set
+        back.
+        """
+        return int((self._time or self._now())[:4])
 
     def append(self, body: Body) -> Entry:
         """One more entry, on disk when this returns. Raises as `writing` does."""
@@ -176,7 +217,8 @@ class Chain:
         known = self.entries[-1] if self.entries else None
         start = known.counter if known else 1
         rows = self._connection.execute(
-            f"SELECT {_COLUMNS} FROM entries WHERE counter >= ? ORDER BY counter", (start,)  # noqa: S608
+            f"SELECT {_COLUMNS} FROM entries WHERE counter >= ? ORDER BY counter",  # noqa: S608  (a constant)
+            (start,),
         ).fetchall()
         found = [_entry(row) for row in rows]
         if known is not None:
@@ -199,26 +241,38 @@ class Chain:
         owner = Identity(bytes.fromhex(first.public_key))
         if self._identity is not None and owner != self._identity:
             raise CryptoError(
-                f"this ledger belongs to the key {owner.fingerprint}, and the key given is {self._identity.fingerprint}",
-                where=str(self.path), fix="use the identity that the ledger was started with",
+                f"this ledger belongs to the key {owner.fingerprint}, and the key given is "
+                f"{self._identity.fingerprint}",
+                where=str(self.path),
+                fix="use the identity that the ledger was started with",
             )
         self._identity = owner
 
-    def _time_after(self, last: Entry | None) -> str:
-        """Now, never before the last entry, and never in an earlier year than it: that year's budget is closed."""
+    def _now(self) -> str:
+        """Now, never before the last entry, and never in an earlier year than it: that year's budget is
+        closed.
+        """
+        last = self.entries[-1] if self.entries else None
         now = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         if last is not None and now[:4] < last.time[:4]:
             raise PrivacyError(
                 f"this machine's clock says {now[:10]}, and the ledger's last entry is of {last.time[:10]}",
-                where=str(self.path), fix="set the clock right; a closed year's budget is not opened again",
+                where=str(self.path),
+                fix="set the clock right; a closed year's budget is not opened again",
             )
         return max(now, last.time) if last else now
 
 
 def _entry(row: tuple[object, ...]) -> Entry:
     counter, time, kind, content, previous, head, signature = row
-    if not (isinstance(counter, int) and isinstance(time, str) and isinstance(kind, str) and isinstance(content, bytes)
-            and isinstance(previous, bytes) and isinstance(signature, bytes)):
+    if not (
+        isinstance(counter, int)
+        and isinstance(time, str)
+        and isinstance(kind, str)
+        and isinstance(content, bytes)
+        and isinstance(previous, bytes)
+        and isinstance(signature, bytes)
+    ):
         raise broken(counter if isinstance(counter, int) else 0, "is not in the form of an entry")
     entry = Entry(counter, time, kind, content, previous, signature)
     if entry.head != head:
@@ -228,14 +282,18 @@ def _entry(row: tuple[object, ...]) -> Entry:
 
 def _connect(path: Path, mode: str, lock_timeout_s: float) -> sqlite3.Connection:
     """A connection that never creates the file and commits only when told to."""
+
     def opened(query: str) -> sqlite3.Connection:
-        made = sqlite3.connect(f"{path.absolute().as_uri()}?{query}", uri=True, timeout=lock_timeout_s,
-                               isolation_level=None, check_same_thread=False)
+        made = sqlite3.connect(
+            f"{path.absolute().as_uri()}?{query}",
+            uri=True,
+            timeout=lock_timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+        )
         try:
             made.execute("SELECT 1 FROM sqlite_schema").fetchone()
-            if mode == "rw":
-                made.execute("PRAGMA journal_mode = WAL")
-                made.execute("PRAGMA synchronous = FULL")
+            made.execute("PRAGMA synchronous = FULL")
         except BaseException:
             made.close()
             raise
@@ -245,7 +303,7 @@ def _connect(path: Path, mode: str, lock_timeout_s: float) -> sqlite3.Connection
         return opened(f"mode={mode}")
     except sqlite3.OperationalError as error:
         wal = path.with_name(path.name + "-wal")
-        # On a read-only disk SQLite cannot share a file. Nobody writes it there, and without a log it is whole.
+        # On a read-only disk SQLite cannot share a file. Nobody writes it there; without a log it is whole.
         if mode != "ro" or error.sqlite_errorname not in _UNSHARED or (wal.exists() and wal.stat().st_size):
             raise
         return opened("mode=ro&immutable=1")
@@ -264,22 +322,40 @@ def _sync_folder(folder: Path) -> None:
 
 
 _PROBLEMS = {
-    "SQLITE_FULL": ("the disk is full, so nothing could be recorded, and nothing may be released",
-                    "free some space and run again; what was recorded before is safe"),
-    "SQLITE_READONLY": ("the disk is read-only, so nothing could be recorded, and nothing may be released",
-                        "make the ledger's folder writable for this user, then run again"),
-    "SQLITE_BUSY": ("another process holds the ledger for too long",
-                    "wait until it has finished, or end it; then run again"),
-    "SQLITE_LOCKED": ("another process holds the ledger for too long",
-                      "wait until it has finished, or end it; then run again"),
-    "SQLITE_CANTOPEN": ("the ledger cannot be opened", "check that the folder is yours and the disk is there"),
-    "SQLITE_IOERR": ("the disk failed or is full, so nothing could be recorded, and nothing may be released",
-                     "free some space or check the disk, then run again; what was recorded before is safe"),
-    "SQLITE_CONSTRAINT": ("an entry of the ledger would have been changed, which never happens",
-                          "find out which program tried it"),
+    "SQLITE_FULL": (
+        "the disk is full, so nothing could be recorded, and nothing may be released",
+        "free some space and run again; what was recorded before is safe",
+    ),
+    "SQLITE_READONLY": (
+        "the disk is read-only, so nothing could be recorded, and nothing may be released",
+        "make the ledger's folder writable for this user, then run again",
+    ),
+    "SQLITE_BUSY": (
+        "another process holds the ledger for too long",
+        "wait until it has finished, or end it; then run again",
+    ),
+    "SQLITE_LOCKED": (
+        "another process holds the ledger for too long",
+        "wait until it has finished, or end it; then run again",
+    ),
+    "SQLITE_CANTOPEN": (
+        "the ledger cannot be opened",
+        "check that the folder is yours and the disk is there",
+    ),
+    "SQLITE_IOERR": (
+        "the disk failed or is full, so nothing could be recorded, and nothing may be released",
+        "free some space or check the disk, then run again; what was recorded before is safe",
+    ),
+    "SQLITE_CONSTRAINT": (
+        "an entry of the ledger would have been changed, which never happens",
+        "find out which program tried it",
+    ),
 }
-_DAMAGED = ("the ledger's file is damaged", "keep it as it is, restore a backup, and compare that with the heads that "
-            "other parties countersigned; release nothing until then")
+_DAMAGED = (
+    "the ledger's file is damaged",
+    "keep it as it is, restore a backup, and compare that with the heads that "
+    "other parties countersigned; release nothing until then",
+)
 
 
 @contextmanager
@@ -295,8 +371,8 @@ def _explained(path: Path) -> Iterator[None]:
         what, fix = _PROBLEMS.get(family, _DAMAGED)
         raise RunError(f"{what} ({error})", where=str(path), fix=fix) from error
     except OSError as error:
-        raise RunError(f"the ledger cannot be written: {error.strerror}", where=str(path),
-                       fix="check that the folder is yours and that the disk has room") from error
-
-
-__all__ = ["LOCK_TIMEOUT_S", "Chain", "Clock", "utc_now", "verify_chain"]
+        raise RunError(
+            f"the ledger cannot be written: {error.strerror}",
+            where=str(path),
+            fix="check that the folder is yours and that the disk has room",
+        ) from error

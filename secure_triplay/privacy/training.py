@@ -43,6 +43,9 @@ class SiteOnly:
     seconds: float
     batch_sizes: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        return "<SiteOnly>"
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise PrivacyError(
             "figures that records decided stay at the site", fix="take `charge` and `steps`, which are public"

@@ -181,7 +181,7 @@ class BackboneUsed(Part):
     pretrained: str | None = None
     text_sha256: Sha256 | None = None
     image_size: Count = 224
-    align_ridge: float = 1.0
+    align_ridge: float = 0.1
     aligned_on_public_images: Annotated[int, Field(ge=0)] = 0
     frozen_bytes_by_quantization: dict[str, Bytes] = {}
     unsafe_random_weights: bool = False

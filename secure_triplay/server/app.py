@@ -68,7 +68,7 @@ def make_app(settings: ServerSettings) -> ServerApp:
     """The ServerApp of one study; nothing of a study runs when this is imported."""
     app = ServerApp()
 
-    @app.main()
+    @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         run_rounds(grid, settings)
 
@@ -81,8 +81,9 @@ def run_rounds(grid: Grid, settings: ServerSettings) -> None:
     Raises RunError when fewer than `quorum` sites delivered before the deadline.
     """
     plan = settings.plan
-    with SummingProcess(plan, quorum=settings.quorum, log_folder=settings.folder,
-                        keep_received=settings.keep_received) as summing:
+    with SummingProcess(
+        plan, quorum=settings.quorum, log_folder=settings.folder, keep_received=settings.keep_received
+    ) as summing:
         nodes = _wait_for_nodes(grid, len(plan.sites), settings.quorum, settings.deadline_s)
         message = Begin(study=plan.study, epoch=plan.epoch, round=1).to_bytes()
         for round_number in range(1, settings.rounds + 1):
@@ -101,9 +102,14 @@ def exchange(grid: Grid, nodes: Iterable[int], content: bytes, deadline_s: float
     inbox refuses and counts. Ends when every node answered or the deadline passed.
     """
     record = RecordDict({RECORD: ConfigRecord({RECORD: content})})
-    waiting = set(grid.push_messages([
-        Message(content=record, message_type=MessageType.TRAIN, dst_node_id=node, ttl=deadline_s) for node in nodes
-    ]))
+    waiting = set(
+        grid.push_messages(
+            [
+                Message(content=record, message_type=MessageType.TRAIN, dst_node_id=node, ttl=deadline_s)
+                for node in nodes
+            ]
+        )
+    )
     deadline = time.monotonic() + deadline_s
     pause_s = 0.02
     while waiting and time.monotonic() < deadline:
@@ -136,6 +142,7 @@ def _wait_for_nodes(grid: Grid, expected: int, quorum: int, deadline_s: float) -
     if len(nodes) < quorum:
         raise RunError(
             f"{len(nodes)} of {expected} sites are connected, and the study needs {quorum}",
-            where="server", fix="start the missing sites and run again",
+            where="server",
+            fix="start the missing sites and run again",
         )
     return nodes

@@ -53,11 +53,15 @@ class SummingProcess:
     string that was offered is kept, in `received/`, for whoever wants to search what the server got.
     """
 
-    def __init__(self, plan: SessionPlan, *, quorum: int, log_folder: Path | None = None,
-                 keep_received: bool = False) -> None:
+    def __init__(
+        self, plan: SessionPlan, *, quorum: int, log_folder: Path | None = None, keep_received: bool = False
+    ) -> None:
         if keep_received and log_folder is None:
-            raise RunError("what is received can be kept only where there is a log folder", where="server",
-                           fix="name a log folder")
+            raise RunError(
+                "what is received can be kept only where there is a log folder",
+                where="server",
+                fix="name a log folder",
+            )
         self._plan = plan
         self._settings = {
             "plan": plan.to_bytes().hex(),
@@ -90,8 +94,14 @@ class SummingProcess:
         with theirs:
             # -I: no PYTHONPATH, no user site, no current directory; only this package's root is added.
             command = [sys.executable, "-I", "-c", _BOOT, str(Path(errors.__file__).parent.parent)]
-            self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
-                                             stderr=self._messages, env=_clean_environment(), cwd="/")
+            self._process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=self._messages,
+                env=_clean_environment(),
+                cwd="/",
+            )
         try:
             self._ask(_START, json.dumps(self._settings).encode())
         except BaseException:
@@ -164,9 +174,11 @@ class SummingProcess:
             self._process.wait(_LAST_WORDS_TIMEOUT_S)
         self._messages.seek(0)
         lines = self._messages.read().decode(errors="replace").strip().splitlines()
-        return RunError("the summing process ended or does not answer",
-                        where=f"server ({lines[-1] if lines else 'it left no message'})",
-                        fix="see whether memory and disk are left on the server; the round must be repeated")
+        return RunError(
+            "the summing process ended or does not answer",
+            where=f"server ({lines[-1] if lines else 'it left no message'})",
+            fix="see whether memory and disk are left on the server; the round must be repeated",
+        )
 
 
 def main() -> None:
@@ -234,8 +246,11 @@ def _unpacked_head(head: bytes) -> tuple[int, int]:
 
 def _read_exactly(reader: IO[bytes], size: int, most: int) -> bytes:
     if size > most:
-        raise ProtocolError(f"a frame claims {size:,} bytes of at most {most:,}", where="summing process",
-                            fix="restart the server")
+        raise ProtocolError(
+            f"a frame claims {size:,} bytes of at most {most:,}",
+            where="summing process",
+            fix="restart the server",
+        )
     content = reader.read(size)
     if len(content) != size:
         raise ProtocolError("a frame is cut short", where="summing process", fix="restart the server")

@@ -29,8 +29,11 @@ class Round:
     def open(cls, plan: SessionPlan, number: int, quorum: int) -> Round:
         """A round in which nothing has arrived. Raises ConfigError if the roster cannot meet the quorum."""
         if not 1 <= quorum <= len(plan.sites):
-            raise ConfigError(f"a quorum of {quorum} cannot be met by {len(plan.sites)} sites", where="round",
-                              fix="choose a quorum between 1 and the number of sites")
+            raise ConfigError(
+                f"a quorum of {quorum} cannot be met by {len(plan.sites)} sites",
+                where="round",
+                fix="choose a quorum between 1 and the number of sites",
+            )
         return cls(quorum, Inbox(plan, number), RunningSum.empty(plan.n_chunks))
 
     def offer(self, content: bytes) -> tuple[Round, Refusal | None]:

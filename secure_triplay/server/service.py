@@ -93,8 +93,11 @@ class Service:
     def open(self, number: int) -> None:
         """Open a round. Raises RunError when one is open or this or a later one was closed before."""
         if self._round is not None or number <= self._last_closed:
-            raise RunError(f"round {number} cannot be opened: one is open, or it was closed before",
-                           where="server", fix="close the open round; a closed one is never opened again")
+            raise RunError(
+                f"round {number} cannot be opened: one is open, or it was closed before",
+                where="server",
+                fix="close the open round; a closed one is never opened again",
+            )
         self._round = Round.open(self.plan, number, self._quorum)
         self._events.write("opened", round=number)
 
@@ -117,8 +120,9 @@ class Service:
             self._accepted_bytes += size
         else:
             self._refused[refusal.reason.value] += 1
-        self._events.write("received", round=number, bytes=size, sha256=digest.hexdigest(),
-                           **self._outcome(refusal))
+        self._events.write(
+            "received", round=number, bytes=size, sha256=digest.hexdigest(), **self._outcome(refusal)
+        )
         return refusal
 
     def close(self, *, last: bool) -> bytes:
@@ -137,14 +141,27 @@ class Service:
         self._sum_s += time.perf_counter() - started
         self._last_closed = number
         self._rounds_closed += 1
-        self._events.write("closed", round=number, survivors=survivors, bytes=len(content),
-                           sum_sha256=message.sha256.hex(), stats=asdict(self.stats()))
+        self._events.write(
+            "closed",
+            round=number,
+            survivors=survivors,
+            bytes=len(content),
+            sum_sha256=message.sha256.hex(),
+            stats=asdict(self.stats()),
+        )
         return content
 
     def stats(self) -> ServerStats:
         """Counts so far."""
-        return ServerStats(peak_rss_bytes(), self._sum_s, self._received_bytes, self._accepted,
-                           self._accepted_bytes, self._rounds_closed, dict(self._refused))
+        return ServerStats(
+            peak_rss_bytes(),
+            self._sum_s,
+            self._received_bytes,
+            self._accepted,
+            self._accepted_bytes,
+            self._rounds_closed,
+            dict(self._refused),
+        )
 
     def stop(self) -> None:
         """Write the last event."""

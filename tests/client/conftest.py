@@ -1,4 +1,4 @@
-"""A federation of light members: real keys, ciphertexts, signatures and server round; only training is a fixed vector."""
+"""A federation of light members: real keys, ciphertexts, signatures and server round; training is a fixed vector."""
 
 from __future__ import annotations
 
@@ -35,29 +35,58 @@ class FixedUpdate:
 class Federation:
     """`updates[i]` is what site i always learns."""
 
-    def __init__(self, updates: Sequence[np.ndarray], *, limit: float = 1.0, value_bits: int = 12,
-                 weights: Sequence[float] | None = None, quorum: int | None = None,
-                 rounds: int = 1, optimiser: ServerOptimiser | None = None) -> None:
+    def __init__(
+        self,
+        updates: Sequence[np.ndarray],
+        *,
+        limit: float = 1.0,
+        value_bits: int = 12,
+        weights: Sequence[float] | None = None,
+        quorum: int | None = None,
+        rounds: int = 1,
+        optimiser: ServerOptimiser | None = None,
+    ) -> None:
         names = [f"site-{i}" for i in range(len(updates))]
         self.updates = dict(zip(names, updates, strict=True))
         self.weights = dict(zip(names, weights or [1.0] * len(names), strict=True))
-        self.codec = Codec.choose(n_sites=len(names), n_params=len(updates[0]), value_bits=value_bits, limit=limit)
+        self.codec = Codec.choose(
+            n_sites=len(names), n_params=len(updates[0]), value_bits=value_bits, limit=limit
+        )
         signers = {name: SigningIdentity.generate() for name in names}
         envelope_keys = {name: EnvelopeKey.generate() for name in names}
-        roster = Roster.of(STUDY, EPOCH, {
-            name: (signers[name].identity.public_bytes, envelope_keys[name].recipient.public_bytes) for name in names
-        })
+        roster = Roster.of(
+            STUDY,
+            EPOCH,
+            {
+                name: (signers[name].identity.public_bytes, envelope_keys[name].recipient.public_bytes)
+                for name in names
+            },
+        )
         key_id, envelopes = make_keys(self.codec.parameters, roster, names[0], signers[names[0]])
         self.plan = roster.plan(key_id, self.codec.n_chunks)
         self.notes: list[tuple[str, dict[str, object]]] = []
         self.reserved: list[tuple[str, int]] = []
         self.members = {
             name: Member(
-                name=name, plan=self.plan, codec=self.codec, weights=self.weights, quorum=quorum or len(names), rounds=rounds,
-                optimiser=optimiser or ServerOptimiser(), learner=FixedUpdate(self.updates[name]), noise=NoiseSource(),
+                name=name,
+                plan=self.plan,
+                codec=self.codec,
+                weights=self.weights,
+                quorum=quorum or len(names),
+                rounds=rounds,
+                optimiser=optimiser or ServerOptimiser(),
+                learner=FixedUpdate(self.updates[name]),
+                noise=NoiseSource(),
                 identity=signers[name],
-                keys=open_keys(envelopes[name], self.codec.parameters, roster, maker=names[0], site=name, name=key_id,
-                               key=envelope_keys[name]),
+                keys=open_keys(
+                    envelopes[name],
+                    self.codec.parameters,
+                    roster,
+                    maker=names[0],
+                    site=name,
+                    name=key_id,
+                    key=envelope_keys[name],
+                ),
                 reserve=lambda number, name=name: self.reserved.append((name, number)),
                 note=lambda event, **fields: self.notes.append((event, fields)),
             )

@@ -7,15 +7,27 @@ import threading
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
 from secure_triplay.client.app import RECORD, make_app
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.wire import Declined, Done
+
+
+@pytest.fixture(autouse=True)
+def _inside_a_flower_task(monkeypatch):
+    """Flower's messages can be made inside one of its tasks only."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
 
 DECLINED = Declined().to_bytes()
 
 
 def ask(app, content=b"anything"):
-    message = Message(content=RecordDict({RECORD: ConfigRecord({RECORD: content})}), message_type="train", dst_node_id=1)
+    message = Message(
+        content=RecordDict({RECORD: ConfigRecord({RECORD: content})}), message_type="train", dst_node_id=1
+    )
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     reply = app(message, context)
     assert not reply.has_error()
@@ -29,7 +41,9 @@ def test_a_missing_worker_is_told_as_declined_and_nothing_more(tmp_path):
     assert ask(make_app(lambda context: tmp_path / "none")) == DECLINED
 
 
-@pytest.mark.parametrize("error", [ValueError("shape (3, 56, 56) of /data/patient-7.png"), KeyboardInterrupt(), SystemExit(3)])
+@pytest.mark.parametrize(
+    "error", [ValueError("shape (3, 56, 56) of /data/patient-7.png"), KeyboardInterrupt(), SystemExit(3)]
+)
 def test_the_text_of_an_exception_never_reaches_the_server(error):
     def socket_path(context):
         raise error
@@ -52,7 +66,7 @@ def test_the_workers_answer_travels_as_it_is(tmp_path):
             assert receive_frame(connection) == b"anything"
             send_frame(connection, Done().to_bytes())
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     assert ask(make_app(lambda context: path)) == Done().to_bytes()
     thread.join()
@@ -70,7 +84,7 @@ def test_a_worker_that_dies_in_the_middle_of_its_answer_is_declined(tmp_path):
             receive_frame(connection)
             connection.sendall((100).to_bytes(8) + b"half")
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     assert ask(make_app(lambda context: path)) == DECLINED
     thread.join()

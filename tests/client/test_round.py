@@ -37,7 +37,9 @@ def test_decrypted_aggregate_equals_plaintext_fedavg_within_the_quantisers_step(
 def test_weights_of_sites_are_the_public_constants_and_nothing_else(federation_of, updates):
     weights = [3.0, 1.0, 0.5]
     federation = federation_of(updates, weights=weights)
-    state, _ = answer(federation.members["site-0"], federation.start, federation.summed(list(federation.uploads().values())))
+    state, _ = answer(
+        federation.members["site-0"], federation.start, federation.summed(list(federation.uploads().values()))
+    )
     oracle = np.average(updates, axis=0, weights=weights)
     assert np.abs(state.adapter - oracle).max() <= federation.codec.step * len(updates) * 3 / sum(weights)
 
@@ -72,7 +74,11 @@ def test_budget_is_reserved_before_the_learner_sees_a_record(federation_of, upda
             order.append("trained")
             return updates[0]
 
-    member = replace(federation.members["site-0"], learner=Learner(), reserve=lambda number: order.append(f"reserved {number}"))
+    member = replace(
+        federation.members["site-0"],
+        learner=Learner(),
+        reserve=lambda number: order.append(f"reserved {number}"),
+    )
     answer(member, federation.start, federation.begin())
     assert order == ["reserved 1", "trained"]
 
@@ -110,15 +116,21 @@ def one_site_left_out_of_the_list(message: SumMessage) -> SumMessage:
 
 def seeds_of_two_sites_swapped(message: SumMessage) -> SumMessage:
     first, second, *rest = message.survivors
-    return replace(message, survivors=(replace(first, seeds=second.seeds), replace(second, seeds=first.seeds), *rest))
+    return replace(
+        message, survivors=(replace(first, seeds=second.seeds), replace(second, seeds=first.seeds), *rest)
+    )
 
 
 def tags_zeroed(message: SumMessage) -> SumMessage:
     return replace(message, tags=bytes(len(message.tags)))
 
 
-@pytest.mark.parametrize("tamper", [altered_c0, scaled, one_site_left_out_of_the_list, seeds_of_two_sites_swapped, tags_zeroed])
-def test_a_sum_that_is_not_the_sum_of_the_listed_sites_is_refused_before_decryption(tamper, federation_of, updates, no_decryption):
+@pytest.mark.parametrize(
+    "tamper", [altered_c0, scaled, one_site_left_out_of_the_list, seeds_of_two_sites_swapped, tags_zeroed]
+)
+def test_a_sum_that_is_not_the_sum_of_the_listed_sites_is_refused_before_decryption(
+    tamper, federation_of, updates, no_decryption
+):
     federation = federation_of(updates, quorum=1)
     message = tamper(federation.summed(list(federation.uploads().values())))
     with pytest.raises((CryptoError, ProtocolError)):
@@ -134,14 +146,21 @@ def test_a_site_singled_out_is_refused_before_decryption(federation_of, updates,
 
 def test_a_replayed_sum_is_refused_before_decryption(federation_of, updates, monkeypatch):
     federation = federation_of(updates, rounds=2)
-    member, message = federation.members["site-0"], federation.summed(list(federation.uploads().values()), last=False)
+    member, message = (
+        federation.members["site-0"],
+        federation.summed(list(federation.uploads().values()), last=False),
+    )
     state, _ = answer(member, federation.start, message)
-    monkeypatch.setattr("secure_triplay.client.ckks.CkksSecretKey.decrypt", lambda *args: pytest.fail("decrypted"))
+    monkeypatch.setattr(
+        "secure_triplay.client.ckks.CkksSecretKey.decrypt", lambda *args: pytest.fail("decrypted")
+    )
     with pytest.raises(ProtocolError):
         answer(member, state, message)
 
 
-def test_a_server_cannot_end_a_study_early_or_carry_on_after_its_last_round(federation_of, updates, no_decryption):
+def test_a_server_cannot_end_a_study_early_or_carry_on_after_its_last_round(
+    federation_of, updates, no_decryption
+):
     for rounds, last in ((2, True), (1, False)):
         federation = federation_of(updates, rounds=rounds)
         message = federation.summed(list(federation.uploads().values()), last=last)

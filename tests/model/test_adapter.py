@@ -197,6 +197,10 @@ def test_blocks_of_the_text_tower_are_left_alone_unless_asked_for(backbone: Make
     cfg = AdapterConfig(target_modules=ATTENTION, last_blocks=1, text_tower=True)
     both = attach_adapter(backbone("vit"), cfg, b"s")
     assert sum(name.startswith("transformer.resblocks.2.") for name in both.names) == 4
+    assert {name.rpartition(".attn.")[0] for name in both.names} == {
+        "visual.transformer.resblocks.5",
+        "transformer.resblocks.2",
+    }
     assert set(image_only.names) < set(both.names)
 
 

@@ -151,7 +151,6 @@ def test_second_accountant_that_fails_stops_the_release(monkeypatch):
         (0.05, 1e-6, 0.1, 40),
         (50.0, 1e-6, 0.2, 40),
         (8.0, 1e-7, 1.0, 40),
-        (20.0, 1e-5, 0.01, 1),
         (2.5, 1e-5, 256 / 60_000, 14_062),
     ],
 )

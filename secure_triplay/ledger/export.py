@@ -1,0 +1,84 @@
+"""`budget export`: an evidence bundle that stands without us.
+
+evidence.json   every entry of the ledger, what follows from them, the hashes of the other files; signed
+charges.csv     every charge, for a third accountant
+evidence.html   the same for a reader of law: the guarantee, the policy, the figures, and what is not covered
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from secure_triplay import __version__
+from secure_triplay.crypto.identity import Purpose, SigningIdentity
+from secure_triplay.errors import RunError
+from secure_triplay.ledger.entries import Exported, canonical
+from secure_triplay.ledger.evidence import charges_csv, statement
+from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.store import Clock, utc_now
+from secure_triplay.report.html import render
+
+JSON_NAME, CSV_NAME, PAGE_NAME = "evidence.json", "charges.csv", "evidence.html"
+
+
+def export(
+    folder: Path,
+    out: Path,
+    identity: SigningIdentity,
+    *,
+    purpose: str = "audit",
+    second_accountant: bool = True,
+    clock: Clock = utc_now,
+) -> Path:
+    """Write the evidence bundle of the ledger in `folder` to the new folder `out`, whole or not at all.
+
+    The export is itself an entry of the ledger. Raises RunError where `out` exists or cannot be written, and
+    what `Ledger.open` and `statement` raise.
+    """
+    if out.exists():
+        raise RunError(
+            "the output folder exists, and nothing is overwritten", where=str(out), fix="give another --out"
+        )
+    with Ledger.open(folder, identity, clock=clock) as ledger:
+        ledger.record(Exported(purpose=purpose))
+        entries = ledger.chain.entries
+    evidence = {
+        "software": __version__,
+        **statement(entries, identity.identity, second_accountant=second_accountant),
+        "entries": [entry.to_json() for entry in entries],
+    }
+    texts = {CSV_NAME: charges_csv(evidence), PAGE_NAME: page(evidence)}
+    signed = {"evidence": evidence, "files": {name: _sha256(text.encode()) for name, text in texts.items()}}
+    signature = identity.sign(Purpose.EVIDENCE, canonical(signed))
+    texts[JSON_NAME] = (
+        json.dumps({**signed, "signature": signature.hex()}, indent=1, ensure_ascii=False) + "\n"
+    )
+    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        draft.mkdir(parents=True)
+        for name, text in texts.items():
+            (draft / name).write_text(text, encoding="utf-8", newline="\n")
+        draft.rename(out)
+    except OSError as error:
+        raise RunError(
+            f"the bundle cannot be written: {error.strerror}",
+            where=str(out),
+            fix="check that the folder is yours and that the disk has room",
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return out
+
+
+def page(evidence: dict[str, Any]) -> str:
+    """`evidence.html` of a bundle: one file, no script, every name escaped."""
+    return render("evidence.html.j2", e=evidence)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

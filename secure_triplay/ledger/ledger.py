@@ -1,0 +1,422 @@
+"""A site's privacy ledger: reserve, then train, then settle, then send.
+
+    approve    a person fixes, before a study's first release, what it will release and what each release
+    costs reserve    the charge is on disk before the first gradient; refused before it if a limit would be
+    exceeded anchor     others countersign the ledger's head, so that no older copy can pass for it settle
+    the hash of what is about to leave is on disk before it leaves; one reservation, one release
+
+A crash leaves what was reserved charged. A retry of the same round gets the same reservation for as long as
+nothing was settled under it; from then on, nothing else can be released under it. Two processes take turns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from secure_triplay.crypto.identity import Identity, SigningIdentity
+from secure_triplay.errors import PrivacyError, RunError
+from secure_triplay.ledger import budget
+from secure_triplay.ledger.anchor import Anchor, Anchors, Statement
+from secure_triplay.ledger.books import Books, Release, Reservation, replay
+from secure_triplay.ledger.budget import AnyCharge, Limits, Spend, charge_to_fields
+from secure_triplay.ledger.entries import (
+    Anchored,
+    Body,
+    Entry,
+    Opened,
+    PlannedRelease,
+    PolicyAdopted,
+    Refused,
+    Reserved,
+    Settled,
+    StudyApproved,
+    in_words,
+)
+from secure_triplay.ledger.store import LOCK_TIMEOUT_S, Chain, Clock, utc_now
+
+NAME = "ledger.sqlite"
+_TRACE = "ledger.started"  # says that there was a ledger here, so that its absence is a loss and no beginning
+TRAINING = "training round"
+
+
+class Ledger:
+    """An open ledger of one site."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        identity: SigningIdentity,
+        *,
+        site: str,
+        limits: Limits,
+        approved_by: str,
+        policy: str = "unnamed",
+        policy_sha256: str | None = None,
+        replaces: str = "",
+        clock: Clock = utc_now,
+    ) -> Self:
+        """Start a site's ledger: a person's act, done once, under that person's name.
+
+        Where a ledger was lost, `replaces` says why a new one starts; it stands in every export.
+        Raises RunError where a ledger is there, or was there and `replaces` is empty.
+        """
+        trace = folder / _TRACE
+        if trace.exists() and not (folder / NAME).exists() and not replaces:
+            raise _lost(folder)
+        with in_words():
+            opened = Opened(
+                party=site,
+                public_key=identity.identity.public_bytes.hex(),
+                nonce=secrets.token_hex(32),
+                started_by=approved_by,
+                replaces=replaces,
+            )
+        adopted = _policy(limits, approved_by, policy, policy_sha256)
+        chain = Chain.create(folder / NAME, identity, opened, adopted, clock=clock)
+        try:
+            trace.write_text("A privacy ledger was started here. If ledger.sqlite is missing, it was lost.\n")
+        except OSError as error:
+            raise RunError(
+                f"the ledger's folder cannot be written: {error.strerror}",
+                where=str(trace),
+                fix="make it writable for this user",
+            ) from error
+        return cls(chain)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        identity: SigningIdentity | None,
+        *,
+        clock: Clock = utc_now,
+        lock_timeout_s: float = LOCK_TIMEOUT_S,
+    ) -> Self:
+        """The site's ledger, every entry verified; without `identity` for reading only.
+
+        A missing ledger is refused until a person acts: it is never made on the way.
+        Raises RunError (missing, locked, damaged), CryptoError (edited, another key), PrivacyError (rules
+        broken).
+        """
+        if not (folder / NAME).exists():
+            raise _lost(folder) if (folder / _TRACE).exists() else _never(folder)
+        ledger = cls(Chain.open(folder / NAME, identity, clock=clock, lock_timeout_s=lock_timeout_s))
+        replay(ledger.chain.entries)
+        return ledger
+
+    @property
+    def identity(self) -> Identity:
+        """Whose ledger this is."""
+        return self.chain.identity
+
+    @property
+    def books(self) -> Books:
+        """What the entries known so far amount to; `refresh` first to see other processes' entries."""
+        return replay(self.chain.entries)
+
+    def refresh(self) -> Books:
+        """The books with everything that other processes wrote."""
+        self.chain.refresh()
+        return self.books
+
+    def adopt(
+        self, limits: Limits, *, approved_by: str, policy: str = "unnamed", policy_sha256: str | None = None
+    ) -> None:
+        """Put other limits in force, under a person's name; the same ones again write nothing.
+
+        Raises PrivacyError for another unit: what was charged per record bounds nothing per patient.
+        """
+        adopted = _policy(limits, approved_by, policy, policy_sha256)
+        with self.chain.writing() as append:
+            current = self.books.policies[-1][1]
+            if current.unit != limits.unit:
+                raise PrivacyError(
+                    f"this ledger counts per {current.unit}, and the new policy per {limits.unit}",
+                    where=str(self.chain.path),
+                    fix="keep the unit; another one needs a ledger of its own, for other data",
+                )
+            if current != adopted:
+                append(adopted)
+
+    def approve(
+        self, study: str, name: str, releases: Iterable[Release], *, approved_by: str, partly: bool = False
+    ) -> None:
+        """Fix what a study (by its SHA-256) will release, before its first release; the same plan again
+        writes nothing.
+
+        Raises PrivacyError where it was approved with another plan (parameters do not change under a
+        study), and where the plan does not fit into the budget as a whole, with the number of rounds that
+        do. With
+        `partly` it is approved all the same, and stops when the budget ends.
+        """
+        asked = tuple(releases)
+        if len({release.what for release in asked}) != len(asked):
+            raise PrivacyError(
+                "two releases of a study have one name", where=name, fix="name each kind of release"
+            )
+        with in_words():
+            body = StudyApproved(
+                study=study,
+                name=name,
+                approved_by=approved_by,
+                releases=tuple(
+                    PlannedRelease(
+                        what=release.what, charge=charge_to_fields(release.charge), times=release.times
+                    )
+                    for release in asked
+                ),
+            )
+        with self.chain.writing() as append:
+            books = self.books
+            before = books.approvals.get(study)
+            if before is None:
+                shortfall = None if partly else _shortfall(books, study, asked, self.chain.year)
+                append(
+                    body
+                    if shortfall is None
+                    else Refused(study=study, round=0, what="whole study", reason=shortfall)
+                )
+            elif before[1].releases != body.releases:
+                raise PrivacyError(
+                    f"study {name} was approved here with other releases or other noise",
+                    where=str(self.chain.path),
+                    fix="change the study's file, which gives it another hash, and have that approved",
+                )
+            else:
+                shortfall = None
+        if shortfall is not None:
+            raise PrivacyError(
+                f"study {name} was not approved: {shortfall}",
+                where=str(self.chain.path),
+                fix="ask for fewer rounds, more noise, or a larger budget",
+            )
+
+    def reserve(
+        self, charge: AnyCharge, *, study: str, round: int, what: str = TRAINING, attempt: int = 1
+    ) -> Reservation:
+        """Charge one release; it is on disk when this returns, and never given back.
+
+        The same study, round, kind and attempt again gives the same reservation, unless something was
+        settled under it. The check and the charge are one transaction: two processes cannot both take the
+        last of a budget.
+
+        Raises:
+            PrivacyError: the study is not approved or did not plan this, something was released already, or
+            a limit
+                would be exceeded (recorded, and says how many such releases still fit).
+            RunError: the disk or another process is in the way; then nothing was charged and nothing may be
+            released.
+        """
+        key = (study, round, what, attempt)
+        with self.chain.writing() as append:
+            books = self.books
+            before = books.reservation(key)
+            if before is not None:
+                return _resumed(before, charge, self.chain.path)
+            plan = _plan(books, study, what, charge, round, self.chain.path)
+            with in_words():
+                body = Reserved(
+                    study=study, round=round, what=what, attempt=attempt, charge=charge_to_fields(charge)
+                )
+            reason = _over_budget(books, plan, Spend(study, self.chain.year, charge))
+            if reason is None:
+                entry = append(body)
+            else:
+                refused = Refused(study=study, round=round, what=what, reason=reason)
+                if (
+                    not books.refusals or books.refusals[-1][1] != refused
+                ):  # a client that asks on and on fills no disk
+                    append(refused)
+        if reason is not None:
+            raise PrivacyError(
+                f"{what} {round} was refused: {reason}",
+                where=str(self.chain.path),
+                fix="stop the study here, or have a larger budget approved; a restart changes nothing",
+            )
+        return Reservation(entry.counter, entry.head, entry.time, study, round, what, attempt, charge)
+
+    def settle(self, reservation: Reservation, released: bytes) -> None:
+        """Record the hash of what is about to leave under a reservation; send only after this has returned.
+
+        The same bytes again are fine (a message sent twice). Raises PrivacyError for other bytes: they
+        would be a second release for one charge.
+        """
+        digest = hashlib.sha256(released).hexdigest()
+        with self.chain.writing() as append:
+            before = self.books.reservations.get(reservation.counter)
+            if before is None or before.head != reservation.head:
+                raise PrivacyError(
+                    "this reservation is not in the ledger",
+                    where=str(self.chain.path),
+                    fix="reserve before training; the ledger was replaced under the running study",
+                )
+            if before.released_sha256 is None:
+                append(Settled(reservation=reservation.counter, released_sha256=digest))
+            elif before.released_sha256 != digest:
+                raise _released(before, self.chain.path)
+
+    def record(self, body: Body) -> Entry:
+        """One more entry of the audit log: a key epoch, a round, a decision. Charges have verbs of their
+        own.
+        """
+        if isinstance(body, (Opened, PolicyAdopted, StudyApproved, Reserved, Settled, Anchored)):
+            raise PrivacyError(
+                f"an entry '{body.kind}' is not written by hand",
+                where="ledger",
+                fix="use create, adopt, approve, reserve, settle or anchor",
+            )
+        return self.chain.append(body)
+
+    def anchor(self, anchors: Iterable[Anchor], *, at_least: int = 1) -> int:
+        """Have others countersign the head as it stands; after `reserve` and before training. Returns how
+        many did.
+
+        Raises PrivacyError if fewer than `at_least` did, or one of them knows a later or other head of this
+        ledger: then this copy is an older or a cloned one.
+        """
+        return Anchors(tuple(anchors)).countersign(self.chain, at_least=at_least)
+
+    def rounds_that_fit(self, release: Release, *, study: str) -> int:
+        """How many releases of this kind still fit, up to what the study plans in all."""
+        books = self.refresh()
+        return budget.rounds_that_fit(
+            books.limits,
+            books.spends,
+            Spend(study, self.chain.year, release.charge),
+            max(0, release.times - _already(books, study, release.what)),
+        )
+
+    def statement(self) -> Statement:
+        """The head as it stands, for others to countersign or to note."""
+        return Statement.of(self.chain)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self.chain.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _policy(limits: Limits, approved_by: str, name: str, sha256: str | None) -> PolicyAdopted:
+    with in_words():
+        return PolicyAdopted(
+            name=name,
+            source_sha256=sha256,
+            approved_by=approved_by,
+            unit=limits.unit,
+            delta=limits.delta,
+            max_units=limits.max_units,
+            epsilon_per_study=float(limits.epsilon_per_study),
+            epsilon_per_year=float(limits.epsilon_per_year),
+            epsilon_overall=None if limits.epsilon_overall is None else float(limits.epsilon_overall),
+            unsafe_unlimited=limits.unsafe_unlimited,
+        )
+
+
+def _plan(books: Books, study: str, what: str, charge: AnyCharge, round: int, path: Path) -> PlannedRelease:
+    """The planned release that this is one of. Raises PrivacyError where no approved plan has it."""
+    if study not in books.approvals:
+        raise PrivacyError(
+            f"study {study[:12]} was not approved at this site",
+            where=str(path),
+            fix="a person here reads the study and approves it; nothing is released before",
+        )
+    approved = books.approvals[study][1]
+    plan = next((release for release in approved.releases if release.what == what), None)
+    if plan is None or plan.charge != charge_to_fields(charge):
+        raise PrivacyError(
+            f"study {approved.name} was not approved with this {what}, or with other noise for it",
+            where=str(path),
+            fix="parameters are fixed before a study's first release; approve another study",
+        )
+    if not 1 <= round <= plan.times:
+        raise PrivacyError(
+            f"{what} {round} is not one of the {plan.times} that study {approved.name} was approved with",
+            where=str(path),
+            fix=f"ask for 1 to {plan.times}",
+        )
+    return plan
+
+
+def _over_budget(books: Books, plan: PlannedRelease, new: Spend) -> str | None:
+    """None if the charge fits, otherwise the sentence that refuses it."""
+    limits, spends = books.limits, books.spends
+    already = _already(books, new.study, plan.what)
+    left = max(1, plan.times - already)
+    # The whole rest of the plan is one history that stays the same from round to round, so its figure is
+    # known after the first. Where it fits, so does a part of it: figures only grow with charges.
+    if budget.check(limits, spends, new, left) is None:
+        return None
+    exceeded = budget.check(limits, spends, new)
+    if exceeded is None:
+        return None
+    return f"{exceeded.words()}; {already} of {plan.times} were charged, and 0 more fit"
+
+
+def _already(books: Books, study: str, what: str) -> int:
+    return sum(made.study == study and made.what == what for made in books.reservations.values())
+
+
+def _shortfall(books: Books, study: str, releases: tuple[Release, ...], year: int) -> str | None:
+    """None if all that a study plans fits, otherwise the sentence that refuses it."""
+    limits, spends = books.limits, books.spends
+    for index, release in enumerate(releases):
+        new = Spend(study, year, release.charge)
+        exceeded = budget.check(limits, spends, new, release.times)
+        if exceeded is not None:
+            fit = budget.rounds_that_fit(limits, spends, new, release.times)
+            before = f" after its {releases[index - 1].what}" if index else ""
+            return f"{exceeded.words()}; {fit} of its {release.times} x {release.what}{before} fit"
+        spends += (new,) * release.times
+    return None
+
+
+def _resumed(before: Reservation, charge: AnyCharge, path: Path) -> Reservation:
+    if before.charge != charge:
+        raise PrivacyError(
+            f"{before.what} {before.round} was reserved with another charge",
+            where=str(path),
+            fix="parameters are fixed before a study's first release",
+        )
+    if before.released_sha256 is not None:
+        raise _released(before, path)
+    return Reservation(before.counter, before.head, before.time, *before.key, before.charge, resumed=True)
+
+
+def _released(before: Reservation, path: Path) -> PrivacyError:
+    return PrivacyError(
+        f"{before.what} {before.round} was released already; training it again would be a second release "
+        "for one charge",
+        where=str(path),
+        fix=f"send the same bytes again, or reserve attempt {before.attempt + 1}, which is charged anew",
+    )
+
+
+def _lost(folder: Path) -> RunError:
+    return RunError(
+        "this site's privacy ledger is missing, and with it what was spent",
+        where=str(folder / NAME),
+        fix="restore it from a backup. If it is lost for good, a person starts a new one and says why: "
+        "secure-triplay budget start --site DIR --policy POLICY --approved-by NAME --replaces REASON",
+    )
+
+
+def _never(folder: Path) -> RunError:
+    return RunError(
+        "this site has no privacy ledger yet, so nothing can be charged and nothing released",
+        where=str(folder / NAME),
+        fix="a person starts it, once: "
+        "secure-triplay budget start --site DIR --policy POLICY --approved-by NAME",
+    )

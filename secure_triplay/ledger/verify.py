@@ -1,0 +1,235 @@
+"""`audit verify`: is a bundle what it says it is? Offline, from the bundle alone.
+
+It shows that the bundle was signed by the key it names, that its entries are one unbroken chain of that key,
+that every figure follows from the charges, and that table and page say what the entries say. Whose key it is,
+and whether others hold a later head, are the two questions that need somebody else: `Verified` names both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secure_triplay import __version__
+from secure_triplay.crypto.identity import Identity, Purpose
+from secure_triplay.errors import CryptoError, PrivacyError, RunError
+from secure_triplay.ledger.entries import Entry, canonical, verify_chain
+from secure_triplay.ledger.evidence import FORMAT, charges_csv, require_bounded, statement
+from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME, page
+
+MAX_BUNDLE_BYTES = 1 << 28
+_TOLERANCE = 1e-6  # relative: other processors round otherwise
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was verified, and what only other people can confirm."""
+
+    site: str
+    identity: Identity
+    entries: int
+    charges: int
+    figures: tuple[dict[str, Any], ...]
+    rollback: str
+    peers: tuple[str, ...]
+    notes: tuple[str, ...]
+    chain: tuple[Entry, ...]
+
+
+def verify(
+    bundle: Path,
+    *,
+    site: Identity | None = None,
+    peers: frozenset[str] | None = None,
+    second_accountant: bool | None = None,
+) -> Verified:
+    """Verify an evidence bundle; return what holds, or raise.
+
+    `site` is the key it has to be signed with, where the auditor has it from elsewhere; `peers` the keys,
+    in hex, whose countersignatures count. `second_accountant` False skips Opacus' PRV figure (it takes some
+    seconds).
+
+    Raises:
+        RunError: a file is missing or is no bundle.
+        CryptoError: signature, chain, receipts or files do not verify.
+        PrivacyError: a figure is not what the charges give, or the entries break a rule of the ledger.
+    """
+    signed, texts = _read(bundle)
+    evidence, identity = _signed_by(signed, site, bundle)
+    for name, text in texts.items():
+        if signed["files"].get(name) != hashlib.sha256(text.encode()).hexdigest():
+            raise CryptoError(
+                f"{name} is not the file that was signed",
+                where=str(bundle / name),
+                fix="ask the site for the bundle again",
+            )
+    entries = tuple(Entry.from_json(value) for value in evidence["entries"])
+    verify_chain(entries, identity)
+    prv = evidence.get("second_accountant") is True if second_accountant is None else second_accountant
+    derived = statement(entries, identity, second_accountant=prv)
+    notes = []
+    if prv != evidence.get("second_accountant"):
+        notes.append("The second accountant's figures were not recomputed.")
+        for row, claimed in zip(derived["figures"], evidence["figures"], strict=False):
+            row["epsilon_prv"] = claimed.get("epsilon_prv")
+        derived["second_accountant"] = evidence.get("second_accountant")
+    claimed = {key: value for key, value in evidence.items() if key not in ("software", "entries")}
+    different = _difference(derived, claimed, "evidence")
+    if different:
+        raise PrivacyError(
+            f"the bundle claims what its charges do not give: {different}",
+            where=str(bundle / JSON_NAME),
+            fix="do not rely on any figure of it; ask the site for a new export",
+        )
+    require_bounded(evidence)
+    if texts[CSV_NAME] != charges_csv(evidence):
+        raise PrivacyError(
+            "the table of charges is not what the entries say",
+            where=str(bundle / CSV_NAME),
+            fix="rely on evidence.json alone, and ask the site why",
+        )
+    if evidence["software"] != __version__:
+        notes.append(f"The page was made by version {evidence['software']}; its wording was not compared.")
+    elif texts[PAGE_NAME] != page(evidence):
+        raise PrivacyError(
+            "the page does not say what the entries say",
+            where=str(bundle / PAGE_NAME),
+            fix="rely on evidence.json alone, and ask the site why",
+        )
+    anchors = evidence["anchors"]
+    known = tuple(peer for peer in anchors["peers"] if peers is None or peer in peers)
+    if site is None:
+        notes.append(
+            f"Signed by {identity.fingerprint}: compare this with the site's own fingerprint, out of band."
+        )
+    return Verified(
+        evidence["site"],
+        identity,
+        len(entries),
+        len(evidence["charges"]),
+        tuple(evidence["figures"]),
+        _rollback(anchors, known),
+        known,
+        tuple(notes),
+        entries,
+    )
+
+
+def _rollback(anchors: dict[str, Any], known: tuple[str, ...]) -> str:
+    if not known:
+        return "rollback not excluded: nobody known countersigned this ledger"
+    if anchors["charges_after"]:
+        return (
+            f"rollback excluded up to entry {anchors['last_counter']} by {len(known)} others; "
+            f"not excluded for the {anchors['charges_after']} charges after it"
+        )
+    return (
+        f"countersigned up to entry {anchors['last_counter']} by {len(known)} others; rollback is "
+        "excluded if that is "
+        "the last head that they hold"
+    )
+
+
+def _read(bundle: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The signed JSON and the other files as text. Raises RunError."""
+    names = (JSON_NAME, CSV_NAME, PAGE_NAME)
+    try:
+        if sum((bundle / name).stat().st_size for name in names) > MAX_BUNDLE_BYTES:
+            raise RunError("the bundle is larger than any real one", where=str(bundle), fix="do not open it")
+        texts = {name: (bundle / name).read_bytes().decode() for name in names}
+        signed = json.loads(texts.pop(JSON_NAME), parse_constant=_no_number)
+    except OSError as error:
+        raise RunError(
+            f"the bundle cannot be read: {error.strerror}",
+            where=str(error.filename or bundle),
+            fix=f"a bundle is a folder with {', '.join(names)}",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"the bundle is not what an export writes: {error}",
+            where=str(bundle),
+            fix="ask the site for it again",
+        ) from error
+    if not (
+        isinstance(signed, dict)
+        and set(signed) == {"evidence", "files", "signature"}
+        and isinstance(signed["evidence"], dict)
+        and isinstance(signed["files"], dict)
+        and set(signed["files"]) == {CSV_NAME, PAGE_NAME}
+        and signed["evidence"].get("format") == FORMAT
+    ):
+        raise RunError(
+            "this is no evidence bundle of a version known here",
+            where=str(bundle / JSON_NAME),
+            fix="verify it with the version of secure_triplay that wrote it",
+        )
+    return signed, texts
+
+
+def _signed_by(
+    signed: dict[str, Any], site: Identity | None, bundle: Path
+) -> tuple[dict[str, Any], Identity]:
+    """The evidence and the key that signed it. Raises CryptoError."""
+    evidence = signed["evidence"]
+    try:
+        identity = Identity(bytes.fromhex(evidence["public_key"]))
+        signature = bytes.fromhex(signed["signature"])
+        content = canonical({"evidence": evidence, "files": signed["files"]})
+        if not isinstance(evidence["entries"], list) or not isinstance(evidence["figures"], list):
+            raise ValueError("lists are due")
+        evidence["software"], evidence["anchors"], evidence["site"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CryptoError(
+            "the bundle names no key or has no signature",
+            where=str(bundle / JSON_NAME),
+            fix="ask the site for it again",
+        ) from error
+    if site is not None and site != identity:
+        raise CryptoError(
+            f"the bundle is signed by {identity.fingerprint}, and {site.fingerprint} was expected",
+            where=str(bundle / JSON_NAME),
+            fix="ask the site which key is its own",
+        )
+    try:
+        identity.verify(signature, Purpose.EVIDENCE, content)
+    except CryptoError as error:
+        raise CryptoError(
+            "the bundle was changed after it was signed",
+            where=str(bundle / JSON_NAME),
+            fix="ask the site for it again",
+        ) from error
+    return evidence, identity
+
+
+def _difference(ours: Any, theirs: Any, where: str) -> str:
+    """Where two plain values differ, beyond the last digits of a figure; empty if nowhere."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if set(ours) != set(theirs):
+            return f"{where} has other fields"
+        return next(filter(None, (_difference(ours[key], theirs[key], f"{where}.{key}") for key in ours)), "")
+    if isinstance(ours, (list, tuple)) and isinstance(theirs, list):
+        if len(ours) != len(theirs):
+            return f"{where} has {len(theirs)} items, and {len(ours)} follow from the entries"
+        return next(
+            filter(
+                None,
+                (
+                    _difference(a, b, f"{where}[{i}]")
+                    for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
+                ),
+            ),
+            "",
+        )
+    if isinstance(ours, float) and isinstance(theirs, float):
+        close = abs(ours - theirs) <= _TOLERANCE * max(1.0, abs(ours))
+        return "" if close else f"{where} is stated as {theirs:.6g}, and {ours:.6g} follows from the charges"
+    return (
+        "" if type(ours) is type(theirs) and ours == theirs else f"{where} is stated as {str(theirs)[:80]!r}"
+    )
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no figure")

@@ -1,0 +1,397 @@
+"""A site's own policy: what it will take part in, whatever a study asks.
+
+The file is written by people at the site and read from the site's own disk; nothing that a server or a
+study sends changes it. Every rule has to be stated: a rule that is left out is refused, not assumed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from secure_triplay.config import (
+    Count,
+    Frozen,
+    Name,
+    Positive,
+    Sha256,
+    Study,
+    _lists_to_tuples,
+    _readable,
+    read_yaml,
+)
+from secure_triplay.errors import ConfigError, PrivacyError
+
+Export = Literal["adapter", "budget-evidence", "audit-log", "accuracy"]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+_PROTECTS = {"record": 0, "patient": 1}
+
+
+class Hours(Frozen):
+    """A stretch of some days in which training may run; `until` before `from` means past midnight."""
+
+    days: Annotated[tuple[Day, ...], Field(min_length=1)] = DAYS
+    start: str = Field(alias="from", description='local time, in quotes, such as "18:00"')
+    until: str = Field(description='local time, in quotes; "24:00" is the end of the day')
+
+    @field_validator("start", "until", mode="before")
+    @classmethod
+    def _clock(cls, value: Any) -> Any:
+        # YAML reads 18:00 without quotes as the number 1080, and 06:00 as text.
+        if not isinstance(value, str) or not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d|24:00", value):
+            raise ValueError('write a time of day in quotes, such as "18:00"')
+        return value
+
+    @model_validator(mode="after")
+    def _some_time(self) -> Hours:
+        if self.start == self.until or self.start == "24:00":
+            raise ValueError('this is no time at all; a whole day is from "00:00" until "24:00"')
+        return self
+
+    def holds(self, local: datetime) -> bool:
+        """Whether a local time lies in it; a night belongs to the day on which it begins."""
+        minute = local.hour * 60 + local.minute
+        start, until = _minutes(self.start), _minutes(self.until)
+        today, yesterday = DAYS[local.weekday()], DAYS[local.weekday() - 1]
+        if start < until:
+            return today in self.days and start <= minute < until
+        return (today in self.days and minute >= start) or (yesterday in self.days and minute < until)
+
+    def __str__(self) -> str:
+        days = "every day" if set(self.days) == set(DAYS) else ", ".join(self.days)
+        return f"{days} from {self.start} to {self.until}"
+
+
+class Delta(Frozen):
+    """How small delta must be: at most 1 / (times_patients x the most patients, or records, at the site)."""
+
+    times_patients: Annotated[int, Field(ge=100)] = Field(
+        100, description="larger is stricter; 100 is the floor"
+    )
+    most_patients: Count | None = Field(
+        None, description="public upper bound on this site's patients, no count"
+    )
+    most_records: Count | None = Field(
+        None, description="public upper bound on this site's records, no count"
+    )
+
+
+class SitePolicy(Frozen):
+    """What one site allows. Public within the study: it holds no secret and no count of what is there."""
+
+    policy: Name
+    approved_by: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="who answers for this file"
+    )
+    approved_on: date | None = None
+
+    epsilon_per_study: Annotated[Positive, Field(le=100)]
+    epsilon_per_year: Annotated[Positive, Field(le=1000)] = Field(
+        description="over all studies of a calendar year in UTC; the site's ledger enforces it"
+    )
+    smallest_privacy_unit: Literal["record", "patient"] = Field(
+        description="patient: a study that protects single records only is refused"
+    )
+    delta: Delta
+    unsafe_allow_dp_off: bool = Field(False, description="take part in studies without any privacy")
+
+    fewest_participants: Annotated[int, Field(ge=2)] = Field(
+        description="sites in a study, and in every round"
+    )
+    allow_two_site_studies: bool = Field(
+        False, description="with two sites each can work out the other's update from the sum"
+    )
+
+    allowed_backbone_sha256: Literal["any"] | tuple[Sha256, ...] = Field(
+        description="hashes of the weight files that may run here, or the word any"
+    )
+    allowed_licences: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    timezone: str = Field("UTC", description="of allowed_hours, such as Europe/Berlin")
+    allowed_hours: Literal["always"] | Annotated[tuple[Hours, ...], Field(min_length=1)]
+    may_export: tuple[Export, ...] = Field(description="what may leave the site on a person's command")
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError("no such time zone; names are such as Europe/Berlin or UTC") from error
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SitePolicy:
+        if self.epsilon_per_study > self.epsilon_per_year:
+            raise ValueError(
+                "epsilon_per_study is larger than epsilon_per_year, so one of them means nothing"
+            )
+        if self.allow_two_site_studies and self.fewest_participants > 2:
+            raise ValueError(
+                f"allow_two_site_studies is true, but fewest_participants is {self.fewest_participants}; "
+                "set it to 2, or do not allow them"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One rule that a study breaks: what it asks, what the policy allows, what a person could do."""
+
+    rule: str
+    asked: str
+    allowed: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.asked}; {self.allowed}. {self.fix}"
+
+
+def load_policy(path: str | Path) -> SitePolicy:
+    """The policy in a site's own YAML file.
+
+    Raises ConfigError that names the key and, for an unknown key, the nearest known one.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    fix = "start from one of configs/policies/; `secure-triplay policy schema` lists every key"
+    if not isinstance(content, dict):
+        raise ConfigError("a policy is a mapping of keys", where=str(path), fix=fix)
+    try:
+        return SitePolicy.model_validate(_lists_to_tuples(content))
+    except ValidationError as error:
+        raise ConfigError(_readable(error, str(path)).what, where=str(path), fix=fix) from error
+
+
+def policy_schema() -> dict[str, Any]:
+    """JSON Schema of a policy file, for editors."""
+    schema = SitePolicy.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
+def check_study(policy: SitePolicy, study: Study, now: datetime) -> list[Refusal]:
+    """Every rule that the study breaks at this moment; an empty list means that the site may take part.
+
+    What was spent before is the ledger's to know; this checks what one study asks for.
+    """
+    refusals = check_terms(policy, study)
+    hours = check_hours(policy, now)
+    return refusals if hours is None else [*refusals, hours]
+
+
+def check_terms(policy: SitePolicy, study: Study) -> list[Refusal]:
+    """`check_study` without the hours: what `site join` shows, which people do by day."""
+    return [refusal for rule in _RULES for refusal in rule(policy, study)]
+
+
+def check_hours(policy: SitePolicy, now: datetime) -> Refusal | None:
+    """A refusal where training may not run now; `now` must carry its time zone. Raises PrivacyError."""
+    if now.tzinfo is None:
+        raise PrivacyError(
+            "a time without a time zone cannot be checked", where="allowed_hours", fix="pass UTC"
+        )
+    if policy.allowed_hours == "always":
+        return None
+    local = now.astimezone(ZoneInfo(policy.timezone))
+    if any(hours.holds(local) for hours in policy.allowed_hours):
+        return None
+    opens = next_opening(policy, now)
+    when = f"The study waits until {DAYS[opens.weekday()]} {opens:%H:%M}" if opens else "The study cannot run"
+    return Refusal(
+        "allowed_hours",
+        f"The study asks to train now, {DAYS[local.weekday()]} {local:%H:%M} ({policy.timezone})",
+        "the policy allows training " + ", and ".join(str(hours) for hours in policy.allowed_hours),
+        f"{when}, or a person widens allowed_hours.",
+    )
+
+
+def next_opening(policy: SitePolicy, now: datetime) -> datetime | None:
+    """The local time at which training may next run, within eight days; `now` where it may."""
+    zone = ZoneInfo(policy.timezone)
+    if policy.allowed_hours == "always":
+        return now.astimezone(zone)
+    moment = now.astimezone(UTC)
+    # Minute by minute in UTC, so that nights on which the clock is changed come out right.
+    minutes = (moment.replace(second=0, microsecond=0) + timedelta(minutes=n) for n in range(1, 8 * 24 * 60))
+    for local in (later.astimezone(zone) for later in (moment, *minutes)):
+        if any(hours.holds(local) for hours in policy.allowed_hours):
+            return local
+    return None
+
+
+def check_participants(policy: SitePolicy, participants: int) -> Refusal | None:
+    """A refusal where a round has too few sites; for the study as a whole and for each round's survivors."""
+    if participants >= policy.fewest_participants and (participants > 2 or policy.allow_two_site_studies):
+        return None
+    if participants == 2 and policy.fewest_participants == 2:
+        return Refusal(
+            "allow_two_site_studies",
+            "The study asks to sum the updates of two sites, from which each can work out the other's",
+            "the policy does not consent to studies of two sites",
+            "Wait for a third site, or a person sets allow_two_site_studies to true.",
+        )
+    return Refusal(
+        "fewest_participants",
+        f"The study asks to sum the updates of {participants} site{'s' * (participants != 1)}",
+        f"the policy allows no fewer than {policy.fewest_participants}",
+        "Find more sites, or a person lowers fewest_participants.",
+    )
+
+
+def check_export(policy: SitePolicy, what: Export) -> Refusal | None:
+    """A refusal where `what` may not leave the site."""
+    if what in policy.may_export:
+        return None
+    allowed = ", ".join(policy.may_export) or "nothing"
+    return Refusal(
+        "may_export",
+        f"Somebody asks to take the {what} out of the site",
+        f"the policy lets out: {allowed}",
+        f"A person adds {what} to may_export.",
+    )
+
+
+def _epsilon(policy: SitePolicy, study: Study) -> list[Refusal]:
+    if study.dp is None:
+        if policy.unsafe_allow_dp_off:
+            return []
+        return [
+            Refusal(
+                "unsafe_allow_dp_off",
+                "The study asks to train without differential privacy, so that what it reveals is not "
+                "bounded",
+                f"the policy allows an epsilon of {policy.epsilon_per_study:g} at most",
+                "The study sets an epsilon; only for data that are public already, a person sets "
+                "unsafe_allow_dp_off.",
+            )
+        ]
+    limits = {
+        "epsilon_per_study": (policy.epsilon_per_study, "a study"),
+        "epsilon_per_year": (policy.epsilon_per_year, "a year"),
+    }
+    return [
+        Refusal(
+            rule,
+            f"The study asks for epsilon {study.dp.epsilon:g}",
+            f"the policy allows {most:g} {per} at most",
+            f"The study lowers its epsilon to {most:g} (see `secure-triplay budget plan`), or a person "
+            f"raises {rule}.",
+        )
+        for rule, (most, per) in limits.items()
+        if study.dp.epsilon > most
+    ]
+
+
+def _unit(policy: SitePolicy, study: Study) -> list[Refusal]:
+    if study.dp is None or _PROTECTS[study.dp.unit] >= _PROTECTS[policy.smallest_privacy_unit]:
+        return []
+    return [
+        Refusal(
+            "smallest_privacy_unit",
+            f"The study protects each {study.dp.unit}, so that somebody with many is protected less",
+            f"the policy asks that it protects each {policy.smallest_privacy_unit}",
+            "The study sets unit: patient with max_records_per_patient, or a person sets "
+            "smallest_privacy_unit: record.",
+        )
+    ]
+
+
+def _delta(policy: SitePolicy, study: Study) -> list[Refusal]:
+    if study.dp is None:
+        return []
+    dp, own = study.dp, policy.delta
+    here = own.most_patients if dp.unit == "patient" else own.most_records
+    units = max(dp.max_units_per_site, here or 0)
+    refusals = []
+    if here is not None and here > dp.max_units_per_site:
+        refusals.append(
+            Refusal(
+                "delta",
+                f"The study assumes at most {dp.max_units_per_site:,} {dp.unit}s at any site",
+                f"this site may hold up to {here:,} by its policy",
+                f"The study raises max_units_per_site to {here:,} or more, and lowers delta with it.",
+            )
+        )
+    most = 1 / (own.times_patients * units)
+    if dp.delta > most * (1 + 1e-9):
+        shown = _down(most)
+        refusals.append(
+            Refusal(
+                "delta",
+                f"The study asks for delta {dp.delta:g}",
+                f"the policy allows {shown} at most, which is 1 / ({own.times_patients:,} x {units:,} "
+                f"{dp.unit}s)",
+                f"The study lowers delta to {shown}, or a person lowers times_patients (not below 100).",
+            )
+        )
+    return refusals
+
+
+def _participants(policy: SitePolicy, study: Study) -> list[Refusal]:
+    refusal = check_participants(policy, len(study.sites))
+    return [] if refusal is None else [refusal]
+
+
+def _backbone(policy: SitePolicy, study: Study) -> list[Refusal]:
+    backbone, refusals = study.backbone, []
+    if policy.allowed_backbone_sha256 != "any":
+        wanted = {"weights": backbone.sha256}
+        if backbone.text_sha256 is not None:
+            wanted["text tower"] = backbone.text_sha256
+        for part, sha256 in wanted.items():
+            if sha256 in policy.allowed_backbone_sha256:
+                continue
+            named = f"sha256 {sha256}" if sha256 else "random weights, which have no hash"
+            refusals.append(
+                Refusal(
+                    "allowed_backbone_sha256",
+                    f"The study asks to run {backbone.name} ({part}: {named})",
+                    f"the policy allows {len(policy.allowed_backbone_sha256)} weight file(s), and not "
+                    "this one",
+                    "A person who has checked that file adds its sha256 to allowed_backbone_sha256."
+                    if sha256
+                    else "The study names a weight file by its sha256.",
+                )
+            )
+    if backbone.licence not in policy.allowed_licences:
+        refusals.append(
+            Refusal(
+                "allowed_licences",
+                f"The study asks to run {backbone.name} under the licence {backbone.licence}",
+                f"the policy allows {', '.join(policy.allowed_licences)}",
+                "The study takes another backbone, or a person who has read the licence adds it to "
+                "allowed_licences.",
+            )
+        )
+    return refusals
+
+
+_RULES: tuple[Callable[[SitePolicy, Study], list[Refusal]], ...] = (
+    _epsilon,
+    _unit,
+    _delta,
+    _participants,
+    _backbone,
+)
+
+
+def _minutes(clock: str) -> int:
+    hours, minutes = clock.split(":")
+    return int(hours) * 60 + int(minutes)
+
+
+def _down(value: float) -> str:
+    """Two digits, rounded down: what is printed as allowed is allowed."""
+    size = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{math.floor(value / size * (1 + 1e-12)) * size:.2g}"

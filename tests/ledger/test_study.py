@@ -1,0 +1,55 @@
+"""A study's file and its ledger mean the same budget."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+
+from secure_triplay.config import parse_study
+from secure_triplay.errors import PrivacyError
+from secure_triplay.ledger.budget import Unprotected, figures
+from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.study import simulated_limits, training_release
+from secure_triplay.privacy.accounting import noise_multiplier_for
+
+
+def test_a_simulated_site_can_run_its_study_to_the_last_round_and_no_further(demo, tmp_path, identity):
+    study = parse_study(demo)
+    dp = study.dp
+    noise = noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps)
+    release = training_release(study, noise)
+    with Ledger.create(
+        tmp_path / "site", identity, site="site", limits=simulated_limits(study), approved_by="simulation"
+    ) as ledger:
+        ledger.approve(study.sha256, study.study, [release], approved_by="simulation")
+        for number in range(1, study.training.rounds + 1):
+            ledger.reserve(release.charge, study=study.sha256, round=number)
+        assert 0.99 * dp.epsilon < figures(ledger.books.spends, dp.delta).deciding <= dp.epsilon
+        with pytest.raises(PrivacyError):
+            ledger.reserve(release.charge, study=study.sha256, round=study.training.rounds + 1)
+        repeat = partial(ledger.reserve, release.charge, study=study.sha256, attempt=2)
+        with pytest.raises(PrivacyError, match="0 more fit"):  # new attempts are charged anew
+            [repeat(round=number) for number in (1, 2, 3)]
+
+
+def test_a_study_without_privacy_is_charged_without_bound(demo, tmp_path, identity):
+    dp = demo.pop("privacy")
+    rate, size = dp["sampling_rate"], dp["expected_batch_size"]
+    demo["privacy"] = {"unsafe_dp_off": True, "sampling_rate": rate, "expected_batch_size": size}
+    demo.setdefault("codec", {})["range"] = 0.1
+    study = parse_study(demo)
+    release = training_release(study, 0.0)
+    assert isinstance(release.charge, Unprotected)
+    with Ledger.create(
+        tmp_path / "site", identity, site="site", limits=simulated_limits(study), approved_by="simulation"
+    ) as ledger:
+        ledger.approve(study.sha256, study.study, [release], approved_by="simulation")
+        ledger.reserve(release.charge, study=study.sha256, round=1)
+        assert math.isinf(figures(ledger.books.spends, 1e-6).deciding)
+
+
+def test_a_private_study_without_noise_is_refused(demo):
+    with pytest.raises(PrivacyError):
+        training_release(parse_study(demo), 0.0)

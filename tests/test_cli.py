@@ -1,0 +1,87 @@
+"""The command: errors in three parts with an exit code of their own, never a traceback; JSON where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+
+def run(*arguments: str, cwd=None, env=None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from secure_triplay.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120, check=False)
+
+
+def assert_plain_error(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    for part in ("Error:", "What to do:", *parts):
+        assert part in " ".join(done.stderr.split())
+
+
+def test_config_check_says_in_plain_words_what_a_study_does(root):
+    done = run("config", "check", str(root / "configs" / "demo.yaml"))
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    for part in ("epsilon 8", "per record and site", "16 rounds", "server and one site together"):
+        assert part in words
+
+
+def test_config_check_json_holds_the_same_topics(root):
+    content = json.loads(run("config", "check", str(root / "configs" / "demo.yaml"), "--json").stdout)
+    assert {"Study", "Data", "Model", "Privacy", "Server", "Not protected"} <= set(content)
+
+
+def test_config_schema_is_a_json_schema():
+    assert json.loads(run("config", "schema").stdout)["title"] == "Study"
+
+
+def test_an_unknown_key_is_an_error_with_exit_code_3(tmp_path, demo):
+    demo["trainig"] = demo.pop("training")
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(demo))
+    assert_plain_error(run("config", "check", str(path)), 3, "did you mean `training`?", "study.yaml")
+
+
+def test_an_output_folder_that_exists_is_left_alone(tmp_path, root):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("kept")
+    assert_plain_error(
+        run("simulate", str(root / "configs" / "demo.yaml"), "--out", str(tmp_path / "run")), 9, "exists"
+    )
+    assert (tmp_path / "run" / "precious").read_text() == "kept"
+
+
+def test_a_budget_that_no_noise_gives_is_refused_before_anything_is_started(tmp_path, demo):
+    demo["privacy"]["epsilon"] = 1e-9
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(demo))
+    done = run("simulate", str(path), "--out", str(tmp_path / "run"))
+    assert_plain_error(done, 3, "privacy.epsilon")
+    assert not list(tmp_path.glob("run*"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nonsense",), ("simulate",), ("simulate", "a.yaml", "--no-such-option")]
+)
+def test_wrong_usage_exits_with_2_and_no_traceback(arguments):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Usage" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("simulate",), ("config",), ("config", "check"), ("bench", "crypto")]
+)
+def test_every_command_has_help(command):
+    done = run(*command, "--help")
+    assert done.returncode == 0
+    assert "secure-triplay" in done.stdout or "Usage" in done.stdout
+
+
+def test_version_is_printed():
+    assert run("--version").stdout.startswith("secure-triplay ")

@@ -1,0 +1,168 @@
+"""A study file is taken whole and as meant, or refused with the key, the reason and the mend."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from secure_triplay.config import load_study, parse_study, study_schema
+from secure_triplay.errors import ConfigError
+
+
+def changed(content: dict, path: str, value: object) -> dict:
+    """A copy with one key set; "DELETE" removes it."""
+    content = copy.deepcopy(content)
+    *parents, last = path.split(".")
+    part = content
+    for key in parents:
+        part = part[key]
+    if value == "DELETE":
+        del part[last]
+    else:
+        part[last] = value
+    return content
+
+
+@pytest.mark.parametrize("name", ["demo", "blood-cells", "hospital"])
+def test_every_shipped_study_loads(name, root, monkeypatch):
+    monkeypatch.setenv("BLOOD_CELLS", "/data")
+    monkeypatch.setenv("HOSPITAL_DATA", "/data")
+    assert load_study(root / "configs" / f"{name}.yaml").study == name
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("privacy.epsilonn", 8.0, "privacy.epsilonn: unknown key; did you mean `epsilon`?"),
+        ("trainig", {}, "trainig: unknown key; did you mean `training`?"),
+        ("adapter.ranks", 4, "did you mean `rank`?"),
+        ("data.partition.alfa", 0.3, "did you mean `alpha`?"),
+        ("training.rounds", "twenty", "training.rounds: Input should be a valid integer (given: 'twenty')"),
+        ("training.rounds", 0, "training.rounds: Input should be greater than or equal to 1 (given: 0)"),
+        ("training.rounds", True, "training.rounds"),
+        (
+            "privacy.sampling_rate",
+            1.5,
+            "privacy.sampling_rate: Input should be less than or equal to 1 (given: 1.5)",
+        ),
+        (
+            "privacy.epsilon",
+            0.0,
+            "privacy.epsilon: Input should be greater than or equal to 0.001 (given: 0.0)",
+        ),
+        ("privacy.epsilon", float("nan"), "privacy.epsilon"),
+        (
+            "privacy.delta",
+            0.001,
+            "delta 0.001 is too large: with at most 2,000 records at a site it may be 5e-06",
+        ),
+        ("privacy.unit", "patient", "max_records_per_patient"),
+        ("privacy", "DELETE", "privacy: missing"),
+        ("classes", [{"name": "one", "prompts": ["a"]}], "classes"),
+        ("classes", [{"name": "a", "prompts": []}, {"name": "b", "prompts": ["b"]}], "prompts"),
+        ("sites", [{"name": "north"}, {"name": "north"}], "site name north stands more than once"),
+        ("sites", [{"name": "North Clinic"}], "sites.0.name"),
+        ("backbone.licence", "CC-BY-NC-4.0", "licence 'CC-BY-NC-4.0' is not among allowed_licences"),
+        ("backbone.sha256", "DELETE", "sha256 of the weight file is missing"),
+        ("backbone.sha256", "1234", "backbone.sha256"),
+        ("backbone.quantization", "int4", "backbone.quantization"),
+        ("adapter.target_modules", "attn.(", "not a regular expression"),
+        ("server_optimiser.average_last", 99, "average_last is larger than training.rounds"),
+        ("codec.value_bits", 1, "codec.value_bits"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_mend(demo, path, value, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse_study(changed({"codec": {}, **demo}, path, value))
+    assert expected in caught.value.what
+
+
+def test_a_study_without_privacy_needs_the_unsafe_key_and_a_range(demo):
+    off = {"sampling_rate": 0.25, "expected_batch_size": 500}
+    with pytest.raises(ConfigError):
+        parse_study(changed(demo, "privacy", off))
+    with pytest.raises(ConfigError, match=r"codec\.range is missing"):
+        parse_study(changed(demo, "privacy", off | {"unsafe_dp_off": True}))
+    with pytest.raises(ConfigError):
+        parse_study(
+            changed(changed(demo, "privacy", off | {"unsafe_dp_off": False}), "codec", {"range": 0.1})
+        )
+    study = parse_study(
+        changed(changed(demo, "privacy", off | {"unsafe_dp_off": True}), "codec", {"range": 0.1})
+    )
+    assert study.dp is None
+
+
+def test_a_study_cannot_be_changed_after_it_was_read(demo):
+    study = parse_study(demo)
+    with pytest.raises(ValidationError):
+        study.privacy.epsilon = 80.0
+
+
+def test_the_hash_covers_what_is_agreed_on_and_not_where_a_machine_keeps_it(demo):
+    base = parse_study(demo).sha256
+    assert parse_study(copy.deepcopy(demo)).sha256 == base
+    assert parse_study(changed(demo, "privacy.epsilon", 4.0)).sha256 != base
+    assert parse_study(changed(demo, "seed", 1)).sha256 != base
+    manifests = [
+        changed(demo, "data", {"kind": "manifest", "manifest": path}) for path in ("/a/m.csv", "/b/m.csv")
+    ]
+    assert parse_study(manifests[0]).sha256 == parse_study(manifests[1]).sha256
+
+
+def test_config_sha256_is_that_of_the_file(root):
+    path = root / "configs" / "demo.yaml"
+    assert load_study(path).file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "where"),
+    [
+        ("", "empty", ""),
+        ("- a\n- b\n", "mapping", ""),
+        ("study: [1, 2\n", "not YAML", "line"),
+        ("study: demo\nstudy: other\n", "given twice", "line 2"),
+        ("study: !!python/object/apply:os.system ['true']\n", "not YAML", "line 1"),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused_with_the_line(tmp_path, text, what, where):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert what in caught.value.what
+    assert where in caught.value.where
+
+
+def test_missing_and_binary_files_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_study(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study(tmp_path / "binary.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study(tmp_path)
+
+
+def test_paths_are_taken_from_the_study_files_folder_and_variables_must_be_set(tmp_path, demo, monkeypatch):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        yaml.safe_dump(changed(demo, "data", {"kind": "manifest", "manifest": "cells/manifest.csv"}))
+    )
+    assert load_study(path).data.manifest == str(tmp_path / "cells" / "manifest.csv")
+    monkeypatch.delenv("NOT_SET_ANYWHERE", raising=False)
+    path.write_text(
+        yaml.safe_dump(changed(demo, "data", {"kind": "manifest", "manifest": "$NOT_SET_ANYWHERE/m.csv"}))
+    )
+    with pytest.raises(ConfigError, match="variable that is not set"):
+        load_study(path)
+
+
+def test_the_schema_names_every_key_of_the_demo(demo):
+    schema = study_schema()
+    assert set(demo) <= set(schema["properties"])
+    assert schema["additionalProperties"] is False

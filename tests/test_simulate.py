@@ -1,0 +1,220 @@
+"""One small study, run for real: workers, keys, SuperLink, ciphertexts. What it leaves is held against its claims."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import dp_accounting
+import numpy as np
+import psutil
+import pytest
+import yaml
+from dp_accounting.rdp import RdpAccountant
+from safetensors.numpy import load_file
+
+from secure_triplay.config import parse_study
+from secure_triplay.data.split import split_study
+from secure_triplay.errors import SecureTriplayError
+from secure_triplay.prepare import load_study_backbone
+from secure_triplay.simulate import simulate
+
+ROOT = Path(__file__).parent.parent
+
+
+def small_study() -> dict:
+    content = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    content["data"] |= {
+        "records_per_site": 80,
+        "holdout_per_site": 10,
+        "test_images": 40,
+        "public_images": 40,
+    }
+    content["training"] |= {"rounds": 2}
+    content["privacy"] |= {"expected_batch_size": 20}
+    content["server_optimiser"] |= {"average_last": 1}
+    content["sites"] = content["sites"][:3]
+    return content
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(folder, summary) of a finished run, with everything kept that the server was given."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    simulate(parse_study(small_study()), folder, keep_received=True)
+    return folder, json.loads((folder / "summary.json").read_text())
+
+
+def test_a_finished_run_holds_what_the_readme_says(run):
+    folder, _ = run
+    assert {path.name for path in folder.iterdir()} == {
+        "summary.json",
+        "report.html",
+        "adapter",
+        "server",
+        "sites",
+        "study.json",
+    }
+    assert {path.name for path in (folder / "adapter").iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "README.md",
+    }
+    assert not list(folder.parent.glob("*.partial"))
+
+
+def test_no_process_outlives_a_run(run):
+    children = [child.name() for child in psutil.Process().children(recursive=True)]
+    assert not [name for name in children if "flower" in name or "ray" in name]
+
+
+def test_summary_adds_up(run):
+    _, summary = run
+    upload = summary["upload"]
+    assert upload["plaintext_fp32_bytes"] == 4 * upload["n_params"] == 4 * 24_576
+    assert upload["bytes_per_param"] == pytest.approx(upload["bytes_per_site_per_round"] / upload["n_params"])
+    assert upload["bytes_per_param"] <= 3.5
+    assert upload["download_bytes_per_param"] <= 5.5
+    assert summary["rounds"] == 2
+    assert len(summary["accuracy"]["per_round"]) == 2
+    assert len(summary["privacy"]) == 3
+    assert summary["backbone"]["sha256"] == small_study()["backbone"]["sha256"]
+
+
+def test_claimed_epsilon_stands_before_another_accountant(run):
+    """RDP bounds from above and loosely: it must lie above the PLD figure, and not far."""
+    for claim in run[1]["privacy"]:
+        assert claim["epsilon"] <= 8.0
+        accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+        event = dp_accounting.PoissonSampledDpEvent(
+            claim["sampling_rate"], dp_accounting.GaussianDpEvent(claim["noise_multiplier"])
+        )
+        accountant.compose(dp_accounting.SelfComposedDpEvent(event, claim["steps"]))
+        assert claim["epsilon"] <= accountant.get_epsilon(claim["delta"]) <= 1.6 * claim["epsilon"]
+        assert claim["steps"] == 2
+
+
+def test_every_upload_was_accepted_and_none_refused(run):
+    folder, summary = run
+    events = [json.loads(line) for line in (folder / "server" / "events.jsonl").read_text().splitlines()]
+    outcomes = [event["outcome"] for event in events if event["event"] == "received"]
+    assert outcomes == ["accepted"] * 6
+    assert summary["federation"]["uploads_refused"] == 0
+
+
+def test_budget_was_reserved_before_each_upload_left(run):
+    folder, _ = run
+    for journal in folder.glob("sites/*/journal.jsonl"):
+        names = [json.loads(line)["event"] for line in journal.read_text().splitlines()]
+        kept = [name for name in names if name in ("reserved", "uploaded")]
+        assert kept == ["reserved", "uploaded"] * 2
+
+
+def needles(folder: Path) -> dict[str, list[bytes]]:
+    """What must not be found: rows of pixels of sites' images, and rows of the adapter, as bytes."""
+    split = split_study(parse_study(small_study()))
+    images = [site.train.images([index])[0] for site in split.sites.values() for index in range(5)]
+    rows = [row.tobytes() for image in images for row in image if len(np.unique(row)) > 8]
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    trained = [value for name, value in weights.items() if "lora_B" in name]
+    return {
+        "image": rows,
+        "adapter": [row.astype("<f4").tobytes() for value in trained for row in value[:50]],
+    }
+
+
+def found(needle_rows: list[bytes], haystack: bytes) -> int:
+    return sum(row in haystack for row in needle_rows)
+
+
+def test_nothing_that_the_server_received_or_logged_holds_an_image_or_an_adapter(run):
+    folder, _ = run
+    wanted = needles(folder)
+    received = [path.read_bytes() for path in (folder / "server").rglob("*") if path.is_file()]
+    assert sum(map(len, received)) > 6 * 60_000
+    assert all(found(rows, content) == 0 for rows in wanted.values() for content in received)
+    # The search can find: the adapter in its file, an image in its own bytes.
+    assert found(wanted["adapter"], (folder / "adapter" / "adapter_model.safetensors").read_bytes()) > 100
+    assert found(wanted["image"], b"".join(wanted["image"])) == len(wanted["image"]) > 50
+
+
+def test_what_the_server_received_has_the_entropy_of_random_bytes(run):
+    folder, _ = run
+    for path in (folder / "server" / "received").iterdir():
+        body = path.read_bytes()[600:]
+        counts = np.bincount(np.frombuffer(body, np.uint8), minlength=256) / len(body)
+        assert -(counts[counts > 0] * np.log2(counts[counts > 0])).sum() > 7.99
+
+
+def test_record_counts_do_not_stand_in_the_servers_log(run):
+    text = (run[0] / "server" / "events.jsonl").read_text()
+    assert "records" not in text
+    assert not [word for word in ('": 80,', '": 80}') if word in text]
+
+
+def test_adapter_loads_with_plain_peft_without_a_missing_key(run, tmp_path):
+    from peft import PeftModel
+
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(small_study()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", message=".*kernels.*")
+        model = PeftModel.from_pretrained(load_study_backbone(study).model, run[0] / "adapter")
+    loaded = {name: value for name, value in model.named_parameters() if "lora_B" in name}
+    assert loaded
+    assert all(float(value.abs().max()) > 0 for value in loaded.values())
+
+
+def test_a_missing_manifest_ends_the_run_with_its_name_and_leaves_nothing(tmp_path):
+    content = copy.deepcopy(small_study())
+    content["data"] = {"kind": "manifest", "manifest": str(tmp_path / "none.csv"), "public_images": 10}
+    with pytest.raises(SecureTriplayError) as caught:
+        simulate(parse_study(content), tmp_path / "run")
+    assert "none.csv" in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing_and_no_process(tmp_path):
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(small_study()))
+    command = [
+        sys.executable,
+        "-c",
+        "from secure_triplay.cli import main; main()",
+        "simulate",
+        str(study),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    journal = tmp_path / "run.partial" / "sites" / "north" / "journal.jsonl"
+    for _ in range(1200):
+        if journal.exists() and '"ready"' in journal.read_text():
+            break
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(2)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped" in errors
+    assert "Traceback" not in errors
+    assert sorted(os.listdir(tmp_path)) == ["study.yaml"]
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_epsilon_rises_by_round_to_the_final_figure(run):
+    for claim in run[1]["privacy"]:
+        series = claim["epsilon_by_round"]
+        assert series == sorted(series)
+        assert math.isclose(series[-1], claim["epsilon"])
