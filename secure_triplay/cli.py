@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,11 @@ config_app = typer.Typer(help="Look at a study file before anything runs.", no_a
 bench_app = typer.Typer(help="Measure two ways side by side, on this machine.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
+
+budget_app = typer.Typer(help="Plan a privacy budget.", no_args_is_help=True)
+policy_app = typer.Typer(help="A site's own policy file.", no_args_is_help=True)
+app.add_typer(budget_app, name="budget")
+app.add_typer(policy_app, name="policy")
 
 StudyFile = Annotated[
     Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.", show_default=False)
@@ -130,6 +136,91 @@ def bench_crypto(
         _print_json(result)
     else:
         Console().print(bench_table(result))
+
+
+@bench_app.command("backbone", epilog="Example:  secure-triplay bench backbone --out audits/backbone-memory")
+def bench_backbone(
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None, as_json: AsJson = False
+) -> None:
+    """Memory of the frozen weights in nf4, int8 and full precision."""
+    from secure_triplay.bench.backbone import backbone_table, run_backbone_bench
+
+    with Console(stderr=True).status("loading"):
+        result = run_backbone_bench()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    if as_json:
+        _print_json(result)
+    else:
+        Console().print(backbone_table(result))
+
+
+@budget_app.command(
+    "plan", epilog="Example:  secure-triplay budget plan configs/demo.yaml --epsilon 3 --out plan"
+)
+def budget_plan(
+    study_file: StudyFile,
+    epsilon: Annotated[float | None, typer.Option(help="Another epsilon than the study's.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Another delta than the study's.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Other rounds than the study's.")] = None,
+    noise: Annotated[
+        float | None, typer.Option("--noise", help="A noise multiplier, to learn its epsilon.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for plan.json, plan.html and plots.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what noise an epsilon needs, or a noise gives, and what that leaves an attacker."""
+    from secure_triplay.config import load_study
+    from secure_triplay.planner.plan import plan_budget
+
+    plan = plan_budget(
+        load_study(study_file), epsilon=epsilon, delta=delta, rounds=rounds, noise_multiplier=noise
+    )
+    if out is not None:
+        from secure_triplay.planner.page import write_plan
+
+        out.mkdir(parents=True, exist_ok=True)
+        write_plan(plan, out)
+    if as_json:
+        _print_json(plan.to_dict())
+        return
+    from secure_triplay.planner.table import plan_table
+
+    Console().print(plan_table(plan))
+
+
+@policy_app.command("schema", epilog="Example:  secure-triplay policy schema > policy.schema.json")
+def print_policy_schema() -> None:
+    """Print the JSON Schema of a site policy, for editors."""
+    from secure_triplay.policy import policy_schema
+
+    _print_json(policy_schema())
+
+
+@policy_app.command(
+    "check", epilog="Example:  secure-triplay policy check configs/policies/strict.yaml configs/demo.yaml"
+)
+def check_policy(
+    policy_file: Annotated[
+        Path, typer.Argument(metavar="POLICY.yaml", help="The site's policy.", show_default=False)
+    ],
+    study_file: StudyFile,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a site's policy allows a study, and if not, why; exit code 6 when it does not."""
+    from secure_triplay.config import load_study
+    from secure_triplay.policy import check_terms, load_policy
+
+    refusals = check_terms(load_policy(policy_file), load_study(study_file))
+    if as_json:
+        _print_json([asdict(refusal) for refusal in refusals])
+    else:
+        for refusal in refusals:
+            sys.stdout.write(f"{refusal}\n")
+        if not refusals:
+            sys.stdout.write("The policy allows this study.\n")
+    raise typer.Exit(6 if refusals else 0)
 
 
 @app.callback(invoke_without_command=True)

@@ -216,7 +216,9 @@ class Codec(Frozen):
 
     value_bits: Annotated[int, Field(ge=2, le=20)] = 9
     range: Positive | None = Field(None, description="largest |update|; left out: derived from the DP noise")
-    range_noise_stds: Positive = Field(16.0, description="derived range, in standard deviations of one update")
+    range_noise_stds: Positive = Field(
+        16.0, description="derived range, in standard deviations of one update"
+    )
 
 
 class Study(Frozen):
@@ -363,13 +365,13 @@ def load_study(path: str | Path) -> Study:
 
 def parse_study(content: dict[str, Any], *, where: str = "study", folder: Path | None = None) -> Study:
     """The study in plain content (as YAML or JSON gives it). Raises ConfigError."""
-    content = _lists_to_tuples(content)
+    content = lists_to_tuples(content)
     if folder is not None:
         content = _resolve_paths(content, folder)
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise _readable(error, where) from error
+        raise readable_error(error, where) from error
 
 
 def study_schema() -> dict[str, Any]:
@@ -379,12 +381,12 @@ def study_schema() -> dict[str, Any]:
     return schema
 
 
-def _lists_to_tuples(value: Any) -> Any:
+def lists_to_tuples(value: Any) -> Any:
     """Strict models want tuples where YAML has lists, and floats where YAML has whole numbers."""
     if isinstance(value, list):
-        return tuple(_lists_to_tuples(item) for item in value)
+        return tuple(lists_to_tuples(item) for item in value)
     if isinstance(value, dict):
-        return {key: _lists_to_tuples(item) for key, item in value.items()}
+        return {key: lists_to_tuples(item) for key, item in value.items()}
     return value
 
 
@@ -418,9 +420,9 @@ def _absolute(path: str, folder: Path) -> str:
     return str(folder / expanded)
 
 
-def _readable(error: ValidationError, where: str) -> ConfigError:
+def readable_error(error: ValidationError, where: str, module: str = __name__) -> ConfigError:
     """The first few problems of a validation, each with its key and how to mend it."""
-    problems = [_problem(item) for item in error.errors()[:5]]
+    problems = [_problem(item, module) for item in error.errors()[:5]]
     more = error.error_count() - len(problems)
     what = "\n".join(problems) + (f"\n... and {more} more" if more > 0 else "")
     return ConfigError(
@@ -428,7 +430,7 @@ def _readable(error: ValidationError, where: str) -> ConfigError:
     )
 
 
-def _problem(item: Any) -> str:
+def _problem(item: Any, module: str) -> str:
     parts = [
         str(part)
         for part in item["loc"]
@@ -436,7 +438,7 @@ def _problem(item: Any) -> str:
     ]
     key = ".".join(parts) or "study"
     if item["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(parts[-1], sorted(_known_keys()), n=1, cutoff=0.5)
+        nearest = difflib.get_close_matches(parts[-1], sorted(_known_keys(module)), n=1, cutoff=0.5)
         return f"{key}: unknown key" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
     if item["type"] == "missing":
         return f"{key}: missing; it has no default"
@@ -446,5 +448,7 @@ def _problem(item: Any) -> str:
     return f"{key}: {message}{shown}"
 
 
-def _known_keys() -> set[str]:
-    return {key for model in Frozen.__subclasses__() for key in model.model_fields}
+def _known_keys(module: str) -> set[str]:
+    return {
+        key for model in Frozen.__subclasses__() if model.__module__ == module for key in model.model_fields
+    }

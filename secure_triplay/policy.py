@@ -24,9 +24,9 @@ from secure_triplay.config import (
     Positive,
     Sha256,
     Study,
-    _lists_to_tuples,
-    _readable,
+    lists_to_tuples,
     read_yaml,
+    readable_error,
 )
 from secure_triplay.errors import ConfigError, PrivacyError
 
@@ -168,9 +168,11 @@ def load_policy(path: str | Path) -> SitePolicy:
     if not isinstance(content, dict):
         raise ConfigError("a policy is a mapping of keys", where=str(path), fix=fix)
     try:
-        return SitePolicy.model_validate(_lists_to_tuples(content))
+        return SitePolicy.model_validate(lists_to_tuples(content))
     except ValidationError as error:
-        raise ConfigError(_readable(error, str(path)).what, where=str(path), fix=fix) from error
+        raise ConfigError(
+            readable_error(error, str(path), __name__).what, where=str(path), fix=fix
+        ) from error
 
 
 def policy_schema() -> dict[str, Any]:

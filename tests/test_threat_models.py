@@ -10,7 +10,15 @@ def test_every_threat_model_names_tests_that_exist_and_what_is_not_tested(root):
     assert files
     for path in files:
         content = yaml.safe_load(path.read_text())
-        assert set(content) == {"name", "observes", "may", "must_not_learn", "assumes", "tested_by", "not_tested"}
+        assert set(content) == {
+            "name",
+            "observes",
+            "may",
+            "must_not_learn",
+            "assumes",
+            "tested_by",
+            "not_tested",
+        }
         assert content["name"] == path.stem
         assert content["tested_by"]
         for test in content["tested_by"]:

@@ -27,11 +27,12 @@ from secure_triplay.client.keys import EpochKeys, Roster, make_keys, open_keys
 from secure_triplay.client.learner import Encoded, Learner, encode_records
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.round import Member, answer
+from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.data.records import Records
-from secure_triplay.errors import RunError, SecureTriplayError
+from secure_triplay.errors import PrivacyError, RunError, SecureTriplayError
 from secure_triplay.prepare import choose_codec, load_data, load_model
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Begin, Declined, SessionPlan, SumMessage
@@ -84,6 +85,7 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
         split.sites[job.site],
         split.test.take(np.arange(job.test_part[0], len(split.test), job.test_part[1])),
     )
+    _require_bound(study, mine.train)
     identity, envelope_key = SigningIdentity.generate(), EnvelopeKey.generate()
     control.send((identity.identity.public_bytes, envelope_key.recipient.public_bytes))
     roster = Roster.of(study.sha256, job.epoch, control.recv())
@@ -189,6 +191,20 @@ def _serve(
                 state
             )  # after the reply has left, so that its time says nothing of this site's own records
     return state
+
+
+def _require_bound(study: Study, records: Records) -> None:
+    """Raise PrivacyError where the site has more records than the study's delta was chosen for.
+
+    Said to the operator here; to the server the site is merely absent.
+    """
+    if study.dp and study.dp.unit == "record" and len(records) > study.dp.max_units_per_site:
+        raise PrivacyError(
+            f"this site has {len(records):,} records and the study's delta counts on "
+            f"{study.dp.max_units_per_site:,} at most",
+            where="privacy.max_units_per_site",
+            fix="train on fewer records, or have the study raise the bound and lower delta",
+        )
 
 
 def _key_ceremony(

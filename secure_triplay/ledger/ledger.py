@@ -23,6 +23,7 @@ from secure_triplay.ledger import budget
 from secure_triplay.ledger.anchor import Anchor, Anchors, Statement
 from secure_triplay.ledger.books import Books, Release, Reservation, replay
 from secure_triplay.ledger.budget import AnyCharge, Limits, Spend, charge_to_fields
+from secure_triplay.ledger.decide import already_charged, over_budget, planned, shortfall
 from secure_triplay.ledger.entries import (
     Anchored,
     Body,
@@ -178,11 +179,11 @@ class Ledger:
             books = self.books
             before = books.approvals.get(study)
             if before is None:
-                shortfall = None if partly else _shortfall(books, study, asked, self.chain.year)
+                missing = None if partly else shortfall(books, study, asked, self.chain.year)
                 append(
                     body
-                    if shortfall is None
-                    else Refused(study=study, round=0, what="whole study", reason=shortfall)
+                    if missing is None
+                    else Refused(study=study, round=0, what="whole study", reason=missing)
                 )
             elif before[1].releases != body.releases:
                 raise PrivacyError(
@@ -191,10 +192,10 @@ class Ledger:
                     fix="change the study's file, which gives it another hash, and have that approved",
                 )
             else:
-                shortfall = None
-        if shortfall is not None:
+                missing = None
+        if missing is not None:
             raise PrivacyError(
-                f"study {name} was not approved: {shortfall}",
+                f"study {name} was not approved: {missing}",
                 where=str(self.chain.path),
                 fix="ask for fewer rounds, more noise, or a larger budget",
             )
@@ -221,12 +222,12 @@ class Ledger:
             before = books.reservation(key)
             if before is not None:
                 return _resumed(before, charge, self.chain.path)
-            plan = _plan(books, study, what, charge, round, self.chain.path)
+            plan = planned(books, study, what, charge, round, self.chain.path)
             with in_words():
                 body = Reserved(
                     study=study, round=round, what=what, attempt=attempt, charge=charge_to_fields(charge)
                 )
-            reason = _over_budget(books, plan, Spend(study, self.chain.year, charge))
+            reason = over_budget(books, plan, Spend(study, self.chain.year, charge))
             if reason is None:
                 entry = append(body)
             else:
@@ -291,7 +292,7 @@ class Ledger:
             books.limits,
             books.spends,
             Spend(study, self.chain.year, release.charge),
-            max(0, release.times - _already(books, study, release.what)),
+            max(0, release.times - already_charged(books, study, release.what)),
         )
 
     def statement(self) -> Statement:
@@ -323,64 +324,6 @@ def _policy(limits: Limits, approved_by: str, name: str, sha256: str | None) -> 
             epsilon_overall=None if limits.epsilon_overall is None else float(limits.epsilon_overall),
             unsafe_unlimited=limits.unsafe_unlimited,
         )
-
-
-def _plan(books: Books, study: str, what: str, charge: AnyCharge, round: int, path: Path) -> PlannedRelease:
-    """The planned release that this is one of. Raises PrivacyError where no approved plan has it."""
-    if study not in books.approvals:
-        raise PrivacyError(
-            f"study {study[:12]} was not approved at this site",
-            where=str(path),
-            fix="a person here reads the study and approves it; nothing is released before",
-        )
-    approved = books.approvals[study][1]
-    plan = next((release for release in approved.releases if release.what == what), None)
-    if plan is None or plan.charge != charge_to_fields(charge):
-        raise PrivacyError(
-            f"study {approved.name} was not approved with this {what}, or with other noise for it",
-            where=str(path),
-            fix="parameters are fixed before a study's first release; approve another study",
-        )
-    if not 1 <= round <= plan.times:
-        raise PrivacyError(
-            f"{what} {round} is not one of the {plan.times} that study {approved.name} was approved with",
-            where=str(path),
-            fix=f"ask for 1 to {plan.times}",
-        )
-    return plan
-
-
-def _over_budget(books: Books, plan: PlannedRelease, new: Spend) -> str | None:
-    """None if the charge fits, otherwise the sentence that refuses it."""
-    limits, spends = books.limits, books.spends
-    already = _already(books, new.study, plan.what)
-    left = max(1, plan.times - already)
-    # The whole rest of the plan is one history that stays the same from round to round, so its figure is
-    # known after the first. Where it fits, so does a part of it: figures only grow with charges.
-    if budget.check(limits, spends, new, left) is None:
-        return None
-    exceeded = budget.check(limits, spends, new)
-    if exceeded is None:
-        return None
-    return f"{exceeded.words()}; {already} of {plan.times} were charged, and 0 more fit"
-
-
-def _already(books: Books, study: str, what: str) -> int:
-    return sum(made.study == study and made.what == what for made in books.reservations.values())
-
-
-def _shortfall(books: Books, study: str, releases: tuple[Release, ...], year: int) -> str | None:
-    """None if all that a study plans fits, otherwise the sentence that refuses it."""
-    limits, spends = books.limits, books.spends
-    for index, release in enumerate(releases):
-        new = Spend(study, year, release.charge)
-        exceeded = budget.check(limits, spends, new, release.times)
-        if exceeded is not None:
-            fit = budget.rounds_that_fit(limits, spends, new, release.times)
-            before = f" after its {releases[index - 1].what}" if index else ""
-            return f"{exceeded.words()}; {fit} of its {release.times} x {release.what}{before} fit"
-        spends += (new,) * release.times
-    return None
 
 
 def _resumed(before: Reservation, charge: AnyCharge, path: Path) -> Reservation:

@@ -88,7 +88,8 @@ def check_per_record_gradients(
 
     Silently wrong ones have been reported (Opacus issue 820). No site data is used, and the weights are put
     back. Returns the number of classes. Raises PrivacyError where they differ by more than `tolerance` of
-    their norm (left out: 0.001, and 0.05 where layers multiply in bfloat16, which keeps eight bits), or a record's gradient depends on what else is in the batch.
+    their norm (left out: 0.001, and 0.05 where layers multiply in bfloat16, which keeps eight bits), or a
+    record's gradient depends on what else is in the batch.
     """
     weights: list[Any] = [weight for weight in classifier.parameters() if weight.requires_grad]
     if tolerance is None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import multiprocessing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -261,6 +262,14 @@ def test_a_ledger_is_never_overwritten_by_a_new_one(ledger, folder, identity):
         Ledger.create(folder, identity, site="site", limits=LIMITS, approved_by="A", replaces="x")
     assert (folder / NAME).read_bytes() == before
     assert not list(folder.glob("*.new*"))
+
+
+def test_two_people_who_start_a_ledger_at_once_get_one(ledger, folder, identity, monkeypatch):
+    before = (folder / NAME).read_bytes()
+    monkeypatch.setattr(Path, "exists", lambda path, **_: False)  # the other one comes after the look
+    with pytest.raises(RunError):
+        Ledger.create(folder, identity, site="site", limits=LIMITS, approved_by="B")
+    assert (folder / NAME).read_bytes() == before
 
 
 def test_the_ledger_of_another_key_is_refused_in_words(ledger, folder):

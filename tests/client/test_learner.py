@@ -1,0 +1,84 @@
+"""What a site learns through the whole round is what plain training would have given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.nn import functional
+
+from secure_triplay.client.learner import Learner, encode_records
+from secure_triplay.client.round import answer
+from secure_triplay.config import parse_study
+from secure_triplay.data.records import ArrayRecords
+from secure_triplay.errors import AssetError, PrivacyError
+from secure_triplay.prepare import load_model
+from secure_triplay.privacy.noise import NoiseSource
+
+RECORDS, ROUNDS = 12, 2
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """A study without privacy in which every step sees every record, its model, and encoded records."""
+    torch.set_num_threads(1)
+    content = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    content["privacy"] = {"unsafe_dp_off": True, "sampling_rate": 1.0, "expected_batch_size": RECORDS}
+    content["codec"] = {"range": 4.0, "value_bits": 16}
+    content["training"] = {
+        "rounds": ROUNDS,
+        "learning_rate": 0.002,
+        "logit_scale": 20.0,
+        "physical_batch_size": 5,
+    }
+    content["server_optimiser"] = {"kind": "fedavg"}
+    content["backbone"]["compute"] = "float32"
+    study = parse_study(content)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (RECORDS, 28, 28), np.uint8)
+    records = ArrayRecords(pixels, np.arange(RECORDS, dtype=np.int64) % 10)
+    try:
+        model = load_model(study, records, b"seed")
+    except AssetError as error:
+        pytest.skip(f"the packaged weights cannot be had here: {error.what}")
+    return study, model, encode_records(model, records, lambda done, total: None)
+
+
+def central_training(study, model, encoded) -> np.ndarray:
+    """Full-batch gradient descent, by autograd and nothing else."""
+    model.adapter.load_vector(np.zeros(model.adapter.n_params, np.float32))
+    for _ in range(ROUNDS):
+        loss = functional.cross_entropy(model.classifier(encoded.tokens), encoded.labels, reduction="sum")
+        gradients = torch.autograd.grad(loss / RECORDS, model.adapter.weights)
+        with torch.no_grad():
+            for weight, gradient in zip(model.adapter.weights, gradients, strict=True):
+                weight -= study.training.learning_rate * gradient
+    return model.adapter.vector()
+
+
+def test_without_privacy_and_with_one_site_the_run_equals_central_training(setting, federation_of):
+    study, model, encoded = setting
+    wanted = central_training(study, model, encoded)
+    assert np.abs(wanted).max() > 1e-3
+    federation = federation_of(
+        [np.zeros(model.adapter.n_params, np.float32)], limit=4.0, value_bits=16, rounds=ROUNDS
+    )
+    member = replace(federation.members["site-0"], learner=Learner(study, model, NoiseSource(), encoded))
+    state, message = federation.start, federation.begin()
+    for number in range(1, ROUNDS + 1):
+        state, upload = answer(member, state, message)
+        message = federation.summed([upload], last=number == ROUNDS, round_number=number)
+    state, _ = answer(member, state, message)
+    # two roundings to the quantiser's levels, and what the second gradient makes of the first
+    assert np.abs(state.adapter - wanted).max() <= 4 * federation.codec.step
+
+
+def test_noise_from_a_seed_is_refused(setting):
+    study, model, encoded = setting
+    with pytest.raises(PrivacyError, match="seed"):
+        Learner(study, model, NoiseSource.unsafe_from_seed(1), encoded)
