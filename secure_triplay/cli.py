@@ -37,6 +37,11 @@ budget_app = typer.Typer(help="Plan a privacy budget.", no_args_is_help=True)
 policy_app = typer.Typer(help="A site's own policy file.", no_args_is_help=True)
 app.add_typer(budget_app, name="budget")
 app.add_typer(policy_app, name="policy")
+audit_app = typer.Typer(help="Check evidence.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
+
+STOPPED = 130
+_STOPPED = "[bold]Stopped.[/] Nothing half-written was left; what was charged to a budget stays charged."
 
 StudyFile = Annotated[
     Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.", show_default=False)
@@ -190,6 +195,63 @@ def budget_plan(
     Console().print(plan_table(plan))
 
 
+@budget_app.command("status", epilog="Example:  secure-triplay budget status --site runs/first/sites/north")
+def budget_status(
+    site: Annotated[Path, typer.Option(help="The site's folder, which holds its ledger.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a site has spent, reserved and left: per study, per year, per privacy unit."""
+    from secure_triplay.ledger.evidence import status
+    from secure_triplay.ledger.ledger import Ledger
+
+    with Ledger.open(site / "ledger", None) as ledger:
+        rows = status(ledger.books)
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table()
+    for title in rows[0] if rows else ():
+        table.add_column(title.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(
+            *(
+                "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+                for value in row.values()
+            )
+        )
+    Console().print(table)
+
+
+@audit_app.command("verify", epilog="Example:  secure-triplay audit verify runs/first/sites/*/evidence")
+def audit_verify(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Evidence bundles.", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Check evidence offline: signatures, chain, and the arithmetic recomputed from the charges.
+
+    Several bundles of one study are also held against each other.
+    """
+    from secure_triplay.ledger.log import cross_check
+    from secure_triplay.ledger.verify import verify
+
+    results = [verify(bundle) for bundle in bundles]
+    if len(results) > 1:
+        cross_check(
+            {each.site: each.chain for each in results}, {each.site: each.identity for each in results}
+        )
+    if as_json:
+        _print_json(
+            [{"site": each.site, "rollback": each.rollback, "notes": list(each.notes)} for each in results]
+        )
+        return
+    for each in results:
+        sys.stdout.write(f"{each.site}: signatures, chain and arithmetic hold; {each.rollback}\n")
+        for note in each.notes:
+            sys.stdout.write(f"  {note}\n")
+
+
 @policy_app.command("schema", epilog="Example:  secure-triplay policy schema > policy.schema.json")
 def print_policy_schema() -> None:
     """Print the JSON Schema of a site policy, for editors."""
@@ -241,11 +303,12 @@ def main() -> None:
     console = Console(stderr=True, highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is being stopped
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == STOPPED:  # what typer makes of a KeyboardInterrupt
+            console.print(_STOPPED)
+        sys.exit(code)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except SecureTriplayError as error:
         console.print(f"[bold red]Error:[/] {_escaped(error.what)}")
@@ -255,10 +318,8 @@ def main() -> None:
             console.print(f"[bold]What to do:[/] {_escaped(error.fix)}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        console.print(
-            "[bold]Stopped.[/] Nothing half-written was left; what was charged to a budget stays charged."
-        )
-        sys.exit(130)
+        console.print(_STOPPED)
+        sys.exit(STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

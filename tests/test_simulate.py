@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -108,12 +110,31 @@ def test_every_upload_was_accepted_and_none_refused(run):
     assert summary["federation"]["uploads_refused"] == 0
 
 
-def test_budget_was_reserved_before_each_upload_left(run):
+def test_budget_was_reserved_before_each_upload_left_and_settled_with_its_hash(run):
     folder, _ = run
-    for journal in folder.glob("sites/*/journal.jsonl"):
-        names = [json.loads(line)["event"] for line in journal.read_text().splitlines()]
-        kept = [name for name in names if name in ("reserved", "uploaded")]
-        assert kept == ["reserved", "uploaded"] * 2
+    received = [path.read_bytes() for path in (folder / "server" / "received").iterdir()]
+    hashes = {hashlib.sha256(content).hexdigest() for content in received}
+    for site in (folder / "sites").iterdir():
+        entries = json.loads((site / "evidence" / "evidence.json").read_text())["evidence"]["entries"]
+        kept = [entry for entry in entries if entry["kind"] in ("reserved", "settled", "round closed")]
+        assert [entry["kind"] for entry in kept] == ["reserved", "settled", "round closed"] * 2
+        assert all(entry["body"]["released_sha256"] in hashes for entry in kept if entry["kind"] == "settled")
+
+
+def test_evidence_of_every_site_verifies_offline_and_agrees_and_an_edit_does_not(run, tmp_path):
+    bundles = sorted((run[0] / "sites").glob("*/evidence"))
+    command = [sys.executable, "-c", "from secure_triplay.cli import main; main()", "audit", "verify"]
+    done = subprocess.run([*command, *map(str, bundles)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("hold") == 3
+    assert "rollback" in done.stdout
+    edited = tmp_path / "evidence"
+    shutil.copytree(bundles[0], edited)
+    text = (edited / "evidence.json").read_text()
+    (edited / "evidence.json").write_text(text.replace('"round": 2', '"round": 3'))
+    done = subprocess.run([*command, str(edited)], capture_output=True, text=True, check=False)
+    assert done.returncode in (6, 7, 9)
+    assert "Traceback" not in done.stderr
 
 
 def needles(folder: Path) -> dict[str, list[bytes]]:

@@ -22,6 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from secure_triplay.client.accounts import Accounts
 from secure_triplay.client.keys import EpochKeys
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.config import ServerOptimiser
@@ -55,7 +56,7 @@ class Member:
     noise: Uniform
     identity: SigningIdentity
     keys: EpochKeys
-    reserve: Callable[[int], None]
+    accounts: Accounts
     note: Callable[..., None]
 
 
@@ -87,7 +88,7 @@ def answer(me: Member, state: GlobalState, request: Begin | SumMessage) -> tuple
 def make_upload(me: Member, state: GlobalState) -> Upload:
     """Train on this site's records, and encrypt what was learned."""
     round_number = state.round + 1
-    me.reserve(round_number)
+    reservation = me.accounts.reserve(round_number)
     started = time.perf_counter()
     update = me.learner.update(state.adapter.astype(np.float32))
     trained = time.perf_counter()
@@ -104,13 +105,15 @@ def make_upload(me: Member, state: GlobalState) -> Upload:
         tags=pack_tags(tags),
         seeds=sealed.seeds.tobytes(),
     )
+    content = upload.to_bytes()
     me.note(
         "uploaded",
         round=round_number,
         train_s=trained - started,
         encode_encrypt_s=time.perf_counter() - trained,
-        upload_bytes=len(upload.to_bytes()),
+        upload_bytes=len(content),
     )
+    me.accounts.settle(reservation, content)  # on disk before anything leaves
     return upload
 
 
@@ -131,6 +134,7 @@ def open_sum(me: Member, state: GlobalState, message: SumMessage) -> GlobalState
     weight = sum(me.weights[name] for name in survivors) / max(me.weights.values())
     mean = me.codec.mean(levels, len(survivors)) * len(survivors) / weight
     state = step(state, mean, me.optimiser)
+    me.accounts.closed(message)
     me.note(
         "applied",
         round=round_number,

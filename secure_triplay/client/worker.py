@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 
+from secure_triplay.client.accounts import SimulatedAccounts
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.client.job import Job
 from secure_triplay.client.journal import Journal
@@ -102,6 +103,8 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
     control.send(codec.n_chunks)
     keys, plan = _key_ceremony(job.site, control, codec, roster, identity, envelope_key)
     journal.write("keys", key_id=keys.key_id.hex())
+    accounts = SimulatedAccounts(study, job.site, job.folder / "ledger", identity)
+    accounts.joined(plan)
 
     def encode(what: str, records: Records) -> Encoded:
         def tell(done: int, total: int) -> None:
@@ -128,7 +131,7 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
         noise=noise,
         identity=identity,
         keys=keys,
-        reserve=lambda round_number: journal.write("reserved", round=round_number),
+        accounts=accounts,
         note=journal.write,
     )
 
@@ -152,6 +155,7 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
     state = _serve(listener, me, state, measure, study.training.rounds)
     model.adapter.load_vector(state.published)
     model.adapter.save(job.folder / "adapter")
+    accounts.export(job.folder / "evidence")
     journal.write(
         "finished",
         adapter_sha256=hashlib.sha256(state.published.tobytes()).hexdigest(),

@@ -32,6 +32,23 @@ class FixedUpdate:
         return self._update
 
 
+class Book:
+    """Accounts that only note what they were asked."""
+
+    def __init__(self, site: str, booked: list[tuple[str, str, int]]) -> None:
+        self._site, self._booked = site, booked
+
+    def reserve(self, round_number):
+        self._booked.append((self._site, "reserve", round_number))
+        return round_number
+
+    def settle(self, reservation, content):
+        self._booked.append((self._site, "settle", reservation))
+
+    def closed(self, message):
+        self._booked.append((self._site, "closed", message.round))
+
+
 class Federation:
     """`updates[i]` is what site i always learns."""
 
@@ -65,7 +82,7 @@ class Federation:
         key_id, envelopes = make_keys(self.codec.parameters, roster, names[0], signers[names[0]])
         self.plan = roster.plan(key_id, self.codec.n_chunks)
         self.notes: list[tuple[str, dict[str, object]]] = []
-        self.reserved: list[tuple[str, int]] = []
+        self.booked: list[tuple[str, str, int]] = []
         self.members = {
             name: Member(
                 name=name,
@@ -87,7 +104,7 @@ class Federation:
                     name=key_id,
                     key=envelope_keys[name],
                 ),
-                reserve=lambda number, name=name: self.reserved.append((name, number)),
+                accounts=Book(name, self.booked),
                 note=lambda event, **fields: self.notes.append((event, fields)),
             )
             for name in names

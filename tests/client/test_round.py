@@ -65,37 +65,45 @@ def test_two_rounds_apply_two_sums(federation_of, updates):
     assert np.abs(final.adapter - 2 * np.mean(updates, axis=0)).max() <= 2 * federation.codec.step
 
 
-def test_budget_is_reserved_before_the_learner_sees_a_record(federation_of, updates):
+def test_budget_is_reserved_before_training_and_settled_before_anything_leaves(federation_of, updates):
     federation = federation_of(updates)
-    order = []
 
     class Learner:
         def update(self, adapter):
-            order.append("trained")
+            federation.booked.append(("site-0", "trained", 1))
             return updates[0]
 
-    member = replace(
-        federation.members["site-0"],
-        learner=Learner(),
-        reserve=lambda number: order.append(f"reserved {number}"),
-    )
+    member = replace(federation.members["site-0"], learner=Learner())
     answer(member, federation.start, federation.begin())
-    assert order == ["reserved 1", "trained"]
+    assert [what for _, what, _ in federation.booked] == ["reserve", "trained", "settle"]
 
 
-def test_no_upload_is_made_when_the_budget_refuses(federation_of, updates):
+@pytest.mark.parametrize("step", ["reserve", "settle"])
+def test_nothing_leaves_when_the_ledger_refuses(federation_of, updates, step, monkeypatch):
     federation = federation_of(updates)
+    member = federation.members["site-0"]
 
-    class Learner:
-        def update(self, adapter):
-            pytest.fail("trained without a reservation")
-
-    def refuse(number):
+    def refuse(*arguments):
         raise SecureTriplayError("the budget is spent")
 
-    member = replace(federation.members["site-0"], learner=Learner(), reserve=refuse)
+    monkeypatch.setattr(type(member.accounts), step, refuse)
+    if step == "reserve":
+        monkeypatch.setattr(
+            type(member.learner), "update", lambda *arguments: pytest.fail("trained without a reservation")
+        )
     with pytest.raises(SecureTriplayError, match="spent"):
         answer(member, federation.start, federation.begin())
+
+
+def test_an_opened_sum_is_noted_and_a_refused_one_is_not(federation_of, updates):
+    federation = federation_of(updates)
+    member, message = federation.members["site-0"], federation.summed(list(federation.uploads().values()))
+    federation.booked.clear()
+    with pytest.raises((CryptoError, ProtocolError)):
+        answer(member, federation.start, altered_c0(message))
+    assert federation.booked == []
+    answer(member, federation.start, message)
+    assert federation.booked == [("site-0", "closed", 1)]
 
 
 def altered_c0(message: SumMessage) -> SumMessage:
