@@ -33,7 +33,7 @@ from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.data.records import Records
-from secure_triplay.errors import PrivacyError, RunError, SecureTriplayError
+from secure_triplay.errors import DataError, PrivacyError, RunError, SecureTriplayError
 from secure_triplay.prepare import choose_codec, load_data, load_model
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Begin, Declined, SessionPlan, SumMessage
@@ -86,7 +86,7 @@ def _take_part(job: Job, control: Connection, journal: Journal, listener: socket
         split.sites[job.site],
         split.test.take(np.arange(job.test_part[0], len(split.test), job.test_part[1])),
     )
-    _require_bound(study, mine.train)
+    _require_usable(study, mine.train, split.test)
     identity, envelope_key = SigningIdentity.generate(), EnvelopeKey.generate()
     control.send((identity.identity.public_bytes, envelope_key.recipient.public_bytes))
     roster = Roster.of(study.sha256, job.epoch, control.recv())
@@ -197,11 +197,17 @@ def _serve(
     return state
 
 
-def _require_bound(study: Study, records: Records) -> None:
-    """Raise PrivacyError where the site has more records than the study's delta was chosen for.
+def _require_usable(study: Study, records: Records, test: Records) -> None:
+    """Raise where there is nothing to measure with, or more records than the study's delta was chosen for.
 
     Said to the operator here; to the server the site is merely absent.
     """
+    if not len(test):
+        raise DataError(
+            "there are no public test images",
+            where="data",
+            fix="name data.test_manifest, or set data.test_fraction",
+        )
     if study.dp and study.dp.unit == "record" and len(records) > study.dp.max_units_per_site:
         raise PrivacyError(
             f"this site has {len(records):,} records and the study's delta counts on "
