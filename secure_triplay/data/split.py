@@ -18,6 +18,7 @@ from secure_triplay.data.fashion import load_fashion_mnist
 from secure_triplay.data.manifest import FileRecords, load_manifest
 from secure_triplay.data.partition import (
     Shares,
+    balanced_dirichlet,
     balanced_draw,
     by_domain,
     by_patient,
@@ -153,9 +154,10 @@ def _divide(
         n = long_tail_total(records.labels, rule.imbalance) if rule.kind == "long-tail" else len(records)
         sizes = [n // n_sites + (site < n % n_sites) for site in range(n_sites)]
     asked = sizes
+    skewed = balanced_dirichlet if rule.union == "balanced" else dirichlet
     rules: dict[str, Callable[[], Shares]] = {
         "iid": lambda: iid(len(records), asked, rng),
-        "dirichlet": lambda: dirichlet(records.labels, asked, rule.alpha, rng),
+        "dirichlet": lambda: skewed(records.labels, asked, rule.alpha, rng),
         "long-tail": lambda: long_tail(records.labels, asked, rule.imbalance, rng),
         "domain": lambda: by_domain(_column(records.domains, "domain"), n_sites, rng),
         "patient": lambda: by_patient(_column(records.patients, "patient_id"), n_sites, rng),

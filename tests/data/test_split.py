@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from secure_triplay.assets import FASHION_MNIST
+from secure_triplay.config import load_study
 from secure_triplay.data import split as split_module
 from secure_triplay.data.records import Records
 from secure_triplay.data.split import Split, split_study
-from secure_triplay.errors import DataError
+from secure_triplay.errors import AssetError, DataError
 from secure_triplay.fetch import cache_dir
 
 FASHION = [
@@ -304,3 +305,17 @@ def test_a_real_manifest_with_patients_is_divided_by_patient(make_study: Any) ->
     assert_no_patient_in_two_parts(split)
     assert_no_image_twice(split)
     assert split.sites["site-0"].train.images([0, 1], size=56).shape == (2, 56, 56, 3)
+
+
+def test_a_balanced_union_has_each_class_alike_while_its_sites_are_skewed(root):
+    """The demo's own partition: what its configuration says is what its sites get."""
+    study = load_study(root / "configs" / "demo.yaml")
+    try:
+        split = split_study(study)
+    except AssetError as error:
+        pytest.skip(f"Fashion-MNIST cannot be had here: {error.what}")
+    held = [np.concatenate([site.train.labels, site.holdout.labels]) for site in split.sites.values()]
+    counts = np.stack([np.bincount(labels, minlength=10) for labels in held])
+    assert counts.sum(axis=1).tolist() == [2120] * 4
+    assert np.abs(counts.sum(axis=0) - 848).max() <= 4
+    assert (counts < 40).sum() >= 8
