@@ -6,7 +6,6 @@ derived from a site's records; sampling rates, normalisers and weights are const
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -14,10 +13,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -26,17 +22,12 @@ from pydantic import (
 )
 
 from secure_triplay.errors import ConfigError
+from secure_triplay.schema import Frozen, lists_to_tuples, read_yaml, readable_error
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-
-
-class Frozen(BaseModel):
-    """Base of every part of a study: immutable, strict about types, closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ClassPrompts(Frozen):
@@ -301,54 +292,6 @@ def _refuse_repeats(what: str, names: list[str]) -> None:
         raise ValueError(f"{what} {', '.join(repeated)} stands more than once")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is an error instead of a silent override."""
-
-
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} given twice", key_node.start_mark
-            )
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
-def read_yaml(path: Path) -> Any:
-    """The plain content of a YAML file.
-
-    Raises ConfigError where the file is missing, unreadable, empty, or not YAML.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            "there is no such file", where=str(path), fix="check the path; studies lie in configs/"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the file cannot be read: {error}", where=str(path), fix="it must be UTF-8 text"
-        ) from error
-    try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(
-            f"this is not YAML: {problem}", where=where, fix="mend the line or the one above it"
-        ) from error
-    if content is None:
-        raise ConfigError("the file is empty", where=str(path), fix="start from configs/demo.yaml")
-    return content
-
-
 def load_study(path: str | Path) -> Study:
     """The study in a YAML file; relative paths in it are taken from the file's folder.
 
@@ -371,7 +314,7 @@ def parse_study(content: dict[str, Any], *, where: str = "study", folder: Path |
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise readable_error(error, where) from error
+        raise readable_error(error, where, __name__) from error
 
 
 def study_schema() -> dict[str, Any]:
@@ -379,15 +322,6 @@ def study_schema() -> dict[str, Any]:
     schema = Study.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return schema
-
-
-def lists_to_tuples(value: Any) -> Any:
-    """Strict models want tuples where YAML has lists, and floats where YAML has whole numbers."""
-    if isinstance(value, list):
-        return tuple(lists_to_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: lists_to_tuples(item) for key, item in value.items()}
-    return value
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -418,37 +352,3 @@ def _absolute(path: str, folder: Path) -> str:
             fix="set it in the shell, for example BLOOD_CELLS=/data/blood-cells, or write the path out",
         )
     return str(folder / expanded)
-
-
-def readable_error(error: ValidationError, where: str, module: str = __name__) -> ConfigError:
-    """The first few problems of a validation, each with its key and how to mend it."""
-    problems = [_problem(item, module) for item in error.errors()[:5]]
-    more = error.error_count() - len(problems)
-    what = "\n".join(problems) + (f"\n... and {more} more" if more > 0 else "")
-    return ConfigError(
-        what, where=where, fix="`secure-triplay config schema` lists every key, its type and default"
-    )
-
-
-def _problem(item: Any, module: str) -> str:
-    parts = [
-        str(part)
-        for part in item["loc"]
-        if part not in ("fashion-mnist", "manifest") or part == item["loc"][-1]
-    ]
-    key = ".".join(parts) or "study"
-    if item["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(parts[-1], sorted(_known_keys(module)), n=1, cutoff=0.5)
-        return f"{key}: unknown key" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
-    if item["type"] == "missing":
-        return f"{key}: missing; it has no default"
-    message = item["msg"].removeprefix("Value error, ")
-    given = item.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) or given is None else ""
-    return f"{key}: {message}{shown}"
-
-
-def _known_keys(module: str) -> set[str]:
-    return {
-        key for model in Frozen.__subclasses__() if model.__module__ == module for key in model.model_fields
-    }

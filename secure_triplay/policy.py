@@ -17,18 +17,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from secure_triplay.config import (
-    Count,
-    Frozen,
-    Name,
-    Positive,
-    Sha256,
-    Study,
-    lists_to_tuples,
-    read_yaml,
-    readable_error,
-)
+from secure_triplay.config import Count, Name, Positive, Sha256, Study
 from secure_triplay.errors import ConfigError, PrivacyError
+from secure_triplay.schema import Frozen, lists_to_tuples, read_yaml, readable_error
 
 Export = Literal["adapter", "budget-evidence", "audit-log", "accuracy"]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]

@@ -40,23 +40,11 @@ def run_simulation_app(
         )
         resources = f"num-supernodes={n_sites} client-resources-num-cpus=1 init-args-num-cpus={cores}"
         command = [_tool("flwr"), "run", str(app), "own", "--stream", "--federation-config", resources]
-        with (folder / "flwr-run.log").open("wb") as log:
-            run = subprocess.Popen(
-                command,
-                cwd=folder / "empty",
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                while run.poll() is None:
-                    poll()
-                    _raise_if_failed(folder / "flwr-run.log")
-                    time.sleep(0.1)
-            finally:
-                stop_group(run)
+        with _running(command, folder, env, "flwr-run.log") as run:
+            while run.poll() is None:
+                poll()
+                _raise_if_failed(folder / "flwr-run.log")
+                time.sleep(0.1)
         poll()
         _raise_if_failed(folder / "flwr-run.log")
         if run.returncode != 0:
@@ -77,7 +65,17 @@ def _superlink(folder: Path, env: dict[str, str]) -> Iterator[str]:
         "--port",
         str(port),
     ]
-    with (folder / "superlink.log").open("wb") as log:
+    with _running(command, folder, env, "superlink.log") as process:
+        _wait_until_listening(process, port, folder / "superlink.log")
+        yield f"127.0.0.1:{port}"
+
+
+@contextmanager
+def _running(
+    command: list[str], folder: Path, env: dict[str, str], log_name: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a session of its own and an empty working directory; it and its children end with the block."""
+    with (folder / log_name).open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=folder / "empty",
@@ -88,8 +86,7 @@ def _superlink(folder: Path, env: dict[str, str]) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            _wait_until_listening(process, port, folder / "superlink.log")
-            yield f"127.0.0.1:{port}"
+            yield process
         finally:
             stop_group(process)
 

@@ -1,0 +1,109 @@
+"""Files that people write: YAML in, frozen and validated models out, and errors that name key, reason and mend."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from secure_triplay.errors import ConfigError
+
+
+class Frozen(BaseModel):
+    """Base of every part of a study: immutable, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is an error instead of a silent override."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} given twice", key_node.start_mark
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain content of a YAML file.
+
+    Raises ConfigError where the file is missing, unreadable, empty, or not YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "there is no such file", where=str(path), fix="check the path; studies lie in configs/"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the file cannot be read: {error}", where=str(path), fix="it must be UTF-8 text"
+        ) from error
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(
+            f"this is not YAML: {problem}", where=where, fix="mend the line or the one above it"
+        ) from error
+    if content is None:
+        raise ConfigError("the file is empty", where=str(path), fix="start from configs/demo.yaml")
+    return content
+
+
+def lists_to_tuples(value: Any) -> Any:
+    """Strict models want tuples where YAML has lists, and floats where YAML has whole numbers."""
+    if isinstance(value, list):
+        return tuple(lists_to_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: lists_to_tuples(item) for key, item in value.items()}
+    return value
+
+
+def readable_error(error: ValidationError, where: str, module: str) -> ConfigError:
+    """The first few problems of a validation, each with its key and how to mend it."""
+    problems = [_problem(item, module) for item in error.errors()[:5]]
+    more = error.error_count() - len(problems)
+    what = "\n".join(problems) + (f"\n... and {more} more" if more > 0 else "")
+    return ConfigError(
+        what, where=where, fix="`secure-triplay config schema` lists every key, its type and default"
+    )
+
+
+def _problem(item: Any, module: str) -> str:
+    parts = [
+        str(part)
+        for part in item["loc"]
+        if part not in ("fashion-mnist", "manifest") or part == item["loc"][-1]
+    ]
+    key = ".".join(parts) or "study"
+    if item["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(parts[-1], sorted(_known_keys(module)), n=1, cutoff=0.5)
+        return f"{key}: unknown key" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
+    if item["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    message = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) or given is None else ""
+    return f"{key}: {message}{shown}"
+
+
+def _known_keys(module: str) -> set[str]:
+    return {
+        key for model in Frozen.__subclasses__() if model.__module__ == module for key in model.model_fields
+    }
