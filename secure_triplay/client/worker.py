@@ -7,11 +7,13 @@ the operator at this site. Neither has a path to the wire.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import resource
 import signal
 import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -57,24 +59,32 @@ def work(job: Job, control: Connection) -> None:
         control.send(error)
     except (EOFError, BrokenPipeError):
         pass  # the operator's process is gone
-    except OSError as error:
-        control.send(
-            RunError(
-                f"site {job.site} cannot go on: {error.strerror or error}",
-                where=str(job.folder),
-                fix="see whether disk and memory are left",
-            )
-        )
     except Exception as error:
-        trace = job.folder / "crash.txt"
-        trace.write_text(traceback.format_exc())
-        control.send(
-            RunError(
-                f"site {job.site} crashed: {type(error).__name__}: {error}",
-                where=str(trace),
-                fix="report it with this file; it stays at the site",
-            )
+        control.send(_told_to_operator(job, error))
+
+
+def _told_to_operator(job: Job, error: Exception) -> RunError:
+    """A full disk in words; anything else with a trace that outlives the run's folder, for this user alone."""
+    if isinstance(error, OSError) or _disk_is_full(error):
+        reason = (error.strerror if isinstance(error, OSError) else None) or "no space left on device"
+        return RunError(
+            f"site {job.site} cannot go on: {reason}",
+            where=str(job.folder),
+            fix="see whether disk and memory are left; nothing half-written was left behind",
         )
+    descriptor, trace = tempfile.mkstemp(prefix="secure-triplay-crash-", suffix=".txt")  # mode 0600
+    with os.fdopen(descriptor, "w") as file:
+        file.write(traceback.format_exc())
+    return RunError(
+        f"site {job.site} crashed: {type(error).__name__}: {error}",
+        where=trace,
+        fix="report it with this file; it stays at the site, and may hold paths and values of the site",
+    )
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Libraries in other languages wrap the operating system's error in types of their own."""
+    return f"os error {errno.ENOSPC}" in str(error) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _take_part(job: Job, control: Connection, journal: Journal, listener: socket.socket) -> None:
