@@ -28,6 +28,7 @@ import numpy as np
 import tenseal as ts
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from rich import box
 from rich.table import Table
 
 from secure_triplay.client.ckks import CkksSecretKey
@@ -246,30 +247,26 @@ def _ratio(ours: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
 
 
 def bench_table(result: dict[str, Any]) -> Table:
-    """The rows of a result as a table for the terminal."""
+    """The rows of a result as a table for a terminal of 80 columns."""
     table = Table(
-        title="Encrypted updates: ours and the usual way (rates in M parameters/s of processor time)"
+        title="Encrypted updates: bytes a parameter, M parameters/s of processor time, largest error",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
-    for heading in (
-        "way",
-        "parameters",
-        "sites",
-        "bytes up",
-        "bytes down",
-        "encrypt",
-        "add",
-        "decrypt",
-        "error",
-    ):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for heading in ("way", "params", "sites", "up", "down", "encrypt", "add", "decrypt", "error"):
+        table.add_column(heading, justify="left" if heading == "way" else "right", no_wrap=True)
     for row in result["rows"]:
         rates = [f"{row[f'{step}_m_params_per_cpu_s']:.2f}" for step in ("encrypt", "add", "decrypt")]
         sizes = [f"{row[f'{way}_bytes_per_param']:.2f}" for way in ("upload", "download")]
-        subsample = "" if row["measured_params"] == row["n_params"] else " *"
-        table.add_row(row["way"] + subsample, f"{row['n_params']:,}", str(row["n_sites"]), *sizes, *rates,
-                      f"{row['largest_error']:.1e}", end_section=row["way"] == USUAL)  # fmt: skip
+        name = "ours" if row["way"] == OURS else "usual"
+        name += "" if row["measured_params"] == row["n_params"] else " *"
+        table.add_row(
+            name, f"{row['n_params'] / 1e6:g} M", str(row["n_sites"]), *sizes, *rates,
+            f"{row['largest_error']:.1e}", end_section=row["way"] == USUAL,
+        )  # fmt: skip
     table.caption = (
-        f"* timed on the first {result['settings']['usual_params']:,} values. {result['machine']['cpu']}"
+        f"usual: {USUAL}. * timed on the first {result['settings']['usual_params']:,} values. "
+        f"{result['machine']['cpu']}"
     )
     return table
 
