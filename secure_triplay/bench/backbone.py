@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from secure_triplay.config import Backbone
@@ -53,15 +54,15 @@ def run_backbone_bench() -> dict[str, Any]:
 
 def backbone_table(result: dict[str, Any]) -> Table:
     """The result for a terminal."""
-    table = Table(title="Memory of the frozen weights", title_justify="left")
-    for title in ("backbone", "weights", "quantization", "image tower", "of fp32", "both towers", "of fp32"):
-        table.add_column(
-            title, justify="left" if title in ("backbone", "weights", "quantization") else "right"
-        )
+    table = Table(
+        title="Memory of the frozen weights, MB and share of fp32", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for title in ("backbone", "weights", "in", "image", "share", "both", "share"):
+        table.add_column(title, justify="left" if title in ("backbone", "weights", "in") else "right")
     for row in result["rows"]:
         table.add_row(
             row["name"], row["weights"], row["quantization"],
-            f"{row['image_bytes'] / 1e6:.1f} MB", f"{row['image_of_fp32']:.2f}",
-            f"{row['both_bytes'] / 1e6:.1f} MB", f"{row['both_of_fp32']:.2f}",
+            f"{row['image_bytes'] / 1e6:.1f}", f"{row['image_of_fp32']:.2f}",
+            f"{row['both_bytes'] / 1e6:.1f}", f"{row['both_of_fp32']:.2f}",
         )  # fmt: skip
     return table

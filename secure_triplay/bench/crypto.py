@@ -256,13 +256,13 @@ def bench_table(result: dict[str, Any]) -> Table:
     for heading in ("way", "params", "sites", "up", "down", "encrypt", "add", "decrypt", "error"):
         table.add_column(heading, justify="left" if heading == "way" else "right", no_wrap=True)
     for row in result["rows"]:
-        rates = [f"{row[f'{step}_m_params_per_cpu_s']:.2f}" for step in ("encrypt", "add", "decrypt")]
+        rates = [f"{row[f'{step}_m_params_per_cpu_s']:.1f}" for step in ("encrypt", "add", "decrypt")]
         sizes = [f"{row[f'{way}_bytes_per_param']:.2f}" for way in ("upload", "download")]
         name = "ours" if row["way"] == OURS else "usual"
         name += "" if row["measured_params"] == row["n_params"] else " *"
         table.add_row(
             name, f"{row['n_params'] / 1e6:g} M", str(row["n_sites"]), *sizes, *rates,
-            f"{row['largest_error']:.1e}", end_section=row["way"] == USUAL,
+            f"{row['largest_error']:.0e}", end_section=row["way"] == USUAL,
         )  # fmt: skip
     table.caption = (
         f"usual: {USUAL}. * timed on the first {result['settings']['usual_params']:,} values. "
