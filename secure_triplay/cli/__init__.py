@@ -1,0 +1,78 @@
+"""The `secure-triplay` command: parses and prints, and leaves everything else to the library.
+
+One module a group of commands, each with an `app` of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from secure_triplay import __version__
+from secure_triplay.cli import audit, bench, budget, config, policy, simulate
+from secure_triplay.errors import SecureTriplayError
+
+app = typer.Typer(
+    name="secure-triplay",
+    help="Hospitals fine-tune one shared CLIP together, under differential privacy and encryption.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with:  secure-triplay simulate configs/demo.yaml",
+)
+app.add_typer(simulate.app)  # without a name: its commands stand at the top
+app.add_typer(config.app, name="config")
+app.add_typer(policy.app, name="policy")
+app.add_typer(budget.app, name="budget")
+app.add_typer(audit.app, name="audit")
+app.add_typer(bench.app, name="bench")
+
+STOPPED = 130
+_STOPPED = "[bold]Stopped.[/] Nothing half-written was left; what was charged to a budget stays charged."
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"secure-triplay {__version__}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: errors become three plain parts and an exit code, never a traceback."""
+    console = Console(stderr=True, highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is being stopped
+    try:
+        code = app(standalone_mode=False) or 0
+        if code == STOPPED:  # what typer makes of a KeyboardInterrupt
+            console.print(_STOPPED)
+        sys.exit(code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SecureTriplayError as error:
+        console.print(f"[bold red]Error:[/] {_escaped(error.what)}")
+        if error.where:
+            console.print(f"[bold]Where:[/] {_escaped(error.where)}")
+        if error.fix:
+            console.print(f"[bold]What to do:[/] {_escaped(error.fix)}")
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        console.print(_STOPPED)
+        sys.exit(STOPPED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,56 @@
+"""`secure-triplay bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from secure_triplay.cli.common import AsJson, print_json
+
+app = typer.Typer(help="Measure two ways side by side, on this machine.", no_args_is_help=True)
+
+
+@app.command("crypto", epilog="Example:  secure-triplay bench crypto --out audits/crypto-bench")
+def bench_crypto(
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smallest sizes only, in seconds instead of minutes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pair our encoding with the usual one (one value a slot) on the same updates."""
+    from secure_triplay.bench.crypto import bench_table, plot_crypto_bench, run_crypto_bench
+
+    console = Console(stderr=True)
+    with console.status("measuring"):
+        result = run_crypto_bench(quick=quick)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        plot_crypto_bench(result, out / "bench.svg")
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(bench_table(result))
+
+
+@app.command("backbone", epilog="Example:  secure-triplay bench backbone --out audits/backbone-memory")
+def bench_backbone(
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None, as_json: AsJson = False
+) -> None:
+    """Memory of the frozen weights in nf4, int8 and full precision."""
+    from secure_triplay.bench.backbone import backbone_table, run_backbone_bench
+
+    with Console(stderr=True).status("loading"):
+        result = run_backbone_bench()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(backbone_table(result))
