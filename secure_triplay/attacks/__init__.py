@@ -1,0 +1,1 @@
+"""What an adversary does with exactly what its threat model lets it observe."""
