@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -22,22 +23,32 @@ def audit_verify(
 ) -> None:
     """Check evidence offline: signatures, chain, and the arithmetic recomputed from the charges.
 
-    Several bundles of one study are also held against each other.
+    Several bundles are also held against each other: earlier and later ones of a site, and those of several
+    sites. Exit code 7 where anything does not verify or two bundles disagree.
     """
-    from secure_triplay.ledger.log import cross_check
+    from secure_triplay.ledger.compare import compare
     from secure_triplay.ledger.verify import verify
 
     results = [verify(bundle) for bundle in bundles]
-    if len(results) > 1:
-        cross_check(
-            {each.site: each.chain for each in results}, {each.site: each.identity for each in results}
-        )
+    differ = compare(results)
     if as_json:
         print_json(
-            [{"site": each.site, "rollback": each.rollback, "notes": list(each.notes)} for each in results]
+            {
+                "bundles": [
+                    {"site": each.site, "rollback": each.rollback, "notes": list(each.notes)}
+                    for each in results
+                ],
+                "disagreements": [asdict(each) for each in differ],
+            }
         )
-        return
-    for each in results:
-        sys.stdout.write(f"{each.site}: signatures, chain and arithmetic hold; {each.rollback}\n")
-        for note in each.notes:
-            sys.stdout.write(f"  {note}\n")
+    else:
+        for each in results:
+            sys.stdout.write(f"{each.site}: signatures, chain and arithmetic hold; {each.rollback}\n")
+            for note in each.notes:
+                sys.stdout.write(f"  {note}\n")
+        for disagreement in differ:
+            sys.stdout.write(f"DISAGREE  {' and '.join(disagreement.parties)}: {disagreement.what}\n")
+        if len(results) > 1 and not differ:
+            sys.stdout.write("Held against each other: they agree on every round, key epoch and head.\n")
+    if differ:
+        raise typer.Exit(7)

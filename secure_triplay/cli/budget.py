@@ -1,17 +1,25 @@
-"""`secure-triplay budget`."""
+"""`secure-triplay budget`: plan it, start it, follow it, hand over the evidence."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from secure_triplay.cli.common import AsJson, StudyFile, print_json
 
-app = typer.Typer(help="Plan a privacy budget, follow it, and hand over the evidence.", no_args_is_help=True)
+app = typer.Typer(
+    help="Plan a privacy budget, start it, follow it, and hand over the evidence.", no_args_is_help=True
+)
+
+SiteFolder = Annotated[
+    Path, typer.Option("--site", help="The site's folder, which holds its key and its ledger/.")
+]
 
 
 @app.command("plan", epilog="Example:  secure-triplay budget plan configs/demo.yaml --epsilon 3 --out plan")
@@ -46,28 +54,102 @@ def budget_plan(
     Console().print(plan_table(plan))
 
 
-@app.command("status", epilog="Example:  secure-triplay budget status --site runs/first/sites/north")
+@app.command(
+    "start",
+    epilog="Example:  secure-triplay budget start --site st-mary --policy strict.yaml --approved-by 'Dr. Weber'",
+)
+def budget_start(
+    site: SiteFolder,
+    policy_file: Annotated[Path, typer.Option("--policy", help="The site's policy, whose limits bind.")],
+    approved_by: Annotated[str, typer.Option(help="The person who answers for this.")],
+    name: Annotated[str | None, typer.Option(help="The site's name. [default: the folder's]")] = None,
+    replaces: Annotated[
+        str, typer.Option(help="Where a ledger was lost: why a new one starts. It stands in every export.")
+    ] = "",
+) -> None:
+    """Start a site's privacy ledger, once; a person does it, by name. Nothing can be charged before."""
+    from secure_triplay.ledger.start import start
+
+    limits = start(
+        site, policy_file, name=name or site.resolve().name, approved_by=approved_by, replaces=replaces
+    )
+    Console(highlight=False).print(
+        f"The ledger of {name or site.resolve().name} is started: epsilon {limits.epsilon_per_study:g} a study and "
+        f"{limits.epsilon_per_year:g} a year, per {limits.unit}, at delta {limits.delta:.2g}.\n"
+        f"Back up [bold]{site}[/] as a whole. An older copy of the ledger is refused by the other sites.\n"
+        f"Next:  secure-triplay budget status --site {site}",
+        soft_wrap=True,
+    )
+
+
+@app.command("status", epilog="Example:  secure-triplay budget status --site runs/first")
 def budget_status(
-    site: Annotated[Path, typer.Option(help="The site's folder, which holds its ledger.")],
+    site: Annotated[
+        list[Path] | None,
+        typer.Option("--site", help="A site's folder, or one with sites/ in it; repeat it for several."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a site has spent, reserved and left: per study, per year, per privacy unit."""
+    """Say what was spent, is reserved and is left: per site, per study, per year, per privacy unit."""
     from secure_triplay.ledger.evidence import status
     from secure_triplay.ledger.ledger import Ledger
+    from secure_triplay.ledger.start import site_folders
 
-    with Ledger.open(site / "ledger", None) as ledger:
-        rows = status(ledger.books)
+    rows = []
+    for folder in site_folders(site or [Path()]):
+        with Ledger.open(folder / "ledger", None) as ledger:
+            books = ledger.books
+            rows += [{"site": books.opened.party, **row} for row in status(books)]
     if as_json:
         print_json(rows)
         return
-    table = Table()
-    for title in rows[0] if rows else ():
-        table.add_column(title.replace("_", " "), justify="right")
+    Console().print(_status_table(rows))
+    sys.stdout.write(
+        "Reserved counts as charged: a crash gives nothing back. Charged is what decides a refusal.\n"
+    )
+
+
+@app.command(
+    "export", epilog="Example:  secure-triplay budget export --site runs/first/sites/north --out evidence"
+)
+def budget_export(
+    site: SiteFolder,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle; it must not exist.")],
+    purpose: Annotated[str, typer.Option(help="For whom or what; it is noted in the ledger.")] = "audit",
+) -> None:
+    """Write signed evidence of every charge: JSON, CSV, and a page that a lawyer can read."""
+    from secure_triplay.crypto.keyfile import load_identity
+    from secure_triplay.ledger.export import export
+
+    identity = load_identity(site)
+    with Console(stderr=True).status("two accountants compute every figure"):
+        export(site / "ledger", out, identity, purpose=purpose)
+    sys.stdout.write(
+        f"Written to {out}: evidence.html to read, charges.csv for another accountant, evidence.json (signed).\n"
+        f"Signed by {identity.identity.fingerprint}\n"
+        f"Whoever receives it runs:  secure-triplay audit verify {out}\n"
+    )
+
+
+def _status_table(rows: list[dict[str, Any]]) -> Table:
+    """One line for each site and scope; fits 80 columns."""
+    table = Table(pad_edge=False, box=None, padding=(0, 1))
+    for title in ("site", "of", "unit", "limit", "spent", "reserved", "left", "charges"):
+        table.add_column(title, justify="left" if title in ("site", "of", "unit") else "right")
+    of = {"study": "study {}", "year": "year {}", "overall": "all years"}
     for row in rows:
         table.add_row(
-            *(
-                "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-                for value in row.values()
-            )
+            Text(row["site"]),
+            Text(of[row["kind"]].format(row["name"])),
+            row["unit"],
+            _figure(row["limit"], "none"),
+            _figure(row["epsilon_spent"], "unbounded"),
+            _figure(row["epsilon_reserved"], "unbounded"),
+            _figure(row["epsilon_left"], "-"),
+            str(row["charges"]),
         )
-    Console().print(table)
+    return table
+
+
+def _figure(value: float | None, missing: str) -> str:
+    return missing if value is None else f"{value:.2f}"

@@ -1,12 +1,13 @@
-"""From a study's file to what a ledger needs: what it releases, and the limits of a simulated site."""
+"""From a study's file to what a ledger needs: what it releases; and from a policy file to its limits."""
 
 from __future__ import annotations
 
 from secure_triplay.config import Study
-from secure_triplay.errors import PrivacyError
+from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.ledger.books import Release
 from secure_triplay.ledger.budget import Limits, Unprotected
 from secure_triplay.ledger.ledger import TRAINING
+from secure_triplay.policy import SitePolicy
 from secure_triplay.privacy.mechanisms import DpSgdCharge
 
 
@@ -34,3 +35,25 @@ def simulated_limits(study: Study) -> Limits:
     if dp is None:
         return Limits(1.0, 1.0, delta=1e-6, max_units=10_000, unit="record", unsafe_unlimited=True)
     return Limits(dp.epsilon, dp.epsilon, delta=dp.delta, max_units=dp.max_units_per_site, unit=dp.unit)
+
+
+def policy_limits(policy: SitePolicy) -> Limits:
+    """The limits that a site's policy puts in force: its smallest unit, and delta for the most that it may hold.
+
+    Raises ConfigError where the policy does not say how many patients (or records) there may be at most.
+    """
+    unit = policy.smallest_privacy_unit
+    most = policy.delta.most_patients if unit == "patient" else policy.delta.most_records
+    if most is None:
+        raise ConfigError(
+            f"the policy does not say how many {unit}s this site may hold at most, so delta cannot be chosen",
+            where=f"delta.most_{unit}s",
+            fix=f"state a round public upper bound on the {unit}s here; it is no count",
+        )
+    return Limits(
+        policy.epsilon_per_study,
+        policy.epsilon_per_year,
+        delta=1 / (policy.delta.times_patients * most),
+        max_units=most,
+        unit=unit,
+    )

@@ -1,0 +1,44 @@
+"""Several evidence bundles held against each other: of one site over time, and of sites that met in a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from secure_triplay.ledger.log import Disagreement, cross_check
+from secure_triplay.ledger.verify import Verified
+
+
+def compare(bundles: Iterable[Verified]) -> tuple[Disagreement, ...]:
+    """Where verified bundles contradict one another; empty if nowhere.
+
+    Bundles of one key have to be one chain at different lengths: anything else is a fork, a rewritten ledger or
+    an older copy that went on. One name under two keys is somebody who passes for another. The longest chain of
+    each site is then held against those of the others (`cross_check`).
+    """
+    longest: dict[str, Verified] = {}
+    found: list[Disagreement] = []
+    for bundle in sorted(bundles, key=lambda each: len(each.chain)):
+        before = longest.get(bundle.site)
+        if before is not None and before.identity != bundle.identity:
+            found.append(
+                Disagreement(
+                    (bundle.site,),
+                    f"two keys sign as {bundle.site}: {before.identity.fingerprint} and "
+                    f"{bundle.identity.fingerprint}",
+                )
+            )
+        elif before is not None and bundle.chain[: len(before.chain)] != before.chain:
+            at = next(
+                number
+                for number, (a, b) in enumerate(zip(before.chain, bundle.chain, strict=False), 1)
+                if a != b
+            )
+            found.append(
+                Disagreement(
+                    (bundle.site,),
+                    f"two bundles of {bundle.site} differ from entry {at} on: its ledger was copied or rewritten",
+                )
+            )
+        longest[bundle.site] = bundle
+    logs = {site: each.chain for site, each in longest.items()}
+    return (*found, *cross_check(logs, {site: each.identity for site, each in longest.items()}))

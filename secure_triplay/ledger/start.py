@@ -1,0 +1,58 @@
+"""A person starts a site's ledger, once, under a policy; and where the ledgers of a folder are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.keyfile import NAME, load_identity, save_identity
+from secure_triplay.errors import RunError
+from secure_triplay.ledger.budget import Limits
+from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.study import policy_limits
+from secure_triplay.policy import load_policy
+
+LEDGER = "ledger"
+
+
+def start(site: Path, policy_file: Path, *, name: str, approved_by: str, replaces: str = "") -> Limits:
+    """Start the ledger in `site`/ledger under the limits of a policy file; a site without a key gets one.
+
+    Raises ConfigError for a policy that gives no limits, RunError where a ledger is there, or was lost and
+    `replaces` gives no reason.
+    """
+    policy = load_policy(policy_file)
+    limits = policy_limits(policy)
+    site.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not (site / NAME).exists():
+        save_identity(site, SigningIdentity.generate())
+    with Ledger.create(
+        site / LEDGER,
+        load_identity(site),
+        site=name,
+        limits=limits,
+        approved_by=approved_by,
+        policy=policy.policy,
+        policy_sha256=hashlib.sha256(policy_file.read_bytes()).hexdigest(),
+        replaces=replaces,
+    ):
+        return limits
+
+
+def site_folders(given: Iterable[Path]) -> list[Path]:
+    """The folders with a ledger: each given one, or those in its sites/. Raises RunError where there is none."""
+    found = []
+    for folder in given:
+        inside = sorted(path.parent for path in folder.glob(f"sites/*/{LEDGER}"))
+        here = (folder / LEDGER).is_dir()
+        if not here and not inside:
+            raise RunError(
+                "there is no privacy ledger here",
+                where=str(folder),
+                fix="give a site's folder with --site, or the folder of a run; "
+                "`secure-triplay budget start` starts a ledger",
+            )
+        found += [folder] if here else inside
+    return found
