@@ -17,7 +17,10 @@ app = typer.Typer(help="Check evidence, and measure what is claimed.", no_args_i
 @app.command("verify", epilog="Example:  secure-triplay audit verify runs/first/sites/*/evidence")
 def audit_verify(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Evidence bundles.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE...", help="Evidence bundles, and logs of other parties.", show_default=False
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -26,16 +29,18 @@ def audit_verify(
     Several bundles are also held against each other: earlier and later ones of a site, and those of several
     sites. Exit code 7 where anything does not verify or two bundles disagree.
     """
-    from secure_triplay.ledger.compare import compare
-    from secure_triplay.ledger.verify import verify
+    from secure_triplay.ledger.compare import compare, verify_any
+    from secure_triplay.ledger.verify import Verified
 
-    results = [verify(bundle) for bundle in bundles]
+    results = [verify_any(bundle) for bundle in bundles]
     differ = compare(results)
     if as_json:
         print_json(
             {
                 "bundles": [
                     {"site": each.site, "rollback": each.rollback, "notes": list(each.notes)}
+                    if isinstance(each, Verified)
+                    else {"party": each.site, "entries": len(each.chain)}
                     for each in results
                 ],
                 "disagreements": [asdict(each) for each in differ],
@@ -43,6 +48,9 @@ def audit_verify(
         )
     else:
         for each in results:
+            if not isinstance(each, Verified):
+                sys.stdout.write(f"{each.site}: signatures and chain of {len(each.chain)} entries hold\n")
+                continue
             sys.stdout.write(f"{each.site}: signatures, chain and arithmetic hold; {each.rollback}\n")
             for note in each.notes:
                 sys.stdout.write(f"  {note}\n")

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
 
+from secure_triplay.crypto.identity import Identity
+from secure_triplay.ledger.entries import Entry
 from secure_triplay.ledger.log import Disagreement, cross_check
-from secure_triplay.ledger.verify import Verified
+from secure_triplay.ledger.logbundle import LOG_NAME, VerifiedLog, verify_log
+from secure_triplay.ledger.verify import Verified, verify
 
 
-def compare(bundles: Iterable[Verified]) -> tuple[Disagreement, ...]:
+class Bundle(Protocol):
+    """Any verified bundle: whose, under which key, and its chain."""
+
+    @property
+    def site(self) -> str: ...
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def chain(self) -> tuple[Entry, ...]: ...
+
+
+def verify_any(bundle: Path) -> Verified | VerifiedLog:
+    """A site's evidence, or the log of another party, verified. Raises what `verify` and `verify_log` raise."""
+    return verify_log(bundle) if (bundle / LOG_NAME).exists() else verify(bundle)
+
+
+def compare(bundles: Iterable[Bundle]) -> tuple[Disagreement, ...]:
     """Where verified bundles contradict one another; empty if nowhere.
 
     Bundles of one key have to be one chain at different lengths: anything else is a fork, a rewritten ledger or
     an older copy that went on. One name under two keys is somebody who passes for another. The longest chain of
     each site is then held against those of the others (`cross_check`).
     """
-    longest: dict[str, Verified] = {}
+    longest: dict[str, Bundle] = {}
     found: list[Disagreement] = []
     for bundle in sorted(bundles, key=lambda each: len(each.chain)):
         before = longest.get(bundle.site)
