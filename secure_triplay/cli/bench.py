@@ -54,3 +54,26 @@ def bench_backbone(
         print_json(result)
     else:
         Console().print(backbone_table(result))
+
+
+@app.command("load", epilog="Example:  secure-triplay bench load --out audits/load-bench")
+def bench_load(
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
+    sites: Annotated[
+        list[int] | None, typer.Option("--sites", min=2, max=1000, help="Number of sites; repeat it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One round over 10, 100 and 1,000 light sites: real ciphertexts, signatures and inbox, no model."""
+    from secure_triplay.bench.load import load_table, plot_load_bench, run_load_bench
+
+    with Console(stderr=True).status("measuring"):
+        result = run_load_bench(sizes=tuple(sites) if sites else None)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        plot_load_bench(result, out / "bench.svg")
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(load_table(result))
