@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from secure_triplay.cli.common import AsJson, print_json
+from secure_triplay.cli.common import AsJson, StudyFile, print_json
 
 app = typer.Typer(help="Measure two ways side by side, on this machine.", no_args_is_help=True)
 
@@ -77,3 +77,27 @@ def bench_load(
         print_json(result)
     else:
         Console().print(load_table(result))
+
+
+@app.command(
+    "training", epilog="Example:  secure-triplay bench training configs/demo.yaml --out audits/training-bench"
+)
+def bench_training(
+    study_file: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One step each instead of five.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Our private step beside plain Opacus and beside no privacy, on the same records and draws."""
+    from secure_triplay.bench.training import run_training_bench, training_table
+    from secure_triplay.config import load_study
+
+    with Console(stderr=True).status("measuring"):
+        result = run_training_bench(load_study(study_file), quick=quick)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(training_table(result))

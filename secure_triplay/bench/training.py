@@ -1,0 +1,205 @@
+"""Our private step beside plain Opacus and beside no privacy at all: same adapter, backbone, records and draws.
+
+*Plain Opacus*: GradSampleModule around the whole image tower, every drawn image through every block in every
+step, DPOptimizer. *Ours*: frozen blocks run once an image and are cached, the last block computes the class token
+alone, hooks sit on the adapter's own layers. *No privacy*: ours without clipping and noise. All three draw the
+same Poisson samples from one seeded stream, and the two private ones add the same noise, so that their adapters
+can be compared; a seeded stream is for benches and protects nobody.
+
+The one pass that fills the cache is measured too, and charged to ours in `with_cache`, over the rounds of the study.
+Rates are of processor time on the given number of threads: on a busy machine the wall clock tells of others.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleModule
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secure_triplay.config import Study
+from secure_triplay.model.adapter import attach_adapter
+from secure_triplay.model.text import class_embeddings
+from secure_triplay.model.tower import Classifier, ImageTower
+from secure_triplay.prepare import aligned_backbone, compute_dtype, load_data, round_rule
+from secure_triplay.privacy.mechanisms import DpSgd
+from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.privacy.per_record import record_loss
+from secure_triplay.privacy.training import NoisySum, PoissonSampler, train, train_unsafe_without_dp
+
+_REPEATS, _QUICK_REPEATS = 5, 1
+
+
+class _WholeTower(nn.Module):
+    """Pixels (n, 3, size, size) -> logits (n, n_classes), by the model's own forward."""
+
+    def __init__(self, visual: nn.Module, embeddings: Tensor, logit_scale: float) -> None:
+        super().__init__()
+        self.visual, self._embeddings, self._scale = visual, embeddings, logit_scale
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self._scale * F.linear(F.normalize(self.visual(pixels), dim=-1), self._embeddings)
+
+
+def run_training_bench(
+    study: Study, *, records: int | None = None, quick: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    """Measure the three ways on one site's records of a study. Raises what loading its data and model raises.
+
+    Steps of the three ways take turns, so that a machine that gets slower does so for all.
+    """
+    split = load_data(study, study.sites[0].name)
+    train_on = split.sites[study.sites[0].name].train
+    count = min(len(train_on), records or len(train_on))
+    images = train_on.images(np.arange(count), study.backbone.image_size)
+    labels = torch.from_numpy(np.asarray(train_on.labels[:count], np.int64))
+    backbone = aligned_backbone(study, split.public)
+    embeddings = class_embeddings(backbone, study.classes)
+    adapter = attach_adapter(backbone, study.adapter, b"bench")
+    tower = ImageTower(backbone, adapter.first_block)
+    classifier = Classifier(tower.suffix, embeddings, study.training.logit_scale)
+    whole = _WholeTower(backbone.model.visual, embeddings, study.training.logit_scale)
+    rule = round_rule(study)
+    tokens, cache_s = _timed(lambda: tower.prefix(images))
+    pixels = tower.pixels(images)
+    start = adapter.vector()
+
+    def run(way: Callable[[NoiseSource], object], turn: int) -> tuple[np.ndarray[Any, Any], float]:
+        adapter.load_vector(start)
+        noise = NoiseSource.unsafe_from_seed(seed + turn)
+        _, seconds = _timed(lambda: way(noise))
+        return adapter.vector() - start, seconds
+
+    ways: dict[str, Callable[[NoiseSource], object]] = {
+        "ours": lambda noise: train(classifier, tokens, labels, rule, noise),
+        "plain_opacus": lambda noise: _plain_opacus(whole, pixels, labels, rule, noise),
+        "no_privacy": lambda noise: train_unsafe_without_dp(
+            classifier,
+            tokens,
+            labels,
+            sampling_rate=rule.sampling_rate,
+            expected_batch_size=rule.expected_batch_size,
+            steps=rule.steps,
+            learning_rate=rule.learning_rate,
+            physical_batch_size=rule.physical_batch_size,
+            noise=noise,
+        ),
+    }
+    run(ways["ours"], 0)  # warms up, and does the check of gradients that is done once a model
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    gap = 0.0
+    for turn in range(1, 1 + (_QUICK_REPEATS if quick else _REPEATS)):
+        updates = {}
+        for name, way in ways.items():
+            updates[name], taken = run(way, turn)
+            seconds[name].append(taken)
+        gap = max(gap, float(np.abs(updates["ours"] - updates["plain_opacus"]).max()))
+    adapter.load_vector(start)
+    step = {name: float(np.median(taken)) / rule.steps for name, taken in seconds.items()}
+    cached = cache_s / (study.training.rounds * rule.steps)
+    return {
+        "suite": "training",
+        "study": study.study,
+        "records": count,
+        "drawn_per_step": rule.sampling_rate * count,
+        "compute": str(compute_dtype(study)).removeprefix("torch."),
+        "n_params": adapter.n_params,
+        "seconds_per_step": {name: round(value, 4) for name, value in step.items()},
+        "cache_seconds": round(cache_s, 3),
+        "speedup_over_plain_opacus": round(step["plain_opacus"] / step["ours"], 3),
+        "speedup_with_cache": round(step["plain_opacus"] / (step["ours"] + cached), 3),
+        "cost_over_no_privacy": round(step["ours"] / step["no_privacy"], 3),
+        "largest_difference_of_adapters": gap,
+        "largest_update": float(np.abs(updates["ours"]).max()),
+        **_share_of_matrix_rate(classifier, tokens, rule.sampling_rate * count / step["ours"]),
+        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
+                    "load": round(os.getloadavg()[0], 2)},
+    }  # fmt: skip
+
+
+def training_table(result: dict[str, Any]) -> Table:
+    """A line for each way; fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left",
+                  title=f"one step, {result['drawn_per_step']:.0f} images drawn, {result['compute']}")  # fmt: skip
+    table.add_column("", min_width=44)
+    table.add_column("seconds", justify="right")
+    table.add_column("of ours", justify="right")
+    own = result["seconds_per_step"]["ours"]
+    for name, title in (("ours", "ours"), ("plain_opacus", "plain Opacus"), ("no_privacy", "no privacy")):
+        value = result["seconds_per_step"][name]
+        table.add_row(title, f"{value:.3f}", f"{value / own:.2f} x")
+    table.caption = (
+        f"Filling the cache once: {result['cache_seconds']:.2f} s. Largest difference of the two private adapters: "
+        f"{result['largest_difference_of_adapters']:.1e}.\n"
+        f"Ours runs at {100 * result['share_of_matrix_rate']:.0f} % of this machine's rate of matrix products."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _plain_opacus(model: nn.Module, pixels: Tensor, labels: Tensor, rule: DpSgd, noise: NoiseSource) -> None:
+    """Opacus as its documentation has it, but with our sampler, normaliser and noise, so that results compare."""
+    wrapped = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=False)
+    try:
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        wrapped.train()
+        weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
+        optimizer = NoisySum(torch.optim.SGD(weights, lr=rule.learning_rate), rule, noise)
+        for drawn in PoissonSampler(len(labels), rule.sampling_rate, rule.steps, noise):
+            parts = torch.split(drawn, rule.physical_batch_size)
+            for index, part in enumerate(parts):
+                loss = record_loss(wrapped(pixels[part]), labels[part])
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.signal_skip_step(index + 1 < len(parts))
+                optimizer.step()
+                optimizer.zero_grad()
+    finally:
+        wrapped.to_standard_module()
+        model.eval()
+
+
+def _share_of_matrix_rate(classifier: Classifier, tokens: Tensor, images_per_s: float) -> dict[str, float]:
+    """Billion multiply-adds a second of our step, of a plain float32 matrix product here, and their ratio.
+
+    Of the step only the linear layers are counted, once forward and once for the gradient of their inputs: what
+    attention, norms, LoRA and the records' own gradients need is left out, so the share is a lower bound.
+    """
+    per_image = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal per_image
+        per_image += output[0].numel() // output.shape[-1] * inputs[0].shape[-1] * output.shape[-1]
+
+    layers = [part for part in classifier.modules() if isinstance(part, nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.no_grad():
+            classifier(tokens[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    a, b = torch.randn(2176, 384), torch.randn(384, 1536)
+    times = [_timed(lambda: torch.mm(a, b))[1] for _ in range(50)]
+    plain = 2176 * 384 * 1536 / 1e9 / float(np.median(times[5:]))
+    ours = 2 * per_image * images_per_s / 1e9
+    return {
+        "our_gmac_per_s": round(ours, 1),
+        "matrix_gmac_per_s": round(plain, 1),
+        "share_of_matrix_rate": round(ours / plain, 3),
+    }
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """The result, and seconds by the clock."""
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
