@@ -89,7 +89,7 @@ class Adapter(Frozen):
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from error
         return value
 
 
@@ -128,6 +128,9 @@ class Manifest(Frozen):
     public_manifest: str | None = Field(None, description="public images that align the packaged projection")
     test_manifest: str | None = Field(None, description="public test images")
     public_images: Annotated[int, Field(ge=0)] = Field(0, description="carved out of `manifest` by patient")
+    test_domain: str | None = Field(
+        None, description="test on all of this domain of `manifest`; the sites have the others"
+    )
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.2, description="of patients, from `manifest`"
     )
@@ -152,9 +155,23 @@ class Training(Frozen):
     logit_scale: Positive = Field(20.0, description="inverse temperature of the cosine head")
     physical_batch_size: Count = Field(128, description="images in memory at once; changes nothing else")
 
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _possible(cls, value: Any) -> Any:
+        if _is_number(value) and not 1 <= value <= 10_000:
+            raise ValueError(
+                f"{value:,} rounds of training are impossible; give a whole number from 1 to 10,000 (fewer rounds "
+                "cost less privacy)"
+            )
+        return value
+
 
 class DpOn(Frozen):
-    """Differential privacy of each site's records; the noise follows from epsilon."""
+    """Differential privacy of each site's records or patients; the noise follows from epsilon.
+
+    `sampling_rate` and `expected_batch_size` count units: where the unit is the patient, the share of a
+    site's patients that one step draws, and how many that is meant to be.
+    """
 
     epsilon: Annotated[float, Field(ge=0.001, le=100, allow_inf_nan=False)]
     delta: Annotated[float, Field(gt=0, lt=1)]
@@ -164,8 +181,46 @@ class DpOn(Frozen):
         None, description="unit patient: images used of one patient"
     )
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    expected_batch_size: Positive = Field(description="public normaliser of the summed gradients")
-    l2_clip_norm: Positive
+    expected_batch_size: Positive = Field(
+        description="public normaliser of the summed gradients, in records (or patients)"
+    )
+    l2_clip_norm: Positive = Field(description="bound on the gradient of one record (or one patient)")
+
+    @field_validator("epsilon", mode="before")
+    @classmethod
+    def _epsilon_can_be_had(cls, value: Any) -> Any:
+        if _is_number(value) and not value >= 0.001:
+            raise ValueError(
+                f"epsilon {value:g} cannot be had: at 0 nothing may be learned from anybody, and no noise is "
+                "enough; choose one above 0 (1 to 10 is usual, smaller protects more)"
+            )
+        if _is_number(value) and not value <= 100:
+            raise ValueError(
+                f"epsilon {value:g} protects nobody: an attacker could be certain; choose 100 or less "
+                "(1 to 10 is usual)"
+            )
+        return value
+
+    @field_validator("delta", mode="before")
+    @classmethod
+    def _delta_means_something(cls, value: Any) -> Any:
+        if _is_number(value) and not 0 < value < 1:
+            raise ValueError(
+                f"delta {value:g} is not a small chance above 0; it is the chance with which the guarantee may fail: "
+                "choose 1 / (100 x max_units_per_site) or less; 0 cannot be had with Gaussian noise"
+            )
+        return value
+
+    @field_validator("sampling_rate", mode="before")
+    @classmethod
+    def _rate_is_a_share(cls, value: Any) -> Any:
+        if _is_number(value) and not 0 < value <= 1:
+            raise ValueError(
+                f"a step cannot use {value:.4g} of a site: that is "
+                + ("more than there is" if value > 1 else "nobody at all")
+                + "; give a share above 0 and at most 1"
+            )
+        return value
 
     @model_validator(mode="after")
     def _sound(self) -> DpOn:
@@ -174,6 +229,11 @@ class DpOn(Frozen):
             raise ValueError(
                 f"delta {self.delta:g} is too large: with at most {self.max_units_per_site:,} {self.unit}s at a site "
                 f"it may be {most:.2g} at most (1 / (100 x max_units_per_site))"
+            )
+        if self.expected_batch_size > self.max_units_per_site:
+            raise ValueError(
+                f"expected_batch_size {self.expected_batch_size:,g} is more {self.unit}s a step than exist: no site "
+                f"has more than {self.max_units_per_site:,} (max_units_per_site); ask for fewer, or correct the bound"
             )
         if (self.unit == "patient") != (self.max_records_per_patient is not None):
             raise ValueError("max_records_per_patient belongs to unit: patient, and unit: patient needs it")
@@ -242,12 +302,21 @@ class Study(Frozen):
             raise ValueError("codec.range is missing: without DP noise there is nothing to derive it from")
         if self.server_optimiser.average_last > self.training.rounds:
             raise ValueError("server_optimiser.average_last is larger than training.rounds")
+        most = self.dp.max_records_per_patient if self.dp else None
+        if most is not None and most > self.training.physical_batch_size:
+            raise ValueError(
+                f"max_records_per_patient is {most}, but only {self.training.physical_batch_size} images fit into "
+                "memory at once (training.physical_batch_size), and one patient's images are taken together; raise "
+                "the one or lower the other"
+            )
         if isinstance(self.data, Manifest):
             own = [site.manifest is not None for site in self.sites]
             if (self.data.manifest is None) != all(own) or (self.data.manifest is not None and any(own)):
                 raise ValueError(
                     "give either data.manifest, or a manifest for every site, not both or neither"
                 )
+        elif most is not None:
+            raise ValueError("unit: patient needs data that name patients; Fashion-MNIST has none")
         elif any(site.manifest for site in self.sites):
             raise ValueError(f"a site names a manifest, but data.kind is {self.data.kind}")
         return self
@@ -284,6 +353,10 @@ class Study(Frozen):
     def file_sha256(self) -> str:
         """Hash of the file that the study was read from; of the canonical form where there was none."""
         return self._file_sha256 or self.sha256
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _refuse_repeats(what: str, names: list[str]) -> None:

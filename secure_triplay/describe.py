@@ -79,9 +79,13 @@ def _adapter(study: Study) -> str:
 
 def _training(study: Study) -> str:
     training, optimiser = study.training, study.server_optimiser
+    units, used = "records", ""
+    if study.dp and study.dp.unit == "patient":
+        units = "patients"
+        used = f", with at most {study.dp.max_records_per_patient} images of each patient drawn"
     return (
         f"{training.rounds} rounds of {training.steps_per_round} step(s), each on a random "
-        f"{study.privacy.sampling_rate:.0%} of a site's records; every site applies the mean by {optimiser.kind}."
+        f"{study.privacy.sampling_rate:.0%} of a site's {units}{used}; every site applies the mean by {optimiser.kind}."
     )
 
 

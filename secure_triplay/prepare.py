@@ -62,6 +62,7 @@ def round_rule(study: Study) -> DpSgd:
         learning_rate=training.learning_rate,
         physical_batch_size=training.physical_batch_size,
         unit=dp.unit,
+        max_records_per_patient=dp.max_records_per_patient,
     )
 
 

@@ -97,10 +97,31 @@ def _problem(item: Any, module: str) -> str:
         return f"{key}: unknown key" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
     if item["type"] == "missing":
         return f"{key}: missing; it has no default"
+    bound = _BOUNDS.get(item["type"])
     message = item["msg"].removeprefix("Value error, ")
+    if bound is not None:
+        message = bound.format(**item["ctx"]) if item.get("ctx") else bound
+    elif item["type"] == "value_error":
+        return f"{key}: {message}"  # a sentence of our own, which names what was given where it helps
     given = item.get("input")
     shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) or given is None else ""
     return f"{key}: {message}{shown}"
+
+
+_BOUNDS = {
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be {le:g} or less",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+}
 
 
 def _known_keys(module: str) -> set[str]:

@@ -41,19 +41,10 @@ def test_every_shipped_study_loads(name, root, monkeypatch):
         ("trainig", {}, "trainig: unknown key; did you mean `training`?"),
         ("adapter.ranks", 4, "did you mean `rank`?"),
         ("data.partition.alfa", 0.3, "did you mean `alpha`?"),
-        ("training.rounds", "twenty", "training.rounds: Input should be a valid integer (given: 'twenty')"),
-        ("training.rounds", 0, "training.rounds: Input should be greater than or equal to 1 (given: 0)"),
+        ("training.rounds", "twenty", "training.rounds: must be a whole number (given: 'twenty')"),
         ("training.rounds", True, "training.rounds"),
-        (
-            "privacy.sampling_rate",
-            1.5,
-            "privacy.sampling_rate: Input should be less than or equal to 1 (given: 1.5)",
-        ),
-        (
-            "privacy.epsilon",
-            0.0,
-            "privacy.epsilon: Input should be greater than or equal to 0.001 (given: 0.0)",
-        ),
+        ("adapter.rank", 0, "adapter.rank: must be 1 or more (given: 0)"),
+        ("privacy.l2_clip_norm", 0.0, "privacy.l2_clip_norm: must be more than 0 (given: 0.0)"),
         ("privacy.epsilon", float("nan"), "privacy.epsilon"),
         (
             "privacy.delta",
@@ -79,6 +70,54 @@ def test_a_wrong_key_is_named_with_its_mend(demo, path, value, expected):
     with pytest.raises(ConfigError) as caught:
         parse_study(changed({"codec": {}, **demo}, path, value))
     assert expected in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("privacy.epsilon", 0, "epsilon 0 cannot be had: at 0 nothing may be learned from anybody"),
+        ("privacy.epsilon", -1.0, "epsilon -1 cannot be had"),
+        ("privacy.epsilon", 1e4, "epsilon 10000 protects nobody"),
+        ("privacy.delta", 0.0, "delta 0 is not a small chance above 0"),
+        ("privacy.delta", -1e-6, "delta -1e-06 is not a small chance above 0"),
+        ("privacy.delta", 1.0, "delta 1 is not a small chance above 0"),
+        (
+            "privacy.delta",
+            0.001,
+            "delta 0.001 is too large: with at most 2,000 records at a site it may be 5e-06",
+        ),
+        ("privacy.sampling_rate", 1.5, "a step cannot use 1.5 of a site: that is more than there is"),
+        ("privacy.sampling_rate", 0, "a step cannot use 0 of a site: that is nobody at all"),
+        ("privacy.expected_batch_size", 2001, "2,001 is more records a step than exist"),
+        ("training.rounds", -3, "-3 rounds of training are impossible; give a whole number from 1"),
+        ("training.rounds", 0, "0 rounds of training are impossible"),
+        ("training.rounds", 10**6, "1,000,000 rounds of training are impossible"),
+    ],
+)
+def test_an_impossible_budget_gets_a_sentence_that_an_officer_understands(demo, path, value, sentence):
+    with pytest.raises(ConfigError) as caught:
+        parse_study(changed(demo, path, value))
+    assert sentence in caught.value.what
+    assert "Input should" not in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("privacy.max_records_per_patient", "DELETE", "unit: patient needs it"),
+        ("privacy.max_records_per_patient", 200, "only 128 images fit into memory at once"),
+        ("privacy.expected_batch_size", 300, "300 is more patients a step than exist"),
+        ("privacy.delta", 1e-4, "with at most 200 patients at a site it may be 5e-05"),
+        ("privacy.unit", "record", "max_records_per_patient belongs to unit: patient"),
+        ("data", {"kind": "fashion-mnist"}, "unit: patient needs data that name patients"),
+    ],
+)
+def test_a_study_that_protects_patients_says_what_it_needs(root, path, value, sentence):
+    study = yaml.safe_load((root / "configs" / "blood-cells.yaml").read_text())
+    assert parse_study(study).dp.unit == "patient"
+    with pytest.raises(ConfigError) as caught:
+        parse_study(changed(study, path, value))
+    assert sentence in caught.value.what
 
 
 def test_a_study_without_privacy_needs_the_unsafe_key_and_a_range(demo):

@@ -191,10 +191,10 @@ def test_exports_need_a_right(made):
         ({"epsilon_per_study": ...}, "epsilon_per_study: missing"),
         ({"allowed_backbone_sha256": ...}, "allowed_backbone_sha256: missing"),
         ({"allowed_hours": ...}, "allowed_hours: missing"),
-        ({"epsilon_per_study": 0}, "epsilon_per_study: Input should be greater than 0"),
+        ({"epsilon_per_study": 0}, "epsilon_per_study: must be more than 0"),
         ({"epsilon_per_study": 20.0, "epsilon_per_year": 10.0}, "larger than epsilon_per_year"),
-        ({"delta": {"times_patients": 10}}, "greater than or equal to 100"),
-        ({"fewest_participants": 1}, "greater than or equal to 2"),
+        ({"delta": {"times_patients": 10}}, "must be 100 or more"),
+        ({"fewest_participants": 1}, "must be 2 or more"),
         ({"fewest_participants": 3}, "allow_two_site_studies is true"),
         ({"timezone": "Europe/Berlinn"}, "no such time zone"),
         ({"allowed_hours": [{"from": 1080, "until": "06:00"}]}, "in quotes"),
@@ -202,7 +202,7 @@ def test_exports_need_a_right(made):
         ({"allowed_hours": [{"days": [], "from": "06:00", "until": "07:00"}]}, "allowed_hours"),
         ({"allowed_hours": "sometimes"}, "allowed_hours"),
         ({"allowed_backbone_sha256": ["abc"]}, "allowed_backbone_sha256"),
-        ({"unsafe_allow_dp_off": "yes please"}, "valid boolean"),
+        ({"unsafe_allow_dp_off": "yes please"}, "must be true or false"),
     ],
 )
 def test_a_wrong_policy_is_refused_with_its_key(made, keys, says):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from secure_triplay.config import Study
 from secure_triplay.data.records import Records
-from secure_triplay.errors import PrivacyError
+from secure_triplay.errors import DataError, PrivacyError
 from secure_triplay.prepare import Model, round_rule
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train, train_unsafe_without_dp
@@ -25,10 +25,14 @@ _EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Encoded:
-    """Records after the frozen blocks: tokens (n, t, d) float32 and labels (n,) int64."""
+    """Records after the frozen blocks: tokens (n, t, d) float32, labels (n,) int64, and whose each record is.
+
+    `patients` is (n,) int64, equal where the patient is, or None where the manifest names none.
+    """
 
     tokens: torch.Tensor
     labels: torch.Tensor
+    patients: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,6 +56,7 @@ class Learner:
                 where="training",
                 fix="leave the seed to tests and audits",
             )
+        require_units(study, len(train_on), None if train_on.patients is None else train_on.patients.numpy())
         self._study, self._model, self._noise, self._train_on = study, model, noise, train_on
 
     def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -59,7 +64,8 @@ class Learner:
         self._model.adapter.load_vector(adapter)
         classifier, tokens, labels = self._model.classifier, self._train_on.tokens, self._train_on.labels
         if self._study.dp:
-            train(classifier, tokens, labels, round_rule(self._study), self._noise)
+            rule = round_rule(self._study)
+            train(classifier, tokens, labels, rule, self._noise, self._train_on.patients)
         else:
             training, privacy = self._study.training, self._study.privacy
             train_unsafe_without_dp(
@@ -95,4 +101,31 @@ def encode_records(model: Model, records: Records, tell: Callable[[int, int], No
         batches.append(model.tower.prefix(records.images(part, model.backbone.image_size)))
         tell(int(part[-1]) + 1, len(records))
     tokens = torch.cat(batches) if batches else torch.empty(0)
-    return Encoded(tokens, torch.from_numpy(np.asarray(records.labels, np.int64)))
+    patients = None if records.patients is None else torch.from_numpy(np.asarray(records.patients, np.int64))
+    return Encoded(tokens, torch.from_numpy(np.asarray(records.labels, np.int64)), patients)
+
+
+def require_units(study: Study, n_records: int, patients: NDArray[np.int64] | None) -> None:
+    """Refuse records that the study's privacy does not fit; to be asked before any budget is reserved.
+
+    `patients` is (n_records,) int64 or None. Raises DataError where the study protects patients and none are
+    named, PrivacyError where a site has more units than the study's delta counts on. Said to the operator
+    here, in figures that go nowhere else.
+    """
+    dp = study.dp
+    if dp is None:
+        return
+    if dp.unit == "patient" and patients is None:
+        raise DataError(
+            "the study protects patients, and this site's records do not say whose they are",
+            where="data",
+            fix="add a column patient_id to the manifest, the same for all images of one patient",
+        )
+    units = n_records if dp.unit == "record" or patients is None else len(np.unique(patients))
+    if units > dp.max_units_per_site:
+        raise PrivacyError(
+            f"this site has {units:,} {dp.unit}s and the study's delta counts on "
+            f"{dp.max_units_per_site:,} at most",
+            where="privacy.max_units_per_site",
+            fix=f"train on fewer {dp.unit}s, or have the study raise the bound and lower delta",
+        )

@@ -112,7 +112,10 @@ def _split_one_manifest(study: Study, data: Manifest, path: str) -> Split:
     rest = np.arange(len(records))
     test: Records
     public: Records
-    if data.test_manifest is None:
+    if data.test_domain is not None:
+        chosen, rest = _leave_out(records, data.test_domain)
+        test = records.take(chosen)
+    elif data.test_manifest is None:
         chosen, rest = _carve(_units(records), rest, data.test_fraction, stream(study.seed, "test"))
         test = records.take(chosen)
     else:
@@ -194,6 +197,19 @@ def _carve(units: Codes, rest: Codes, fraction: float, rng: np.random.Generator)
     n_chosen = max(1, round(fraction * len(present))) if fraction else 0
     chosen = np.isin(units[rest], present[:n_chosen])
     return rest[chosen], rest[~chosen]
+
+
+def _leave_out(records: FileRecords, domain: str) -> tuple[Codes, Codes]:
+    """All records of a domain, and all others (leave-one-domain-out)."""
+    codes = _column(records.domains, "domain")
+    if domain not in records.domain_names:
+        raise DataError(
+            f"the data have no domain {domain!r}",
+            where="data.test_domain",
+            fix=f"domains are {', '.join(records.domain_names)}",
+        )
+    chosen = codes == records.domain_names.index(domain)
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
 
 def _carve_public(records: FileRecords, rest: Codes, n: int, rng: np.random.Generator) -> tuple[Codes, Codes]:

@@ -37,6 +37,7 @@ AGREEMENT = 0.01  # the larger of 1 % and 0.01
 HOPELESS_EPSILON = 1000.0  # beyond it no figure is worth its memory; the guarantee is reported as infinite
 _GRIDS = (8e-3, 2e-3, 5e-4, 1e-4)  # of privacy losses; dp-accounting's default is the last
 _SETTLED = 1.5e-3
+_CLOSE = 3e-4  # of a logarithm, to which the search for a noise solves
 _WELL_BEYOND_USE = 100.0  # epsilon; the coarsest grid's upper bound will do
 _TOO_WIDE = 2e4  # epsilon, by Renyi's looser bound; grids of more than a few million points end here
 _RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -78,10 +79,10 @@ def epsilon_prv_check(charges: Iterable[Charge], delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """The smallest noise multiplier, rounded up to five digits, whose `steps` steps cost at most `epsilon`.
+    """A noise multiplier, rounded up to five digits, whose `steps` steps cost at most `epsilon`.
 
-    Guarantee: the authoritative accountant gives at most `epsilon` for what is returned (and at least 0.998
-    of it, in every setting tried).
+    Guarantee: the authoritative accountant gives at most `epsilon` for what is returned. It is close to the
+    smallest such noise: that figure was at least 0.998 of `epsilon` in every setting tried.
     Raises PrivacyError for impossible settings.
     """
     check_epsilon(epsilon)
@@ -97,43 +98,49 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
         return math.log(min(max(spent, 1e-9), 1e9) / epsilon)
 
     grids = tuple(size for size in _GRIDS if size <= epsilon / 25) or _GRIDS[-1:]
-    # Sampling only ever helps, so the noise that is enough without it is where the search starts from above.
-    high = math.log(math.sqrt(steps) / _gaussian_mu(epsilon, delta)) + 0.1
-    if excess(high, grids[-1]) > 0:
+    # Sampling only ever helps, so the noise that is enough without it bounds the search from above. It starts
+    # where the central limit of many small steps lies (Dong, Roth and Su 2022, corollary 5.4): at
+    # mu = rate sqrt(steps (e^(1/noise^2) - 1)), usually within a tenth.
+    mu = _gaussian_mu(epsilon, delta)
+    highest = math.log(math.sqrt(steps) / mu) + 0.1
+    found, slope = min(highest - 0.1, -0.5 * math.log(math.log1p((mu / sampling_rate) ** 2 / steps))), -1.3
+    left = math.inf
+    for index, grid in enumerate(grids):
+        coarser = found
+        found, slope, left = _secant(partial(excess, grid=grid), found, slope, highest)
+        if left > _CLOSE:  # even the most that can be needed is not enough by this grid's rounding
+            slope = -1.3
+        elif index and abs(found - coarser) < _SETTLED / 10:
+            break
+    if left > _CLOSE:
         raise PrivacyError(
             f"epsilon {epsilon:g} over {steps:,} steps is smaller than the accountant resolves",
             where="epsilon",
             fix="choose a larger epsilon or fewer steps",
         )
-    while excess(high, grids[0]) > 0:
-        grids = grids[1:]
-    low = high - 0.5
-    while excess(low, grids[0]) < 0:
-        high, low = low, low - 0.5
-    found = brentq(excess, low, high, args=(grids[0],), xtol=1e-4, rtol=1e-6)
-    slope = (excess(found + 0.02, grids[0]) - excess(found, grids[0])) / 0.02
-    for grid in grids[1:]:
-        coarser = found
-        found, slope = _secant(partial(excess, grid=grid), found, slope)
-        if abs(found - coarser) < _SETTLED / 10:
-            break
-    noise = _rounded_up(math.exp(found))
+    noise = _rounded_up(math.exp(found - max(left, 0.0) / slope))
     while _pld_epsilon(((noise, sampling_rate, steps),), delta) > epsilon:
         noise = _rounded_up(noise * (1 + 2e-4))
     return noise
 
 
-def _secant(function: Callable[[float], float], start: float, slope: float) -> tuple[float, float]:
-    """A root near `start` of a smooth decreasing function, to 3e-4 of its value, and the slope there."""
+def _secant(
+    function: Callable[[float], float], start: float, slope: float, highest: float
+) -> tuple[float, float, float]:
+    """A root near `start`, at most `highest`, of a smooth decreasing function; the slope there; what is left.
+
+    What is left is at most `_CLOSE` in size, unless the function is still above 0 at `highest`.
+    """
     here, at_here = start, function(start)
-    for _ in range(12):
-        if abs(at_here) < 3e-4:
+    for _ in range(40):
+        if abs(at_here) < _CLOSE or (here >= highest and at_here > 0):
             break
         step = max(-0.5, min(0.5, -at_here / slope))
-        before, at_before, here = here, at_here, here + step
+        before, at_before, here = here, at_here, min(here + step, highest)
         at_here = function(here)
-        slope = min((at_here - at_before) / (here - before), -0.1)
-    return here, slope
+        if here != before:
+            slope = min((at_here - at_before) / (here - before), -0.1)
+    return here, slope, at_here
 
 
 def _merged(charges: Iterable[Charge]) -> _Gaussians:
@@ -176,6 +183,7 @@ def _pld_epsilon(history: _Gaussians, delta: float) -> float:
     return figure if figure <= HOPELESS_EPSILON else math.inf
 
 
+@lru_cache(maxsize=1024)
 def _on_grid(history: _Gaussians, delta: float, grid: float) -> float:
     event = _event(history)
     # Renyi accounting costs a millisecond whatever the noise, and gives an upper bound (Mironov 2017): it

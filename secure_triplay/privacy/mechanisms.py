@@ -70,9 +70,10 @@ Charge = DpSgdCharge | GaussianCharge
 class DpSgd:
     """The rule of one stretch of DP-SGD: public constants of the study, never derived from its records.
 
-    `expected_batch_size` is what the noised sum is divided by, whatever was drawn. `physical_batch_size`
-    bounds the records in memory at once and changes nothing else. Raises PrivacyError for settings that
-    protect nobody.
+    `expected_batch_size`, in units, is what the noised sum is divided by, whatever was drawn.
+    `physical_batch_size` bounds the records in memory at once and changes nothing else. Where the unit is the
+    patient, at most `max_records_per_patient` records of a drawn patient are used in a step, and all of them
+    fit into memory together. Raises PrivacyError for settings that protect nobody.
     """
 
     noise_multiplier: float
@@ -83,6 +84,7 @@ class DpSgd:
     learning_rate: float
     physical_batch_size: int = 128
     unit: Unit = "record"
+    max_records_per_patient: int | None = None
 
     def __post_init__(self) -> None:
         _check_noise(self.noise_multiplier)
@@ -99,6 +101,21 @@ class DpSgd:
                 f"physical_batch_size is {self.physical_batch_size!r}",
                 where="physical_batch_size",
                 fix="give the number of images that fit into memory at once, 1 or more",
+            )
+        _check_relation(self.unit, "add/remove")
+        most = self.max_records_per_patient
+        if (self.unit == "patient") != (most is not None):
+            raise PrivacyError(
+                f"max_records_per_patient is {most!r} where the unit is the {self.unit}",
+                where="max_records_per_patient",
+                fix="bound the images used of one patient, and only where the unit is the patient",
+            )
+        if most is not None and (not _whole(most) or not 1 <= most <= self.physical_batch_size):
+            raise PrivacyError(
+                f"{most!r} images of one patient cannot be taken together: {self.physical_batch_size:,} fit "
+                "into memory at once",
+                where="max_records_per_patient",
+                fix="give a whole number from 1 to physical_batch_size",
             )
 
     @property

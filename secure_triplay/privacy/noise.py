@@ -95,6 +95,10 @@ class NoiseSource:
             )
         return np.asarray(self._stream().random(n) < rate)
 
+    def subset(self, n: int, k: int) -> npt.NDArray[np.int64]:
+        """`k` of `n` without replacement, each subset equally likely: `(k,) int64` in rising order."""
+        return np.sort(self._stream().choice(n, size=k, replace=False, shuffle=False)).astype(np.int64)
+
     def uniform(self, shape: int | tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Uniforms in [0, 1) on a grid of 2^-24, `shape` float32, for stochastic rounding."""
         return self._stream().random(shape, dtype=np.float32)

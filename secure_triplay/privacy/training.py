@@ -1,9 +1,12 @@
 """DP-SGD on an adapter, composed of Opacus' pieces (Abadi et al. 2016, algorithm 1).
 
-Each step draws a Poisson sample of the records, sums their gradients clipped to C, adds noise of standard
+Each step draws a Poisson sample of the units, sums their gradients clipped to C, adds noise of standard
 deviation sigma C, divides by a public constant, and steps:
 
     theta <- theta - lr * (sum_i clip_C(g_i) + sigma C N(0, I)) / expected_batch_size
+
+A unit is a record, or a patient with all of their records: then g_i is the sum over records of that patient
+(`privacy.patients`), and the sum is what is clipped.
 
 Opacus' `make_private` is never called: it would derive the normaliser from the record count. The loss is
 fixed and a sum over records, so a loss that compares the records of a batch has no way in.
@@ -26,6 +29,7 @@ from secure_triplay.errors import DataError, PrivacyError
 from secure_triplay.privacy.mechanisms import DpSgd as DpSgd
 from secure_triplay.privacy.mechanisms import DpSgdCharge
 from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.privacy.patients import Patients, sum_per_patient
 from secure_triplay.privacy.per_record import (
     backward_per_record,
     check_per_record_gradients,
@@ -67,13 +71,13 @@ class TrainReport:
 
 
 class PoissonSampler(UniformWithReplacementSampler):  # type: ignore[misc]
-    """`steps` batches of indices (m,) int64; each record is in each independently, at the public rate.
+    """`steps` batches of indices (m,) int64; each unit is in each independently, at the public rate.
 
     Opacus' sampler with masks from a NoiseSource. A batch may be empty, and is yielded like any other.
     """
 
-    def __init__(self, records: int, sampling_rate: float, steps: int, noise: NoiseSource) -> None:
-        super().__init__(num_samples=records, sample_rate=sampling_rate, steps=steps)
+    def __init__(self, units: int, sampling_rate: float, steps: int, noise: NoiseSource) -> None:
+        super().__init__(num_samples=units, sample_rate=sampling_rate, steps=steps)
         self._noise = noise
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -115,34 +119,45 @@ class NoisySum(DPOptimizer):  # type: ignore[misc]
 
 
 def train(
-    classifier: nn.Module, tokens: Tensor, labels: Tensor, rule: DpSgd, noise: NoiseSource
+    classifier: nn.Module,
+    tokens: Tensor,
+    labels: Tensor,
+    rule: DpSgd,
+    noise: NoiseSource,
+    patients: Tensor | None = None,
 ) -> TrainReport:
     """Take `rule.steps` DP-SGD steps on the classifier's trainable weights, in place.
 
     `tokens` (n, t, d) float32, `labels` (n,) int64; `classifier` maps tokens to logits (n, n_classes), each
-    record's from that record alone.
+    record's from that record alone. `patients` (n,) int64 says whose record each is; it is needed where
+    `rule.unit` is the patient, and unused otherwise.
 
-    Guarantee: what the weights become is (epsilon, delta)-private per record under add/remove, at the price
-    of the returned charge. Every step is noised and counted, one with an empty batch too, and nothing depends
-    on n but which records are drawn. After an exception the weights are what they were; the budget stays
-    spent.
+    Guarantee: what the weights become is (epsilon, delta)-private per `rule.unit` under add/remove, at the
+    price of the returned charge. Every step is noised and counted, one with an empty batch too, and nothing
+    depends on n but who is drawn. After an exception the weights are what they were; the budget stays spent.
 
     Raises DataError for records that do not fit, PrivacyError where a rule above cannot be kept.
     """
     started = time.perf_counter()
-    if rule.unit != "record":
-        raise PrivacyError(
-            f"this training protects records, not {rule.unit}s", where="training", fix="take unit: record"
-        )
     weights = _check(classifier, tokens, labels)
-    sampler = PoissonSampler(len(labels), rule.sampling_rate, rule.steps, noise)
+    owners = Patients.of(patients, len(labels)) if rule.unit == "patient" else None
+    units = len(labels) if owners is None else len(owners)
+    sampler = PoissonSampler(units, rule.sampling_rate, rule.steps, noise)
     with restored(weights, only_on_error=True), per_record_gradients(classifier):
         optimizer = NoisySum(torch.optim.SGD(weights, lr=rule.learning_rate), rule, noise)
 
         def step(drawn: Tensor) -> None:
-            parts = torch.split(drawn, rule.physical_batch_size)  # an empty batch is one part, empty too
-            for index, part in enumerate(parts):
+            parts: list[tuple[Tensor, Tensor | None]]
+            if owners is None:
+                parts = [(part, None) for part in torch.split(drawn, rule.physical_batch_size)]
+            else:
+                most = rule.max_records_per_patient
+                assert most is not None  # DpSgd holds no other rule for patients
+                parts = [*owners.parts(drawn, most, rule.physical_batch_size, noise)]
+            for index, (part, counts) in enumerate(parts):  # an empty batch is one part, empty too
                 backward_per_record(classifier, weights, tokens[part], labels[part])
+                if counts is not None:
+                    sum_per_patient(weights, counts)
                 optimizer.signal_skip_step(index + 1 < len(parts))  # clip and add up, but no noise yet
                 optimizer.step()
                 optimizer.zero_grad()

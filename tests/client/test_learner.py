@@ -11,11 +11,11 @@ import torch
 import yaml
 from torch.nn import functional
 
-from secure_triplay.client.learner import Learner, encode_records
+from secure_triplay.client.learner import Encoded, Learner, encode_records, require_units
 from secure_triplay.client.round import answer
 from secure_triplay.config import parse_study
 from secure_triplay.data.records import ArrayRecords
-from secure_triplay.errors import AssetError, PrivacyError
+from secure_triplay.errors import AssetError, DataError, PrivacyError
 from secure_triplay.prepare import load_model
 from secure_triplay.privacy.noise import NoiseSource
 
@@ -82,3 +82,50 @@ def test_noise_from_a_seed_is_refused(setting):
     study, model, encoded = setting
     with pytest.raises(PrivacyError, match="seed"):
         Learner(study, model, NoiseSource.unsafe_from_seed(1), encoded)
+
+
+@pytest.fixture
+def for_patients(setting):
+    """The setting's model in a study whose unit is the patient, a handful of them drawn in every step."""
+    content = yaml.safe_load((ROOT / "configs" / "blood-cells.yaml").read_text())
+    content["privacy"] |= {"max_units_per_site": 6, "expected_batch_size": 4, "sampling_rate": 1.0}
+    content["privacy"] |= {"delta": 1e-3, "max_records_per_patient": 3}
+    return parse_study(content)
+
+
+def test_encoded_records_keep_whose_they_are(setting):
+    model = setting[1]
+    owners = np.array([4, 4, 2], np.int64)
+    named = ArrayRecords(np.zeros((3, 28, 28), np.uint8), np.zeros(3, np.int64), owners)
+    encoded = encode_records(model, named, lambda done, total: None)
+    assert encoded.patients.tolist() == [4, 4, 2]
+    assert setting[2].patients is None
+
+
+def test_records_without_patients_are_refused_before_anything_is_spent(setting, for_patients):
+    _, model, encoded = setting
+    with pytest.raises(DataError, match="patient_id"):
+        Learner(for_patients, model, NoiseSource(), encoded)
+    with pytest.raises(DataError, match="patient_id"):
+        require_units(for_patients, 12, None)
+
+
+def test_a_site_with_more_patients_than_delta_counts_on_is_refused(setting, for_patients):
+    require_units(for_patients, 12, np.arange(12) % 6)  # twelve images, six patients
+    with pytest.raises(PrivacyError, match="7 patients"):
+        require_units(for_patients, 12, np.arange(12) % 7)
+    demo = parse_study(yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text()))
+    require_units(demo, 2000, None)
+    with pytest.raises(PrivacyError, match="2,001 records"):
+        require_units(demo, 2001, None)
+    require_units(setting[0], 10**6, None)  # without privacy there is no bound to keep
+
+
+def test_a_round_of_a_study_for_patients_moves_the_adapter(setting, for_patients):
+    _, model, encoded = setting
+    owned = Encoded(encoded.tokens, encoded.labels % 3, torch.arange(RECORDS) % 4)
+    update = Learner(for_patients, model, NoiseSource(), owned).update(
+        np.zeros(model.adapter.n_params, np.float32)
+    )
+    assert (update != 0).any()
+    assert np.isfinite(update).all()
