@@ -14,11 +14,14 @@ from dataclasses import dataclass
 
 from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.client.tag import TAG_SEED_BYTES, TagKey
+from secure_triplay.client.vault import Vault
 from secure_triplay.crypto.envelope import EnvelopeContext, EnvelopeKey, EnvelopeRecipient, seal
 from secure_triplay.crypto.identity import Identity, SigningIdentity, transcript
-from secure_triplay.crypto.parameters import NONCE_BYTES, CkksParameters, key_id
+from secure_triplay.crypto.parameters import ID_BYTES, NONCE_BYTES, CkksParameters, key_id
 from secure_triplay.errors import CryptoError
 from secure_triplay.wire import SessionPlan, Site
+
+VAULT_NAME = "keys"
 
 _HEAD = struct.Struct(f">{NONCE_BYTES}s{TAG_SEED_BYTES}s")
 
@@ -130,3 +133,26 @@ def open_keys(
         CkksSecretKey.from_envelope_bytes(parameters, secret[_HEAD.size :]),
         TagKey.from_envelope_bytes(tag_secret),
     )
+
+
+def save_keys(keys: EpochKeys, vault: Vault) -> None:
+    """Keep the epoch's keys, so that a restarted worker goes on."""
+    vault.save(VAULT_NAME, keys.key_id + keys.tag.to_envelope_bytes() + keys.ckks.to_envelope_bytes())
+
+
+def load_keys(parameters: CkksParameters, vault: Vault) -> EpochKeys | None:
+    """The epoch's keys, or None where they were never here or were destroyed. Raises CryptoError."""
+    content = vault.load(VAULT_NAME)
+    if content is None:
+        return None
+    start = ID_BYTES + TAG_SEED_BYTES
+    return EpochKeys(
+        content[:ID_BYTES],
+        CkksSecretKey.from_envelope_bytes(parameters, content[start:]),
+        TagKey.from_envelope_bytes(content[ID_BYTES:start]),
+    )
+
+
+def destroy_keys(vault: Vault) -> None:
+    """Remove the epoch's keys from the disk; what the epoch's sums hold is closed to this site from then on."""
+    vault.destroy(VAULT_NAME)

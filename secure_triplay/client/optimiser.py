@@ -7,6 +7,7 @@ FedAvg: McMahan 2017; FedAvgM: Hsu 2019; FedAdam: Reddi 2021, algorithm 2 (no bi
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.config import ServerOptimiser
+from secure_triplay.errors import CryptoError
 
 Vector = NDArray[np.float64]
+
+_SIZES = struct.Struct(">QQQ")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,23 @@ class GlobalState:
         """The adapter (n_params,) that a study publishes after this round."""
         mean: Vector = np.mean(self.recent or (self.adapter,), axis=0)
         return mean.astype(np.float32)
+
+    def to_bytes(self) -> bytes:
+        """The state for the site's vault, or sealed to a new member: round, sizes, then little-endian float64."""
+        vectors = (self.adapter, self.first_moment, self.second_moment, *self.recent)
+        sizes = _SIZES.pack(self.round, len(self.adapter), len(vectors))
+        return sizes + b"".join(vector.astype("<f8").tobytes() for vector in vectors)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> GlobalState:
+        """The state that `to_bytes` gave. Raises CryptoError for anything else."""
+        round_number, size, count = _SIZES.unpack_from(content) if len(content) >= _SIZES.size else (0, 0, 0)
+        if count < 3 or len(content) != _SIZES.size + 8 * size * count:
+            raise CryptoError(
+                "this is no state of a round", where="vault", fix="restore the site's folder as a whole"
+            )
+        vectors = np.frombuffer(content, "<f8", offset=_SIZES.size).reshape(count, size).astype(np.float64)
+        return cls(round_number, vectors[0], vectors[1], vectors[2], tuple(vectors[3:]))
 
 
 def step(state: GlobalState, mean_update: Vector, rule: ServerOptimiser) -> GlobalState:

@@ -1,21 +1,24 @@
 """One site's round, as it would stand on a blackboard.
 
-    reserve    the privacy budget of the round, on disk, before the first gradient
+    reserve    the privacy budget of the round, on disk, and countersigned by peers, before the first gradient
     train      DP-SGD on the adapter
     encode     update -> integers in slots
     encrypt    slots -> ciphertexts, tagged and signed
     (the server verifies and adds)
-    verify     every survivor's signature, then the tag of the sum, before anything is decrypted
+    verify     every survivor's signature, then the tag of the sum
+    approve    sign that very sum, and no other of this round; wait for a quorum that did the same
     decrypt    the sum -> exact integers -> mean update
     apply      the server optimiser, the same step at every site
 
-`GlobalState` is what all sites hold alike. What only this site has comes in as `Member`.
+What is decrypted has the type `ApprovedSum`, and the only way to one is through both checks. `GlobalState` is what
+all sites hold alike; what only this site has comes in as `Member`. What is kept between the steps, and in which
+order, is `session`'s business.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +33,17 @@ from secure_triplay.crypto.codec import Codec, Uniform
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.packing import pack60, unpack60
 from secure_triplay.errors import ProtocolError
-from secure_triplay.wire import Begin, Done, SessionPlan, SumMessage, Upload, pack_tags, unpack_tags
+from secure_triplay.wire import (
+    Endorsement,
+    SessionPlan,
+    SumMessage,
+    Upload,
+    endorse,
+    pack_tags,
+    require_quorum,
+    unpack_tags,
+    verify_quorum,
+)
 
 Vector = NDArray[np.float32]
 
@@ -41,9 +54,19 @@ class Trains(Protocol):
     def update(self, adapter: Vector) -> Vector: ...
 
 
+def _allow_everything(round_number: int) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Member:
-    """What one site works with in every round. `weights` are public constants of the study, by site."""
+    """What one site works with in every round.
+
+    `weights` are public constants of the study, by site. `quorum` is the fewest sites of a sum and of signatures
+    under it; `witnesses` the fewest peers that countersigned a charge before it is spent. `allow` is the site's own
+    policy: the reasons for which it refuses to train a round, none to go on. `base` is the last round of the key
+    epoch before this one. Raises ConfigError for a quorum of half the roster or fewer.
+    """
 
     name: str
     plan: SessionPlan
@@ -58,37 +81,40 @@ class Member:
     keys: EpochKeys
     accounts: Accounts
     note: Callable[..., None]
+    witnesses: int = 1
+    allow: Callable[[int], Iterable[str]] = _allow_everything
+    base: int = 0
+
+    def __post_init__(self) -> None:
+        require_quorum(self.quorum, len(self.plan.sites))
+
+    @property
+    def witnesses_due(self) -> int:
+        """`witnesses`, or as many as there are others."""
+        return min(self.witnesses, len(self.plan.sites) - 1)
 
 
-def answer(me: Member, state: GlobalState, request: Begin | SumMessage) -> tuple[GlobalState, Upload | Done]:
-    """The next state and the reply. Raises a SecureTriplayError, and then the state is what it was."""
-    if (request.study, request.epoch) != (me.plan.study, me.plan.epoch):
-        raise ProtocolError(
-            "a message of another study or epoch", where="server's message", fix="look into the server"
-        )
-    if isinstance(request, SumMessage):
-        if request.last != (request.round == me.rounds):
-            raise ProtocolError(
-                f"the study has {me.rounds} rounds, and the server would end it after {request.round}",
-                where="server's message",
-                fix="look into the server",
-            )
-        state = open_sum(me, state, request)
-        if request.last:
-            return state, Done()
-    elif request.round != state.round + 1:
-        raise ProtocolError(
-            f"round {request.round} was begun after round {state.round}",
-            where="server's message",
-            fix="a round is begun once; look into the server",
-        )
-    return state, make_upload(me, state)
+@dataclass(frozen=True)
+class VerifiedSum:
+    """A sum whose survivors and tags this site verified; not yet one that may be opened."""
+
+    message: SumMessage
+    c0: NDArray[np.uint64]
 
 
-def make_upload(me: Member, state: GlobalState) -> Upload:
-    """Train on this site's records, and encrypt what was learned."""
+@dataclass(frozen=True)
+class ApprovedSum:
+    """A verified sum that a quorum of sites signed: this may be decrypted, once."""
+
+    verified: VerifiedSum
+
+
+def make_upload(me: Member, state: GlobalState) -> bytes:
+    """Train on this site's records and encrypt what was learned -> the bytes of the `Upload` of the next round.
+
+    The charge was reserved and countersigned; nothing leaves before it is settled with these very bytes.
+    """
     round_number = state.round + 1
-    reservation = me.accounts.reserve(round_number)
     started = time.perf_counter()
     update = me.learner.update(state.adapter.astype(np.float32))
     trained = time.perf_counter()
@@ -113,20 +139,45 @@ def make_upload(me: Member, state: GlobalState) -> Upload:
         encode_encrypt_s=time.perf_counter() - trained,
         upload_bytes=len(content),
     )
-    me.accounts.settle(reservation, content)  # on disk before anything leaves
-    return upload
+    return content
 
 
-def open_sum(me: Member, state: GlobalState, message: SumMessage) -> GlobalState:
-    """Verify, decrypt and apply a sum. Raises CryptoError or ProtocolError before anything is decrypted."""
-    started = time.perf_counter()
-    round_number = state.round + 1
+def verify_sum(me: Member, message: SumMessage, round_number: int) -> VerifiedSum:
+    """Check a round's sum as far as it can be checked without opening it. Raises CryptoError or ProtocolError."""
+    if message.last != (round_number == me.rounds):
+        raise ProtocolError(
+            f"the study has {me.rounds} rounds, and the server would end it after {message.round}",
+            where="server's message",
+            fix="look into the server",
+        )
     message.verify(me.plan, round_number, fewest=me.quorum)
-    survivors = [header.site for header in message.survivors]
     c0 = unpack60(message.c0, me.plan.n_chunks)
     me.keys.tag.verify_sum(
-        c0, unpack_tags(message.tags), epoch=me.plan.epoch, round_number=round_number, sites=survivors
+        c0,
+        unpack_tags(message.tags),
+        epoch=me.plan.epoch,
+        round_number=round_number,
+        sites=[header.site for header in message.survivors],
     )
+    return VerifiedSum(message, c0)
+
+
+def approve(me: Member, verified: VerifiedSum) -> Endorsement:
+    """This site's signature under a sum; the caller sees to it that a round gets one."""
+    return endorse(me.plan, me.identity, me.name, verified.message)
+
+
+def approved(me: Member, verified: VerifiedSum, approvals: Iterable[Endorsement]) -> ApprovedSum:
+    """The sum, once a quorum signed exactly it. Raises CryptoError or ProtocolError."""
+    verify_quorum(me.plan, verified.message, approvals, me.quorum)
+    return ApprovedSum(verified)
+
+
+def open_sum(me: Member, state: GlobalState, approved: ApprovedSum) -> GlobalState:
+    """Decrypt and apply a sum -> the next state. Raises CryptoError where it does not decode."""
+    started = time.perf_counter()
+    message, c0 = approved.verified.message, approved.verified.c0
+    survivors = [header.site for header in message.survivors]
     seeds = [
         np.frombuffer(header.seeds, np.uint8).reshape(me.plan.n_chunks, -1) for header in message.survivors
     ]
@@ -134,10 +185,9 @@ def open_sum(me: Member, state: GlobalState, message: SumMessage) -> GlobalState
     weight = sum(me.weights[name] for name in survivors) / max(me.weights.values())
     mean = me.codec.mean(levels, len(survivors)) * len(survivors) / weight
     state = step(state, mean, me.optimiser)
-    me.accounts.closed(message)
     me.note(
         "applied",
-        round=round_number,
+        round=state.round,
         decrypt_apply_s=time.perf_counter() - started,
         download_bytes=len(message.to_bytes()),
     )

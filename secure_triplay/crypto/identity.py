@@ -40,10 +40,15 @@ class Purpose(Enum):
     """Everything that a site's key ever signs; a new kind of statement gets a member of its own."""
 
     UPLOAD = b"upload 1"
+    APPROVAL = b"approved sum 1"
     ENVELOPE = b"key envelope 1"
     LEDGER = b"ledger entry 1"
     ANCHOR = b"countersigned head 1"
     EVIDENCE = b"evidence bundle 1"
+    ENROLMENT = b"enrolment 1"
+    STUDY_BUNDLE = b"study bundle 1"
+    CONFIRMATION = b"study confirmed 1"
+    CEREMONY = b"key ceremony 1"
 
 
 def transcript(label: bytes, *fields: bytes) -> bytes:

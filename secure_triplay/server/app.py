@@ -1,15 +1,14 @@
-"""The Flower ServerApp: carries bytes between Flower's grid and the process that verifies and sums.
+"""The Flower ServerApp: carries bytes between Flower's grid and the state machine of the rounds.
 
-It reads no upload. What arrives goes to a `SummingProcess`, which loads server modules only; what that
-process closes a round with goes to every site. One message a site and round: it brings the sum of the
-round before and asks for the next upload.
+It opens no upload. `Rounds` says what goes to whom, the `SummingProcess` verifies and adds, and this module
+brings messages, watches the clock and notices who is connected.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +16,23 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from secure_triplay.errors import RunError
+from secure_triplay.server.archive import Archive
 from secure_triplay.server.process import SummingProcess
-from secure_triplay.wire import Begin, SessionPlan
+from secure_triplay.server.rounds import Rounds
+from secure_triplay.wire import SessionPlan, require_quorum
 
 RECORD = "secure-triplay"
 """Name of the one record, and of its one field, that a message carries."""
+CLOSED_FOLDER = "closed"
 
 
 @dataclass(frozen=True)
 class ServerSettings:
     """What the coordinator fixes before the first round; nothing of it comes from run-config.
 
-    `quorum` is the fewest sites of which a sum is opened; `deadline_s` bounds each exchange.
+    `quorum` is the fewest sites of which a sum is opened, and more than half of them; `deadline_s` bounds each
+    exchange. The server waits `gather_s` for sites that are not connected yet, then begins with a quorum. `base` is
+    the last round of the key epoch before this one.
     """
 
     plan: SessionPlan
@@ -37,6 +41,11 @@ class ServerSettings:
     deadline_s: float
     folder: Path
     keep_received: bool = False
+    gather_s: float | None = None
+    base: int = 0
+
+    def __post_init__(self) -> None:
+        require_quorum(self.quorum, len(self.plan.sites))
 
     @classmethod
     def read(cls, path: Path) -> ServerSettings:
@@ -49,6 +58,8 @@ class ServerSettings:
             deadline_s=raw["deadline_s"],
             folder=Path(raw["folder"]),
             keep_received=raw["keep_received"],
+            gather_s=raw["gather_s"],
+            base=raw["base"],
         )
 
     def write(self, path: Path) -> None:
@@ -60,6 +71,8 @@ class ServerSettings:
             "deadline_s": self.deadline_s,
             "folder": str(self.folder),
             "keep_received": self.keep_received,
+            "gather_s": self.gather_s,
+            "base": self.base,
         }
         path.write_text(json.dumps(fields, indent=1))
 
@@ -76,49 +89,80 @@ def make_app(settings: ServerSettings) -> ServerApp:
 
 
 def run_rounds(grid: Grid, settings: ServerSettings) -> None:
-    """Every round of a study, from the first `Begin` to the last sum.
+    """Every round of a study that is not closed yet; after a crash the same call goes on from the last closed one.
 
-    Raises RunError when fewer than `quorum` sites delivered before the deadline.
+    Raises RunError when too few sites are connected, or a round failed as often as it may.
     """
     plan = settings.plan
+    archive = Archive(settings.folder / CLOSED_FOLDER, plan)
+    gather_s = settings.deadline_s if settings.gather_s is None else settings.gather_s
     with SummingProcess(
-        plan, quorum=settings.quorum, log_folder=settings.folder, keep_received=settings.keep_received
+        plan,
+        quorum=settings.quorum,
+        log_folder=settings.folder,
+        keep_received=settings.keep_received,
+        last_closed=archive.last or settings.base,
     ) as summing:
-        nodes = _wait_for_nodes(grid, len(plan.sites), settings.quorum, settings.deadline_s)
-        message = Begin(study=plan.study, epoch=plan.epoch, round=1).to_bytes()
-        for round_number in range(1, settings.rounds + 1):
-            summing.open(round_number)
-            for reply in exchange(grid, nodes, message, settings.deadline_s):
-                summing.offer(reply)
-            message = summing.close(last=round_number == settings.rounds)
-        for _ in exchange(grid, nodes, message, settings.deadline_s):
-            pass  # the sites' acknowledgements carry nothing
-
-
-def exchange(grid: Grid, nodes: Iterable[int], content: bytes, deadline_s: float) -> Iterator[bytes]:
-    """Send the same bytes to every node and yield each reply's bytes as it arrives.
-
-    A reply that is an error, or that is not exactly one byte string, is yielded as empty bytes, which the
-    inbox refuses and counts. Ends when every node answered or the deadline passed.
-    """
-    record = RecordDict({RECORD: ConfigRecord({RECORD: content})})
-    waiting = set(
-        grid.push_messages(
-            [
-                Message(content=record, message_type=MessageType.TRAIN, dst_node_id=node, ttl=deadline_s)
-                for node in nodes
-            ]
+        rounds = Rounds(
+            plan,
+            rounds=settings.rounds,
+            quorum=settings.quorum,
+            sums=summing,
+            archive=archive,
+            base=settings.base,
         )
-    )
+        carrier, wanted = _Carrier(grid, settings.deadline_s), len(plan.sites)
+        while not rounds.finished:
+            nodes = _wait_for_nodes(grid, wanted, settings.quorum, gather_s, settings.deadline_s)
+            wanted = settings.quorum  # once begun, nobody is waited for
+            _exchange(rounds, carrier, nodes, settings.deadline_s)
+
+
+def _exchange(rounds: Rounds, carrier: _Carrier, nodes: list[int], deadline_s: float) -> None:
+    """One exchange, until every node has answered or the deadline is over."""
+    number = rounds.exchange.number
     deadline = time.monotonic() + deadline_s
+    for node, content in rounds.begin(nodes).items():
+        carrier.send(node, number, content)
     pause_s = 0.02
-    while waiting and time.monotonic() < deadline:
-        replies = list(grid.pull_messages(waiting))
-        for reply in replies:
-            waiting.discard(reply.metadata.reply_to_message_id)
-            yield _only_bytes(reply)
-        pause_s = 0.02 if replies else min(pause_s * 1.3, 0.5)
+    while not rounds.settled and time.monotonic() < deadline:
+        quiet = True
+        for node, to, content in carrier.replies():
+            quiet = False
+            more = rounds.take(node, to, content)
+            if more is not None:
+                carrier.send(node, number, more)
+        pause_s = min(pause_s * 1.3, 0.5) if quiet else 0.02
         time.sleep(pause_s)
+    rounds.end()
+
+
+class _Carrier:
+    """Flower's grid as bytes to and from nodes; it remembers to which exchange a reply belongs."""
+
+    def __init__(self, grid: Grid, ttl_s: float) -> None:
+        self._grid, self._ttl_s = grid, ttl_s
+        self._sent: dict[str, tuple[int, int]] = {}
+
+    def send(self, node: int, number: int, content: bytes) -> None:
+        """Send one message of exchange `number`."""
+        record = RecordDict({RECORD: ConfigRecord({RECORD: content})})
+        message = Message(content=record, message_type=MessageType.TRAIN, dst_node_id=node, ttl=self._ttl_s)
+        for sent in self._grid.push_messages([message]):
+            self._sent[sent] = node, number
+
+    def replies(self) -> Iterator[tuple[int, int, bytes]]:
+        """What came since the last look: node, exchange, and the reply's bytes, one after the other.
+
+        A reply that is an error, or that is not exactly one byte string, is empty bytes, which the inbox refuses
+        and counts.
+        """
+        if not self._sent:
+            return
+        for reply in self._grid.pull_messages(list(self._sent)):
+            known = self._sent.pop(reply.metadata.reply_to_message_id, None)
+            if known is not None:
+                yield *known, _only_bytes(reply)
 
 
 def _only_bytes(reply: Message) -> bytes:
@@ -132,17 +176,18 @@ def _only_bytes(reply: Message) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-def _wait_for_nodes(grid: Grid, expected: int, quorum: int, deadline_s: float) -> list[int]:
-    """Ids of the connected nodes: all that are expected, or at least a quorum when time is up."""
-    deadline = time.monotonic() + deadline_s
-    nodes: list[int] = []
-    while len(nodes) < expected and time.monotonic() < deadline:
+def _wait_for_nodes(grid: Grid, wanted: int, quorum: int, gather_s: float, deadline_s: float) -> list[int]:
+    """Ids of the connected nodes: `wanted` of them if they come within `gather_s`, at least a quorum in any case."""
+    started = time.monotonic()
+    while True:
         nodes = list(grid.get_node_ids())
+        waited = time.monotonic() - started
+        if len(nodes) >= wanted or (len(nodes) >= quorum and waited >= gather_s):
+            return nodes
+        if waited >= deadline_s:
+            raise RunError(
+                f"{len(nodes)} sites are connected, and the study needs {quorum}",
+                where="server",
+                fix="start the missing sites, and run again: the study goes on from its last closed round",
+            )
         time.sleep(0.1)
-    if len(nodes) < quorum:
-        raise RunError(
-            f"{len(nodes)} of {expected} sites are connected, and the study needs {quorum}",
-            where="server",
-            fix="start the missing sites and run again",
-        )
-    return nodes

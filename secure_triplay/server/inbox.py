@@ -17,13 +17,18 @@ from secure_triplay.crypto.packing import Coefficients, unpack60
 from secure_triplay.crypto.parameters import DEGREE, PACKED_BYTES
 from secure_triplay.errors import CryptoError, ProtocolError
 from secure_triplay.wire import (
-    Begin,
+    Approval,
+    Behind,
+    CatchUp,
     Declined,
     Done,
+    Report,
     SessionPlan,
     SignedHeader,
     SumMessage,
+    Train,
     Upload,
+    Witness,
     unpack_tags,
 )
 from secure_triplay.wireformat import Message, read
@@ -175,8 +180,8 @@ def _other_kind(content: bytes) -> Reason:
 
 _OTHERS: tuple[tuple[type[Message], Reason], ...] = (
     (Declined, Reason.DECLINED),
-    (Done, Reason.NOT_AN_UPLOAD),
-    (Begin, Reason.NOT_AN_UPLOAD),
-    (SessionPlan, Reason.NOT_AN_UPLOAD),
-    (SumMessage, Reason.NOT_AN_UPLOAD),
+    *(
+        (message, Reason.NOT_AN_UPLOAD)
+        for message in (Done, Behind, Report, Approval, Train, Witness, CatchUp, SessionPlan, SumMessage)
+    ),
 )

@@ -29,7 +29,7 @@ from secure_triplay.server.inbox import Reason, Refusal
 from secure_triplay.server.service import Events, ServerStats, Service
 from secure_triplay.wire import SessionPlan
 
-_OPERATIONS = (_START, _OPEN, _OFFER, _CLOSE, _STATS, _STOP) = range(6)
+_OPERATIONS = (_START, _OPEN, _OFFER, _CLOSE, _STATS, _STOP, _NOTE) = range(7)
 _OK, _FAILED = range(2)
 _FRAME = struct.Struct(">BQ")
 _MAX_CONTROL_BYTES = 1 << 20
@@ -54,7 +54,13 @@ class SummingProcess:
     """
 
     def __init__(
-        self, plan: SessionPlan, *, quorum: int, log_folder: Path | None = None, keep_received: bool = False
+        self,
+        plan: SessionPlan,
+        *,
+        quorum: int,
+        log_folder: Path | None = None,
+        keep_received: bool = False,
+        last_closed: int = 0,
     ) -> None:
         if keep_received and log_folder is None:
             raise RunError(
@@ -68,6 +74,7 @@ class SummingProcess:
             "quorum": quorum,
             "log_folder": None if log_folder is None else str(log_folder.absolute()),
             "keep_received": keep_received,
+            "last_closed": last_closed,
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -123,6 +130,10 @@ class SummingProcess:
     def close(self, *, last: bool) -> bytes:
         """Close the round: the bytes of its `SumMessage`. Raises RunError when the quorum was not met."""
         return self._ask(_CLOSE, bytes([last]))
+
+    def note(self, event: str, **fields: str | int) -> None:
+        """Have one more event written into the log: of the exchanges around the rounds, never of content."""
+        self._ask(_NOTE, json.dumps([event, fields]).encode())
 
     def stats(self) -> ServerStats:
         """What was done so far."""
@@ -211,7 +222,8 @@ def _started(content: bytes) -> Service:
     settings = json.loads(content)
     folder = settings["log_folder"]
     events = Events(None if folder is None else Path(folder), keep_received=settings["keep_received"])
-    return Service(SessionPlan.from_bytes(bytes.fromhex(settings["plan"])), settings["quorum"], events)
+    plan = SessionPlan.from_bytes(bytes.fromhex(settings["plan"]))
+    return Service(plan, settings["quorum"], events, last_closed=settings["last_closed"])
 
 
 def _offered(service: Service, size: int, reader: IO[bytes]) -> bytes:
@@ -225,6 +237,10 @@ def _answer(service: Service, operation: int, content: bytes) -> bytes:
         return b""
     if operation == _CLOSE:
         return service.close(last=content == b"\1")
+    if operation == _NOTE:
+        event, fields = json.loads(content)
+        service.note(event, **fields)
+        return b""
     if operation == _STATS:
         return json.dumps(asdict(service.stats())).encode()
     raise ProtocolError("an operation that is not known", where="summing process", fix="restart the server")

@@ -79,12 +79,12 @@ class Events:
 class Service:
     """The state that requests step: the open round, and counts over all of them."""
 
-    def __init__(self, plan: SessionPlan, quorum: int, events: Events) -> None:
+    def __init__(self, plan: SessionPlan, quorum: int, events: Events, *, last_closed: int = 0) -> None:
         Round.open(plan, 1, quorum)  # a quorum that cannot be met is an error now, not after training
         self.plan = plan
         self._quorum, self._events = quorum, events
         self._round: Round | None = None
-        self._last_closed = self._rounds_closed = 0
+        self._last_closed, self._rounds_closed = last_closed, 0
         self._sum_s = 0.0
         self._received_bytes = self._accepted = self._accepted_bytes = 0
         self._refused: Counter[str] = Counter()
@@ -150,6 +150,12 @@ class Service:
             stats=asdict(self.stats()),
         )
         return content
+
+    def note(self, event: str, **fields: str | int) -> None:
+        """Write an event of the exchanges around the rounds; what came too late is counted as refused."""
+        if event == "late":
+            self._refused[event] += 1
+        self._events.write(event, **fields)
 
     def stats(self) -> ServerStats:
         """Counts so far."""

@@ -9,14 +9,14 @@ import pytest
 
 from secure_triplay.client.keys import Roster, make_keys, open_keys
 from secure_triplay.client.optimiser import GlobalState
-from secure_triplay.client.round import Member, answer
+from secure_triplay.client.round import Member, approve, approved, make_upload, open_sum, verify_sum
 from secure_triplay.config import ServerOptimiser
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.server.round import Round
-from secure_triplay.wire import Begin, SumMessage, Upload
+from secure_triplay.wire import SumMessage, Upload
 
 STUDY = "ab" * 32
 EPOCH = 1
@@ -30,23 +30,6 @@ class FixedUpdate:
 
     def update(self, adapter: np.ndarray) -> np.ndarray:
         return self._update
-
-
-class Book:
-    """Accounts that only note what they were asked."""
-
-    def __init__(self, site: str, booked: list[tuple[str, str, int]]) -> None:
-        self._site, self._booked = site, booked
-
-    def reserve(self, round_number):
-        self._booked.append((self._site, "reserve", round_number))
-        return round_number
-
-    def settle(self, reservation, content):
-        self._booked.append((self._site, "settle", reservation))
-
-    def closed(self, message):
-        self._booked.append((self._site, "closed", message.round))
 
 
 class Federation:
@@ -82,7 +65,6 @@ class Federation:
         key_id, envelopes = make_keys(self.codec.parameters, roster, names[0], signers[names[0]])
         self.plan = roster.plan(key_id, self.codec.n_chunks)
         self.notes: list[tuple[str, dict[str, object]]] = []
-        self.booked: list[tuple[str, str, int]] = []
         self.members = {
             name: Member(
                 name=name,
@@ -104,23 +86,23 @@ class Federation:
                     name=key_id,
                     key=envelope_keys[name],
                 ),
-                accounts=Book(name, self.booked),
+                accounts=None,  # rounds are looked at here, sessions with a ledger in tests/protocol
                 note=lambda event, **fields: self.notes.append((event, fields)),
             )
             for name in names
         }
         self.start = GlobalState.start(np.zeros(len(updates[0]), np.float32))
 
-    def begin(self, round_number: int = 1) -> Begin:
-        return Begin(STUDY, EPOCH, round_number)
-
     def uploads(self) -> dict[str, Upload]:
-        made = {}
-        for name, member in self.members.items():
-            _, reply = answer(member, self.start, self.begin())
-            assert isinstance(reply, Upload)
-            made[name] = reply
-        return made
+        made = {name: make_upload(member, self.start) for name, member in self.members.items()}
+        return {name: Upload.from_bytes(content) for name, content in made.items()}
+
+    def opened(self, name: str, state: GlobalState, message: SumMessage) -> GlobalState:
+        """The state after a sum that every site verified and signed."""
+        number = state.round + 1
+        signed = [approve(each, verify_sum(each, message, number)) for each in self.members.values()]
+        me = self.members[name]
+        return open_sum(me, state, approved(me, verify_sum(me, message, number), signed))
 
     def summed(self, uploads: Sequence[Upload], *, last: bool = True, round_number: int = 1) -> SumMessage:
         current = Round.open(self.plan, round_number, len(uploads))

@@ -12,12 +12,13 @@ import yaml
 from torch.nn import functional
 
 from secure_triplay.client.learner import Encoded, Learner, encode_records, require_units
-from secure_triplay.client.round import answer
+from secure_triplay.client.round import make_upload
 from secure_triplay.config import parse_study
 from secure_triplay.data.records import ArrayRecords
 from secure_triplay.errors import AssetError, DataError, PrivacyError
 from secure_triplay.prepare import load_model
 from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.wire import Upload
 
 RECORDS, ROUNDS = 12, 2
 ROOT = Path(__file__).parent.parent.parent
@@ -69,11 +70,11 @@ def test_without_privacy_and_with_one_site_the_run_equals_central_training(setti
         [np.zeros(model.adapter.n_params, np.float32)], limit=4.0, value_bits=16, rounds=ROUNDS
     )
     member = replace(federation.members["site-0"], learner=Learner(study, model, NoiseSource(), encoded))
-    state, message = federation.start, federation.begin()
+    state = federation.start
     for number in range(1, ROUNDS + 1):
-        state, upload = answer(member, state, message)
+        upload = Upload.from_bytes(make_upload(member, state))
         message = federation.summed([upload], last=number == ROUNDS, round_number=number)
-    state, _ = answer(member, state, message)
+        state = federation.opened("site-0", state, message)
     # two roundings to the quantiser's levels, and what the second gradient makes of the first
     assert np.abs(state.adapter - wanted).max() <= 4 * federation.codec.step
 

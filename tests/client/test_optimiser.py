@@ -7,6 +7,7 @@ import pytest
 
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.config import ServerOptimiser
+from secure_triplay.errors import CryptoError
 
 UPDATES = [np.array([0.5, -1.0, 0.0]), np.array([0.25, 1.0, -2.0])]
 
@@ -45,3 +46,21 @@ def test_published_adapter_is_the_mean_of_the_last_ones():
     state = run(ServerOptimiser(kind="fedavg", average_last=2))
     start = np.array([1.0, 2.0, 3.0])
     assert state.published == pytest.approx((start + UPDATES[0] + start + UPDATES[0] + UPDATES[1]) / 2)
+
+
+def test_a_state_comes_back_from_its_bytes_bit_by_bit_and_nothing_else_does():
+    rng = np.random.default_rng(0)
+    state = GlobalState.start(rng.normal(size=50).astype(np.float32))
+    rule = ServerOptimiser(kind="fedadam", learning_rate=0.1, average_last=3)
+    for _ in range(4):
+        state = step(state, rng.normal(size=50), rule)
+        back = GlobalState.from_bytes(state.to_bytes())
+        assert back.to_bytes() == state.to_bytes()
+        assert (back.round, len(back.recent)) == (state.round, len(state.recent))
+        assert (back.published == state.published).all()
+        following = rng.normal(size=50)
+        assert step(back, following, rule).to_bytes() == step(state, following, rule).to_bytes()
+    content = state.to_bytes()
+    for bad in (b"", content[:10], content[:-1], content + b"\0", content[:24]):
+        with pytest.raises(CryptoError):
+            GlobalState.from_bytes(bad)

@@ -9,7 +9,7 @@ from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.packing import pack60
 from secure_triplay.crypto.parameters import MODULUS
 from secure_triplay.server.inbox import Inbox, Reason, Refusal, VerifiedUpload, looks_encrypted
-from secure_triplay.wire import Begin, Declined, Done, Site, SumMessage, Upload
+from secure_triplay.wire import Behind, Declined, Done, Site, SumMessage, Upload
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_decline_is_counted_as_one_and_other_messages_are_no_uploads(federatio
     upload = federation.upload("site-0000")
     total = SumMessage(plan.study, plan.epoch, 1, (upload.header,), upload.c0, upload.tags, "train")
     assert reason(inbox, Declined().to_bytes()) is Reason.DECLINED
-    for message in (Done(), Begin(plan.study, plan.epoch, 1), plan, total):
+    for message in (Done(), Behind(plan.study, plan.epoch, 1), plan, total):
         assert reason(inbox, message.to_bytes()) is Reason.NOT_AN_UPLOAD
 
 

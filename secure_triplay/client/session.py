@@ -1,0 +1,295 @@
+"""One site's side of a study as a durable state machine: a request's bytes in, the reply's bytes out.
+
+Everything that a worker needs to go on after `kill -9` is in the vault before the reply leaves:
+
+    state     adapter and optimiser after the last applied round
+    upload    the update of the current round: a retry sends the same bytes, and nothing is trained twice
+    sum       the sum that this site verified and signed, until a quorum allows to open it
+    signed    which sum it signed in each round (one a round and epoch, for good), and how many checks failed
+
+Any failed check of a sum has one reply, the constant `Declined`. After `MAX_FAILURES` of them in an epoch the
+epoch's key is destroyed: whether a forged sum was accepted is an oracle on the key, and it is asked no more often.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgpack
+
+from secure_triplay.client.keys import destroy_keys
+from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.round import (
+    ApprovedSum,
+    Member,
+    VerifiedSum,
+    approve,
+    approved,
+    make_upload,
+    open_sum,
+    verify_sum,
+)
+from secure_triplay.client.vault import Vault
+from secure_triplay.errors import CryptoError, PrivacyError, ProtocolError, RunError, SecureTriplayError
+from secure_triplay.wire import (
+    Approval,
+    Behind,
+    CatchUp,
+    Declined,
+    Done,
+    Report,
+    SumMessage,
+    Train,
+    Witness,
+)
+from secure_triplay.wireformat import Message, read
+
+MAX_FAILURES = 3
+
+_ROUND = struct.Struct(">Q")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The reply, and for this site's operator alone why it is no more than `Declined`."""
+
+    reply: bytes
+    refused: SecureTriplayError | None = None
+
+
+@dataclass
+class _Signed:
+    """Hash of the one sum that this site signed or opened, by round; and failed checks in this epoch."""
+
+    sums: dict[int, bytes] = field(default_factory=dict)
+    failures: int = 0
+
+    def to_bytes(self) -> bytes:
+        content: bytes = msgpack.packb([sorted(self.sums.items()), self.failures])
+        return content
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> _Signed:
+        sums, failures = msgpack.unpackb(content)
+        return cls(dict(sums), failures)
+
+
+class Session:
+    """A member's study between its first request and its last sum; made anew from the vault it goes on there.
+
+    `start` is the state before the first round of this epoch, for a vault that has none yet.
+    """
+
+    def __init__(self, me: Member, vault: Vault, start: GlobalState) -> None:
+        self._me: Member | None = me
+        self._vault = vault
+        kept, signed = vault.load("state"), vault.load("signed")
+        self.state = start if kept is None else GlobalState.from_bytes(kept)
+        self._signed = _Signed() if signed is None else _Signed.from_bytes(signed)
+        self._asked: int | None = None
+        if self._signed.failures >= MAX_FAILURES:
+            self._end_epoch()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last sum was applied."""
+        return self._me is not None and self.state.round >= self._me.rounds
+
+    def answer(self, content: bytes) -> Answer:
+        """The reply to one request, whatever it is; what it stands on is on disk when this returns."""
+        try:
+            me = self._member()
+            return Answer(self._reply(me, self._request(me, content)).to_bytes())
+        except SecureTriplayError as error:
+            if self._me is not None:
+                self._me.note("declined", what=error.what, where=error.where)
+            return Answer(Declined().to_bytes(), error)
+
+    def _request(self, me: Member, content: bytes) -> Message:
+        request = read(content, Train, Witness, CatchUp)
+        if isinstance(request, Train | Witness | CatchUp):
+            of = request.study, request.epoch
+            if of == (me.plan.study, me.plan.epoch):
+                return request
+        raise ProtocolError(
+            "a message of another study or epoch", where="server's message", fix="look into the server"
+        )
+
+    def _reply(self, me: Member, request: Message) -> Message:
+        if isinstance(request, Train):
+            return self._train(me, request)
+        if isinstance(request, Witness):
+            return self._witness(me, request)
+        assert isinstance(request, CatchUp)
+        return self._catch_up(me, request)
+
+    # E1: open the sum of the round before, then train
+
+    def _train(self, me: Member, request: Train) -> Message:
+        wanted = request.round - 1  # the round whose sum has to be applied
+        first = request.round == me.base
+        if not me.base <= request.round <= me.rounds + 1 or (not first and wanted < self.state.round):
+            raise ProtocolError(
+                f"round {request.round} was begun after round {self.state.round}",
+                where="server's message",
+                fix="look into the server",
+            )
+        if first and self.state.round > me.base:
+            raise ProtocolError(
+                f"the study was begun anew after round {self.state.round}",
+                where="server's message",
+                fix="look into the server: it has lost its closed rounds",
+            )
+        if not first and wanted > self.state.round:
+            total = self._pending(me, wanted) if wanted == self.state.round + 1 else None
+            if total is None:
+                return Behind(me.plan.study, me.plan.epoch, self.state.round)
+            with self._counted():
+                may_open = approved(me, total, request.approvals)
+            self._open(me, may_open)
+        me.accounts.take_in(request.receipts, request.held)
+        if request.round > me.rounds:
+            return Done()
+        upload = b"" if first else self._upload(me, request.round)
+        self._reserve_next(me, request.round)
+        return Report(me.plan.study, me.plan.epoch, request.round, me.accounts.heads(), upload)
+
+    def _upload(self, me: Member, number: int) -> bytes:
+        """The one upload of this round, trained now if it was not before; empty where peers have yet to countersign."""
+        again, self._asked = self._asked == number, number
+        reservation = me.accounts.reserved(number)
+        kept = self._kept("upload", number)
+        if kept is not None and reservation is not None:
+            me.accounts.settle(reservation, kept)
+            return kept
+        if reservation is None and again:  # the round failed and is tried again: take part in it after all
+            reservation = me.accounts.reserve(number)
+        if reservation is None:
+            me.note("waiting", round=number, what="nothing was reserved for this round yet")
+            return b""
+        if reservation.released_sha256 is not None:
+            raise PrivacyError(
+                f"round {number} was trained and sent, and what was sent is lost here",
+                where="vault",
+                fix="restore the site's folder as a whole; the round goes on without this site",
+            )
+        found = me.accounts.witnesses_of(reservation)
+        if found < me.witnesses_due:
+            me.note("waiting", round=number, what=f"{found} of {me.witnesses_due} peers countersigned")
+            return b""
+        reasons = tuple(me.allow(number))
+        if reasons:
+            raise PrivacyError(
+                f"this site's policy refuses round {number}: {'; '.join(reasons)}",
+                where="policy",
+                fix="nothing was trained; the operator decides whether the policy or the study has to change",
+            )
+        upload = make_upload(me, self.state)
+        self._vault.save("upload", _ROUND.pack(number) + upload)
+        me.accounts.settle(reservation, upload)  # on disk before anything leaves
+        return upload
+
+    def _reserve_next(self, me: Member, number: int) -> None:
+        """Charge the next round, so that peers countersign it first. Without budget for it this round still counts."""
+        if number >= me.rounds:
+            return
+        try:
+            if me.accounts.reserved(number + 1) is None:
+                me.accounts.reserve(number + 1)
+        except PrivacyError as error:
+            me.note("refused", round=number + 1, what=error.what)
+
+    # E2: verify a sum and sign it, and countersign others' heads
+
+    def _witness(self, me: Member, request: Witness) -> Message:
+        signature = b"" if request.total is None else self._sign(me, request.total)
+        receipts, held = me.accounts.countersign(
+            request.heads, lambda error: me.note("not countersigned", what=error.what)
+        )
+        return Approval(me.plan.study, me.plan.epoch, request.round, me.name, signature, receipts, held)
+
+    def _sign(self, me: Member, total: SumMessage) -> bytes:
+        with self._counted():
+            verified = self._checked(me, total, total.round)
+        if total.round == self.state.round + 1:
+            self._vault.save("sum", _ROUND.pack(total.round) + total.to_bytes())
+        self._settle_on(total)  # on disk before the signature leaves
+        return approve(me, verified).signature
+
+    def _checked(self, me: Member, total: SumMessage, number: int) -> VerifiedSum:
+        before = self._signed.sums.get(number)
+        if before is not None and before != total.sha256:
+            raise CryptoError(
+                f"the server showed two sums of round {number}",
+                where="server's message",
+                fix="an update enters one sum; look into the server, and tell the other sites",
+            )
+        return verify_sum(me, total, number)
+
+    # a site that was away
+
+    def _catch_up(self, me: Member, request: CatchUp) -> Message:
+        for one in request.closed:
+            if one.total.round <= self.state.round:
+                continue
+            with self._counted():
+                verified = self._checked(me, one.total, self.state.round + 1)
+                may_open = approved(me, verified, one.approvals)
+            self._open(me, may_open)
+        return Behind(me.plan.study, me.plan.epoch, self.state.round)
+
+    # what is kept
+
+    def _open(self, me: Member, total: ApprovedSum) -> None:
+        with self._counted():
+            state = open_sum(me, self.state, total)
+        self._settle_on(total.verified.message)
+        me.accounts.closed(total.verified.message)
+        self._vault.save("state", state.to_bytes())
+        self.state = state
+
+    def _pending(self, me: Member, number: int) -> VerifiedSum | None:
+        kept = self._kept("sum", number)
+        return None if kept is None else verify_sum(me, SumMessage.from_bytes(kept), number)
+
+    def _kept(self, name: str, number: int) -> bytes | None:
+        content = self._vault.load(name)
+        if content is None or content[: _ROUND.size] != _ROUND.pack(number):
+            return None
+        return content[_ROUND.size :]
+
+    def _settle_on(self, total: SumMessage) -> None:
+        if self._signed.sums.get(total.round) != total.sha256:
+            self._signed.sums[total.round] = total.sha256
+            self._vault.save("signed", self._signed.to_bytes())
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A check of a sum: its failure is on disk before it is answered, and the third one ends the epoch."""
+        try:
+            yield
+        except (CryptoError, ProtocolError):
+            self._signed.failures += 1
+            self._vault.save("signed", self._signed.to_bytes())
+            if self._signed.failures >= MAX_FAILURES:
+                self._end_epoch()
+            raise
+
+    def _end_epoch(self) -> None:
+        destroy_keys(self._vault)
+        me, self._me = self._me, None
+        if me is not None:
+            me.note("epoch ended", what=f"{MAX_FAILURES} checks of sums failed; the epoch's key is destroyed")
+            me.accounts.decided(f"key of epoch {me.plan.epoch} destroyed after {MAX_FAILURES} failed checks")
+
+    def _member(self) -> Member:
+        if self._me is None:
+            raise RunError(
+                f"{MAX_FAILURES} checks of sums failed, and this epoch's key was destroyed",
+                where="site",
+                fix="look into the server; the study goes on with a new key epoch",
+            )
+        return self._me

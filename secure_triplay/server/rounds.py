@@ -1,0 +1,326 @@
+"""The server's side of a study as a state machine: replies in, messages out; no clock, no network, no upload opened.
+
+    begin   the next exchange, to whoever is connected -> what to send to whom
+    take    one reply                                  -> what to send back at once, if anything
+    end     everybody answered, or time is up          -> the round closed, or declared failed
+
+Whoever drives it (Flower's grid, a test) brings bytes and decides when time is up. What it sees is hashes,
+signatures, counters and sizes; ciphertexts go on to `Sums` unopened. A sum is on disk before it is first sent, and
+from then on that round has no other: a new machine on the same archive sends the same one again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from secure_triplay.errors import CryptoError, ProtocolError, RunError
+from secure_triplay.server.archive import Archive
+from secure_triplay.server.inbox import Refusal
+from secure_triplay.wire import (
+    MAX_CATCH_UP_BYTES,
+    MAX_HEADS,
+    Approval,
+    Behind,
+    CatchUp,
+    Closed,
+    Countersignature,
+    Declined,
+    Done,
+    Endorsement,
+    HeldHead,
+    LedgerHead,
+    Report,
+    SessionPlan,
+    SumMessage,
+    Train,
+    Witness,
+    require_quorum,
+    verify_endorsement,
+)
+from secure_triplay.wireformat import MAX_MESSAGE_BYTES, Message, read
+
+WITNESSES = 4
+"""To how many others a site's ledger head is shown in a round; one receipt is enough to train."""
+ATTEMPTS = 5
+
+
+class Sums(Protocol):
+    """Whatever verifies and adds uploads: the summing process."""
+
+    def open(self, round_number: int) -> None: ...
+
+    def offer(self, content: bytes) -> Refusal | None: ...
+
+    def close(self, *, last: bool) -> bytes: ...
+
+    def note(self, event: str, **fields: str | int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One exchange; `number` tells its replies from those to an earlier one."""
+
+    kind: Literal["train", "witness"]
+    round: int
+    number: int = 1
+    attempt: int = 1
+
+
+@dataclass
+class _Relayed:
+    """What is passed on between sites: each site's heads, and by party what each peer said of them last.
+
+    That is kept until the peer says something newer, since the message that brings it to the party may be lost.
+    """
+
+    heads: dict[str, tuple[LedgerHead, ...]] = field(default_factory=dict)
+    receipts: dict[bytes, dict[bytes, Countersignature]] = field(default_factory=dict)
+    held: dict[bytes, dict[bytes, HeldHead]] = field(default_factory=dict)
+
+
+class Rounds:
+    """One study's rounds, from `base` (0, or the last round of the key epoch before) to `rounds`.
+
+    Raises ConfigError for a quorum of half the roster or fewer.
+    """
+
+    def __init__(
+        self,
+        plan: SessionPlan,
+        *,
+        rounds: int,
+        quorum: int,
+        sums: Sums,
+        archive: Archive,
+        base: int = 0,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        require_quorum(quorum, len(plan.sites))
+        self._plan, self._rounds, self._quorum, self._base = plan, rounds, quorum, base
+        self._sums, self._archive, self._attempts = sums, archive, attempts
+        last = archive.last
+        self._total: SumMessage | None = None if last is None else archive.total(last)
+        self.exchange = Exchange("train", base) if last is None else Exchange("witness", last)
+        self.finished = False
+        self._waiting: set[int] = set()
+        self._site_of: dict[int, str] = {}
+        self._relayed = _Relayed()
+        self._approvals: dict[str, Endorsement] = {}
+        self._done: set[int] = set()
+        self._progress: dict[int, int] = {}
+
+    @property
+    def settled(self) -> bool:
+        """Whether everybody who was asked in this exchange has answered."""
+        return not self._waiting
+
+    def begin(self, nodes: Iterable[int]) -> dict[int, bytes]:
+        """Start the current exchange with these nodes -> what to send to each."""
+        self._waiting = set(nodes)
+        self._progress.clear()
+        now = self.exchange
+        self._sums.note(now.kind, round=now.round, attempt=now.attempt, sites=len(self._waiting))
+        if now.kind == "witness":
+            return {node: self._witness(node) for node in self._waiting}
+        if self._base < now.round <= self._rounds:
+            self._sums.open(now.round)
+        self._relayed.heads.clear()
+        self._done.clear()
+        return {node: self._train(node) for node in self._waiting}
+
+    def take(self, node: int, number: int, content: bytes) -> bytes | None:
+        """A node's reply to exchange `number` -> what to send to it at once, as a part of this exchange."""
+        if number != self.exchange.number or node not in self._waiting:
+            self._sums.note("late", bytes=len(content))
+            return None
+        reply = _read(content, self._plan)
+        if isinstance(reply, Behind) and self.exchange.kind == "train" and self._is_mine(reply):
+            more = self._caught_up(node, reply.round)
+            if more is not None:
+                return more
+        self._waiting.discard(node)
+        if self.exchange.kind == "train":
+            self._reported(node, reply, content)
+        elif isinstance(reply, Approval) and self._is_mine(reply):
+            self._approved(node, reply)
+        else:
+            self._sums.note("no approval", round=self.exchange.round)
+        return None
+
+    def end(self) -> None:
+        """End the exchange and go to the next one. Raises RunError after too many failed attempts."""
+        self._waiting.clear()
+        now = self.exchange
+        if now.kind == "witness":
+            self._end_of_witness(now)
+        elif now.round > self._rounds:
+            self._end_of_study(now)
+        elif now.round == self._base:
+            self._go("witness", now.round)
+        else:
+            self._end_of_training(now)
+
+    def _end_of_training(self, now: Exchange) -> None:
+        try:
+            content = self._sums.close(last=now.round == self._rounds)
+        except RunError:
+            if now.attempt >= self._attempts:
+                raise
+            self._total = None
+            self._go("witness", now.round, now.attempt)
+            return
+        total = SumMessage.from_bytes(content)
+        self._archive.save_sum(total)  # on disk before anyone sees it
+        self._total = total
+        self._approvals.clear()
+        self._go("witness", now.round)
+
+    def _end_of_witness(self, now: Exchange) -> None:
+        if self._total is None:  # the first exchange, or a failed round: heads were countersigned, no more
+            failed = now.round > self._base
+            self._go("train", now.round if failed else now.round + 1, now.attempt + 1 if failed else 1)
+        elif len(self._approvals) >= self._quorum:
+            self._archive.save_approvals(now.round, self._quorum_of_approvals())
+            self._go("train", now.round + 1)
+        elif now.attempt < self._attempts:
+            self._go("witness", now.round, now.attempt + 1)
+        else:
+            raise RunError(
+                f"{len(self._approvals)} sites signed the sum of round {now.round}, and {self._quorum} are needed",
+                where="server",
+                fix="see why sites are missing, and start the server again: it goes on with this same sum",
+            )
+
+    def _end_of_study(self, now: Exchange) -> None:
+        if len(self._done) >= len(self._plan.sites) or now.attempt >= self._attempts:
+            self.finished = True
+        else:
+            self._go("train", now.round, now.attempt + 1)
+
+    def _go(self, kind: Literal["train", "witness"], round: int, attempt: int = 1) -> None:
+        self.exchange = Exchange(kind, round, self.exchange.number + 1, attempt)
+
+    # what goes out
+
+    def _train(self, node: int) -> bytes:
+        now = self.exchange
+        key = self._key_of(node)
+        receipts = tuple(self._relayed.receipts.get(key, {}).values())[:MAX_HEADS]
+        held = tuple(self._relayed.held.get(key, {}).values())[:MAX_HEADS]
+        opens = now.round - 1 > self._base
+        approvals = self._archive.closed(now.round - 1).approvals if opens else ()
+        return Train(self._plan.study, self._plan.epoch, now.round, approvals, receipts, held).to_bytes()
+
+    def _witness(self, node: int) -> bytes:
+        now, total = self.exchange, self._total
+        heads = tuple(head for site in self._shown_to(node) for head in self._relayed.heads[site])
+        message = Witness(self._plan.study, self._plan.epoch, now.round, heads[:MAX_HEADS], total)
+        return message.to_bytes()
+
+    def _shown_to(self, node: int) -> list[str]:
+        """The sites before this node's own, in the order of names: so each head finds as many witnesses."""
+        site = self._site_of.get(node, "")
+        others = sorted(name for name in self._relayed.heads if name != site)
+        after = sum(name < site for name in others)
+        ring = others[after:] + others[:after]
+        return ring[-WITNESSES:]
+
+    def _caught_up(self, node: int, applied: int) -> bytes | None:
+        """The rounds that a node misses, or its `Train` again once it misses none; None where it makes no progress."""
+        wanted = self.exchange.round - 1
+        if not self._base <= applied <= wanted or applied <= self._progress.get(node, -1):
+            return None
+        self._progress[node] = applied
+        if applied == wanted:
+            return self._train(node)
+        self._sums.note("catching up", round=applied)
+        rounds: list[Closed] = []
+        size = 0
+        for number in range(applied + 1, wanted + 1):
+            rounds.append(self._archive.closed(number))
+            size += len(rounds[-1].total.to_bytes())
+            if size > MAX_CATCH_UP_BYTES:
+                break
+        return CatchUp(self._plan.study, self._plan.epoch, tuple(rounds)).to_bytes()
+
+    # what comes in
+
+    def _reported(self, node: int, reply: Message | None, content: bytes) -> None:
+        now = self.exchange
+        summing = self._base < now.round <= self._rounds
+        if isinstance(reply, Done) and now.round > self._rounds:
+            self._done.add(node)
+        elif isinstance(reply, Report) and self._is_mine(reply):
+            self._show(node, reply.heads)
+            if reply.upload and summing:
+                self._sums.offer(reply.upload)
+            elif summing:
+                self._sums.note("no upload", round=now.round)
+        elif summing and not isinstance(reply, Behind):
+            self._sums.offer(content)  # the inbox says what it is, and counts it
+        else:
+            self._sums.note("no report", round=now.round)
+
+    def _show(self, node: int, heads: tuple[LedgerHead, ...]) -> None:
+        try:
+            for head in heads:
+                head.verify()
+        except CryptoError:
+            return
+        name = next(
+            (
+                site.name
+                for site in self._plan.sites
+                if heads and site.identity.public_bytes == heads[0].party_key
+            ),
+            None,
+        )
+        if name is not None:
+            self._site_of[node] = name
+            self._relayed.heads[name] = heads
+
+    def _approved(self, node: int, reply: Approval) -> None:
+        if self._total is not None and reply.signature:
+            one = Endorsement(reply.site, reply.signature)
+            try:
+                verify_endorsement(self._plan, self._total, one)
+            except (CryptoError, ProtocolError):
+                self._sums.note("bad approval", round=self.exchange.round)
+                return
+            self._approvals[reply.site] = one
+            self._site_of[node] = reply.site
+        key = self._key_of(node)
+        for receipt in reply.receipts:
+            if receipt.peer_key == key:
+                self._relayed.receipts.setdefault(receipt.party_key, {})[key] = receipt
+                self._relayed.held.get(receipt.party_key, {}).pop(key, None)
+        for held in reply.held:
+            if held.peer_key == key:
+                self._relayed.held.setdefault(held.party_key, {})[key] = held
+                self._relayed.receipts.get(held.party_key, {}).pop(key, None)
+
+    def _quorum_of_approvals(self) -> tuple[Endorsement, ...]:
+        ordered = sorted(self._approvals.values(), key=lambda one: one.site)
+        return tuple(ordered[: self._quorum])
+
+    def _key_of(self, node: int) -> bytes:
+        site = self._site_of.get(node)
+        return b"" if site is None else self._plan.identity_of(site).public_bytes
+
+    def _is_mine(self, reply: Report | Approval | Behind) -> bool:
+        mine = (reply.study, reply.epoch) == (self._plan.study, self._plan.epoch)
+        return mine and (isinstance(reply, Behind) or reply.round == self.exchange.round)
+
+
+def _read(content: bytes, plan: SessionPlan) -> Message | None:
+    """A reply other than a bare upload, or None."""
+    try:
+        return read(content, Report, Approval, Behind, Declined, Done, max_bytes=_bound(plan))
+    except ProtocolError:
+        return None
+
+
+def _bound(plan: SessionPlan) -> int:
+    return min(MAX_MESSAGE_BYTES, plan.max_upload_bytes + (1 << 20))

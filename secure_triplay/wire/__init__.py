@@ -1,0 +1,60 @@
+"""The closed set of messages between server and sites, as bytes and back.
+
+`plan` is what both agree on, `upload` carries ciphertexts, `exchange` the two exchanges of a round. No field holds
+free text, so a diagnostic, a metric or a record count has nowhere to travel. Every value is checked when it is
+made, whether from bytes or by hand; bytes and encoding are in `wireformat`.
+"""
+
+from secure_triplay.wire.exchange import (
+    MAX_CATCH_UP_BYTES,
+    MAX_HEADS,
+    Approval,
+    Behind,
+    CatchUp,
+    Closed,
+    Countersignature,
+    Declined,
+    Done,
+    Endorsement,
+    HeldHead,
+    LedgerHead,
+    Report,
+    Train,
+    Witness,
+    endorse,
+    verify_endorsement,
+    verify_quorum,
+)
+from secure_triplay.wire.plan import TAG_BYTES, SessionPlan, Site, require_quorum
+from secure_triplay.wire.upload import SignedHeader, SumMessage, Then, Upload, pack_tags, unpack_tags
+
+__all__ = [
+    "MAX_CATCH_UP_BYTES",
+    "MAX_HEADS",
+    "TAG_BYTES",
+    "Approval",
+    "Behind",
+    "CatchUp",
+    "Closed",
+    "Countersignature",
+    "Declined",
+    "Done",
+    "Endorsement",
+    "HeldHead",
+    "LedgerHead",
+    "Report",
+    "SessionPlan",
+    "SignedHeader",
+    "Site",
+    "SumMessage",
+    "Then",
+    "Train",
+    "Upload",
+    "Witness",
+    "endorse",
+    "pack_tags",
+    "require_quorum",
+    "unpack_tags",
+    "verify_endorsement",
+    "verify_quorum",
+]

@@ -1,0 +1,433 @@
+"""The two exchanges of a round, and what a site that was away catches up with.
+
+    server -> site   Train, Witness, CatchUp      site -> server   Report, Approval, Behind, Declined, Done
+
+    Train(t)     the quorum's signatures under the sum of t-1, and receipts for this site's ledger
+    Report(t)    the update of round t, and the site's ledger head with round t+1 charged
+    Witness(t)   the sum of t, and other sites' heads to countersign
+    Approval(t)  this site's signature under that sum, and its countersignatures
+
+`Train` of the round after the last only opens the last sum, and is answered by `Done`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self, TypeVar
+
+from secure_triplay.crypto.identity import (
+    IDENTITY_BYTES,
+    SIGNATURE_BYTES,
+    Identity,
+    Purpose,
+    SigningIdentity,
+    transcript,
+)
+from secure_triplay.errors import CryptoError
+from secure_triplay.wire.plan import SessionPlan
+from secure_triplay.wire.upload import SumMessage
+from secure_triplay.wireformat import (
+    MAX_SITES,
+    NAME,
+    Message,
+    fields_of,
+    is_bytes,
+    is_number,
+    is_text,
+    list_of,
+    require,
+    require_study,
+)
+
+MAX_HEADS = 64
+"""Most ledger heads, receipts or countersignatures in one message."""
+MAX_CATCH_UP_BYTES = 64 << 20
+"""About what one `CatchUp` carries; who is further behind asks again."""
+
+_HEAD_BYTES = 32
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+class _Record:
+    """A part of a message: a list of its fields in their order."""
+
+    def _as_list(self) -> list[Any]:
+        return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+
+    @classmethod
+    def _from_list(cls, value: object, message: type) -> Self:
+        return cls(*fields_of(value, len(fields(cls)), message))  # type: ignore[arg-type]
+
+
+R = TypeVar("R", bound=_Record)
+
+
+@dataclass(frozen=True)
+class Endorsement(_Record):
+    """One site's signature under one sum; `verify_quorum` says what it is over."""
+
+    site: str
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        require(is_text(self.site, NAME), "a site's name is a-z, 0-9 and -", Endorsement)
+        require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", Endorsement)
+
+
+@dataclass(frozen=True)
+class LedgerHead(_Record):
+    """The head of a site's ledger under its own signature, and the head that others are known to hold of it."""
+
+    party_key: bytes
+    counter: int
+    head: bytes
+    time: str
+    signature: bytes
+    previous_counter: int
+    previous_head: bytes
+
+    def __post_init__(self) -> None:
+        require(is_bytes(self.party_key, IDENTITY_BYTES), "an identity has 32 bytes", LedgerHead)
+        require(is_number(self.counter, 1), "entries count from 1", LedgerHead)
+        require(is_number(self.previous_counter), "a counter is a number", LedgerHead)
+        heads = is_bytes(self.head, _HEAD_BYTES) and is_bytes(self.previous_head, _HEAD_BYTES)
+        require(heads, "a head has 32 bytes", LedgerHead)
+        require(is_text(self.time, _TIME), "a time is in UTC", LedgerHead)
+        require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", LedgerHead)
+
+    def verify(self) -> None:
+        """Return nothing if the party signed this counter and head. Raises CryptoError."""
+        Identity(self.party_key).verify(self.signature, Purpose.LEDGER, self.counter.to_bytes(8), self.head)
+
+
+@dataclass(frozen=True)
+class Countersignature(_Record):
+    """A receipt: the signature of `peer_key` over the head at `counter` of the ledger of `party_key`."""
+
+    party_key: bytes
+    peer_key: bytes
+    counter: int
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        keys = is_bytes(self.party_key, IDENTITY_BYTES) and is_bytes(self.peer_key, IDENTITY_BYTES)
+        require(keys, "an identity has 32 bytes", Countersignature)
+        require(is_number(self.counter, 1), "entries count from 1", Countersignature)
+        require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", Countersignature)
+
+
+@dataclass(frozen=True)
+class HeldHead(_Record):
+    """A peer's other answer: the last head of `party_key` that it holds, under that party's own signature."""
+
+    party_key: bytes
+    peer_key: bytes
+    counter: int
+    head: bytes
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        keys = is_bytes(self.party_key, IDENTITY_BYTES) and is_bytes(self.peer_key, IDENTITY_BYTES)
+        require(keys, "an identity has 32 bytes", HeldHead)
+        require(is_number(self.counter, 1), "entries count from 1", HeldHead)
+        require(is_bytes(self.head, _HEAD_BYTES), "a head has 32 bytes", HeldHead)
+        require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", HeldHead)
+
+
+@dataclass(frozen=True)
+class Train(Message):
+    """Server to site: open the sum of the round before, which this quorum signed, and train `round`.
+
+    Round 0 (or the round that a key epoch starts after) asks for no update: it has the first charge reserved.
+    `receipts` and `held` are what peers said of the head that this site showed last.
+    """
+
+    study: str
+    epoch: int
+    round: int
+    approvals: tuple[Endorsement, ...] = ()
+    receipts: tuple[Countersignature, ...] = ()
+    held: tuple[HeldHead, ...] = ()
+
+    kind: ClassVar[int] = 7
+
+    def __post_init__(self) -> None:
+        require_study(self.study, self.epoch, Train)
+        require(is_number(self.round), "a round is a number", Train)
+        _require_records(self.approvals, Endorsement, MAX_SITES, Train)
+        _require_records(self.receipts, Countersignature, MAX_HEADS, Train)
+        _require_records(self.held, HeldHead, MAX_HEADS, Train)
+
+    def _head(self) -> list[Any]:
+        parts = (self.approvals, self.receipts, self.held)
+        return [self.study, self.epoch, self.round, *map(_lists, parts)]
+
+    @classmethod
+    def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
+        require(not body, "it has no body", cls)
+        study, epoch, round, approvals, receipts, held = fields_of(head, 6, cls)
+        return cls(
+            study,
+            epoch,
+            round,
+            _records(approvals, Endorsement, cls),
+            _records(receipts, Countersignature, cls),
+            _records(held, HeldHead, cls),
+        )
+
+
+@dataclass(frozen=True)
+class Report(Message):
+    """Site to server: the bytes of its `Upload` of `round`, or none, and its ledger's head for others to sign.
+
+    Several heads differ only in what they name as held by others. The upload is for the inbox to judge.
+    """
+
+    study: str
+    epoch: int
+    round: int
+    heads: tuple[LedgerHead, ...]
+    upload: bytes = b""
+
+    kind: ClassVar[int] = 8
+
+    def __post_init__(self) -> None:
+        require_study(self.study, self.epoch, Report)
+        require(is_number(self.round), "a round is a number", Report)
+        _require_records(self.heads, LedgerHead, MAX_HEADS, Report)
+        require(len({head.party_key for head in self.heads}) <= 1, "the heads are of several ledgers", Report)
+        require(type(self.upload) is bytes, "an upload is bytes", Report)
+
+    def _head(self) -> list[Any]:
+        return [self.study, self.epoch, self.round, _lists(self.heads), len(self.upload)]
+
+    def _body(self) -> tuple[bytes, ...]:
+        return (self.upload,)
+
+    @classmethod
+    def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
+        study, epoch, round, heads, size = fields_of(head, 5, cls)
+        require(size == len(body), "its upload is cut short, or something stands behind it", cls)
+        return cls(study, epoch, round, _records(heads, LedgerHead, cls), bytes(body))
+
+
+@dataclass(frozen=True)
+class Witness(Message):
+    """Server to site: sign this sum of `round`, if there is one, and countersign these heads."""
+
+    study: str
+    epoch: int
+    round: int
+    heads: tuple[LedgerHead, ...]
+    total: SumMessage | None = None
+
+    kind: ClassVar[int] = 9
+
+    def __post_init__(self) -> None:
+        require_study(self.study, self.epoch, Witness)
+        require(is_number(self.round), "a round is a number", Witness)
+        _require_records(self.heads, LedgerHead, MAX_HEADS, Witness)
+        if self.total is not None:
+            require(type(self.total) is SumMessage, "a sum is due", Witness)
+            of = self.total.study, self.total.epoch, self.total.round
+            require(of == (self.study, self.epoch, self.round), "the sum is of another round", Witness)
+
+    def _head(self) -> list[Any]:
+        return [self.study, self.epoch, self.round, _lists(self.heads), self.total is not None]
+
+    def _body(self) -> tuple[bytes, ...]:
+        return () if self.total is None else (self.total.to_bytes(),)
+
+    @classmethod
+    def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
+        study, epoch, round, heads, has_sum = fields_of(head, 5, cls)
+        require(has_sum is (len(body) > 0), "its sum is missing, or something stands behind it", cls)
+        total = SumMessage.from_bytes(bytes(body)) if has_sum else None
+        return cls(study, epoch, round, _records(heads, LedgerHead, cls), total)
+
+
+@dataclass(frozen=True)
+class Approval(Message):
+    """Site to server: `site` signed the sum of `round` (empty where there was none), and these heads."""
+
+    study: str
+    epoch: int
+    round: int
+    site: str
+    signature: bytes
+    receipts: tuple[Countersignature, ...] = ()
+    held: tuple[HeldHead, ...] = ()
+
+    kind: ClassVar[int] = 10
+
+    def __post_init__(self) -> None:
+        require_study(self.study, self.epoch, Approval)
+        require(is_number(self.round), "a round is a number", Approval)
+        require(is_text(self.site, NAME), "a site's name is a-z, 0-9 and -", Approval)
+        signed = self.signature == b"" or is_bytes(self.signature, SIGNATURE_BYTES)
+        require(signed and type(self.signature) is bytes, "a signature has 64 bytes", Approval)
+        _require_records(self.receipts, Countersignature, MAX_HEADS, Approval)
+        _require_records(self.held, HeldHead, MAX_HEADS, Approval)
+
+    def _head(self) -> list[Any]:
+        parts = (self.receipts, self.held)
+        return [self.study, self.epoch, self.round, self.site, self.signature, *map(_lists, parts)]
+
+    @classmethod
+    def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
+        require(not body, "it has no body", cls)
+        study, epoch, round, site, signature, receipts, held = fields_of(head, 7, cls)
+        return cls(
+            study,
+            epoch,
+            round,
+            site,
+            signature,
+            _records(receipts, Countersignature, cls),
+            _records(held, HeldHead, cls),
+        )
+
+
+@dataclass(frozen=True)
+class Closed:
+    """One closed round: its sum, and the quorum's signatures under it."""
+
+    total: SumMessage
+    approvals: tuple[Endorsement, ...]
+
+
+@dataclass(frozen=True)
+class CatchUp(Message):
+    """Server to site: closed rounds, one after the other, for a site that was away."""
+
+    study: str
+    epoch: int
+    closed: tuple[Closed, ...]
+
+    kind: ClassVar[int] = 11
+
+    def __post_init__(self) -> None:
+        require_study(self.study, self.epoch, CatchUp)
+        require(type(self.closed) is tuple and 1 <= len(self.closed) <= MAX_SITES, "rounds are due", CatchUp)
+        for one in self.closed:
+            require(type(one) is Closed and type(one.total) is SumMessage, "a closed round is due", CatchUp)
+            _require_records(one.approvals, Endorsement, MAX_SITES, CatchUp)
+
+    def _head(self) -> list[Any]:
+        rounds = [[len(one.total.to_bytes()), _lists(one.approvals)] for one in self.closed]
+        return [self.study, self.epoch, rounds]
+
+    def _body(self) -> tuple[bytes, ...]:
+        return tuple(one.total.to_bytes() for one in self.closed)
+
+    @classmethod
+    def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
+        study, epoch, rounds = fields_of(head, 3, cls)
+        closed, start = [], 0
+        for one in list_of(rounds, cls):
+            size, approvals = fields_of(one, 2, cls)
+            require(is_number(size, 1) and start + size <= len(body), "a sum is cut short", cls)
+            total = SumMessage.from_bytes(bytes(body[start : start + size]))
+            closed.append(Closed(total, _records(approvals, Endorsement, cls)))
+            start += size
+        require(start == len(body), "something stands behind the last sum", cls)
+        return cls(study, epoch, tuple(closed))
+
+
+@dataclass(frozen=True)
+class Behind(Message):
+    """Site to server: `round` is the last one whose sum I have applied; send me what came after it."""
+
+    study: str
+    epoch: int
+    round: int
+
+    kind: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        require_study(self.study, self.epoch, Behind)
+        require(is_number(self.round), "a round is a number", Behind)
+
+    def _head(self) -> list[Any]:
+        return [self.study, self.epoch, self.round]
+
+    @classmethod
+    def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
+        require(not body, "it has no body", cls)
+        return cls(*fields_of(head, 3, cls))
+
+
+class _Constant(Message):
+    """A message that is always the same ten bytes and one empty list."""
+
+    def _head(self) -> list[Any]:
+        return []
+
+    @classmethod
+    def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
+        require(not head and not body, "it carries nothing", cls)
+        return cls()
+
+
+@dataclass(frozen=True)
+class Declined(_Constant):
+    """Site to server: no. The same bytes whatever the reason, which stays at the site."""
+
+    kind: ClassVar[int] = 5
+
+
+@dataclass(frozen=True)
+class Done(_Constant):
+    """Site to server: the last sum was applied."""
+
+    kind: ClassVar[int] = 6
+
+
+def endorse(plan: SessionPlan, signer: SigningIdentity, site: str, total: SumMessage) -> Endorsement:
+    """A site's signature under a sum that it verified; it gives one a round, for one sum."""
+    return Endorsement(site, signer.sign(Purpose.APPROVAL, *_approved_fields(plan, total)))
+
+
+def verify_endorsement(plan: SessionPlan, total: SumMessage, one: Endorsement) -> None:
+    """Return nothing if this site of the roster signed this very sum. Raises ProtocolError or CryptoError."""
+    plan.identity_of(one.site).verify(one.signature, Purpose.APPROVAL, *_approved_fields(plan, total))
+
+
+def verify_quorum(
+    plan: SessionPlan, total: SumMessage, approvals: Iterable[Endorsement], quorum: int
+) -> None:
+    """Return nothing if at least `quorum` distinct sites of the roster signed this very sum, and nobody else did.
+
+    A signature is over study, plan, round, the survivors' names and the hash of the whole sum.
+    Raises ProtocolError for a name that is not listed, CryptoError for too few or for any that does not verify.
+    """
+    names = set()
+    for one in approvals:
+        verify_endorsement(plan, total, one)
+        names.add(one.site)
+    if len(names) < quorum:
+        raise CryptoError(
+            f"{len(names)} sites signed this sum, and {quorum} are needed before it is opened",
+            where=f"sum of round {total.round}",
+            fix="look into the server; nothing was decrypted",
+        )
+
+
+def _approved_fields(plan: SessionPlan, total: SumMessage) -> tuple[bytes, ...]:
+    survivors = transcript(b"survivors 1", *(header.site.encode() for header in total.survivors))
+    return plan.study.encode(), plan.sha256, str(total.round).encode(), survivors, total.sha256
+
+
+def _lists(records: Iterable[_Record]) -> list[list[Any]]:
+    return [record._as_list() for record in records]
+
+
+def _records(value: object, kind: type[R], message: type) -> tuple[R, ...]:
+    return tuple(kind._from_list(one, message) for one in list_of(value, message))
+
+
+def _require_records(value: object, kind: type[_Record], most: int, message: type) -> None:
+    right = type(value) is tuple and len(value) <= most and all(type(one) is kind for one in value)
+    require(right, f"0 to {most} of {kind.__name__} are due", message)
