@@ -15,7 +15,20 @@ import typer
 from rich.console import Console
 
 from secure_triplay import __version__
-from secure_triplay.cli import audit, bench, budget, config, policy, simulate
+from secure_triplay.cli import (
+    attack,
+    audit,
+    bench,
+    budget,
+    config,
+    doctor,
+    experiment,
+    policy,
+    server,
+    simulate,
+    site,
+    study,
+)
 from secure_triplay.errors import SecureTriplayError
 
 app = typer.Typer(
@@ -28,11 +41,17 @@ app = typer.Typer(
     epilog="Start with:  secure-triplay simulate configs/demo.yaml",
 )
 app.add_typer(simulate.app)  # without a name: its commands stand at the top
+app.add_typer(attack.app)
+app.add_typer(experiment.app)
 app.add_typer(config.app, name="config")
 app.add_typer(policy.app, name="policy")
 app.add_typer(budget.app, name="budget")
 app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")
+app.add_typer(site.app, name="site")
+app.add_typer(study.app, name="study")
+app.add_typer(server.app, name="server")
+app.add_typer(doctor.app)
 
 STOPPED = 130
 _STOPPED = "[bold]Stopped.[/] Nothing half-written was left; what was charged to a budget stays charged."

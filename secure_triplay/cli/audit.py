@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from secure_triplay.cli.common import AsJson, print_json
+from secure_triplay.cli.common import AsJson, StudyFile, print_json
 
 app = typer.Typer(help="Check evidence, and measure what is claimed.", no_args_is_help=True)
 
@@ -60,3 +62,102 @@ def audit_verify(
             sys.stdout.write("Held against each other: they agree on every round, key epoch and head.\n")
     if differ:
         raise typer.Exit(7)
+
+
+@app.command(
+    "epsilon", epilog="Example:  secure-triplay audit epsilon configs/demo.yaml --out audits/epsilon"
+)
+def audit_epsilon(
+    study_file: StudyFile,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for result.json, scores.json and a page; it must not exist.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer canaries: a weaker bound, sooner.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes canaries, guesses and the audit's own noise.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a lower bound on the epsilon of the training that really runs, beside the claimed one.
+
+    Exit code 0: the bound does not contradict the claim. 1: it lies above it. 2: the audit did not see that
+    noise was missing, so that it proves nothing.
+    """
+    from secure_triplay.attacks.epsilon import audit_epsilon as measure
+    from secure_triplay.config import load_study
+    from secure_triplay.report.epsilon_page import write_epsilon_page
+    from secure_triplay.runfolder import run_folder
+
+    study = load_study(study_file)
+    with _bar("auditing", as_json) as tell:
+        if out is None:
+            result = measure(study, None, seed, quick, tell)
+        else:
+            with run_folder(out) as folder:
+                result = measure(study, folder, seed, quick, tell)
+                write_epsilon_page(result, folder)
+    if as_json:
+        print_json(result)
+    else:
+        sys.stdout.write(_epsilon_text(result) + (f"Written to {out}\n" if out else ""))
+    raise typer.Exit({"pass": 0, "fail": 1}.get(result["verdict"], 2))
+
+
+def _epsilon_text(result: dict[str, Any]) -> str:
+    claimed, f_dp, steinke = result["claimed"], result["one_run"]["f_dp"], result["one_run"]["steinke"]
+    return (
+        f"{result['verdict'].upper()}: {result['reason']}\n"
+        f"claimed:              at most {claimed['epsilon']:g}, at delta {claimed['delta']:g}\n"
+        f"bound by f-DP:        at least {f_dp['lower_bound']:.2f} (the ideal mechanism: {f_dp['ideal_ceiling']:.2f})\n"
+        f"bound by Steinke's:   at least {steinke['lower_bound']:.2f} "
+        f"(the ideal mechanism: {steinke['ideal_ceiling']:.2f})\n"
+        f"estimate, no bound:   {result['gradient_canary']['estimate']:.2f}\n"
+        f"control, no noise:    at least {result['control']['lower_bound']:.2f}\n"
+        "Bounds hold at 95 % confidence.\n"
+    )
+
+
+@app.command(
+    "planted", epilog="Example:  secure-triplay audit planted --clean-runs 50 --out audits/planted-bugs"
+)
+def audit_planted(
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for result.json and the table; it must not exist.", show_default=False),
+    ],
+    only: Annotated[
+        list[str] | None, typer.Option(help="One mistake by name; repeat it for several. [default: all]")
+    ] = None,
+    clean_runs: Annotated[
+        int, typer.Option(min=0, help="Runs of the same tests on clean code, where an alarm is false.")
+    ] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Plant each known mistake in a copy of this program, and see which test or audit catches it.
+
+    Exit code 1 where a mistake is missed or a clean run raises an alarm.
+    """
+    from secure_triplay.attacks.planted.audit import audit_planted as plant
+
+    with _bar("planting", as_json) as tell:
+        result = plant(out, tell, only, clean_runs=clean_runs)
+    if as_json:
+        print_json(result)
+    else:
+        for entry in result["mistakes"]:
+            sys.stdout.write(f"{entry['outcome']:8} {entry['name']}: {entry['mistake']}\n")
+        sys.stdout.write(
+            f"{result['caught']} of {result['planted']} mistakes caught; {len(result['false_alarms'])} false alarms "
+            f"in {result['clean_runs']} clean runs. Written to {out}\n"
+        )
+    raise typer.Exit(0 if result["valid"] else 1)
+
+
+@contextmanager
+def _bar(name: str, as_json: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; yields the function that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=as_json), refresh_per_second=4) as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -33,7 +33,8 @@ _COLOURS = {
     "#0a0b06": "soft",
     **{f"#0a0c{n:02x}": f"s{n}" for n in range(1, MOST_COLOURED_SITES + 1)},
 }
-_OF = {name: colour for colour, name in _COLOURS.items()}
+# CSS variable -> its placeholder colour, to paint with.
+COLOUR_OF = {name: colour for colour, name in _COLOURS.items()}
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 _STYLE = {
@@ -41,15 +42,15 @@ _STYLE = {
     "text.parse_math": False,
     "font.size": 9.0,
     "font.family": "sans-serif",
-    "text.color": _OF["ink"],
-    "axes.labelcolor": _OF["muted"],
-    "axes.edgecolor": _OF["line"],
-    "xtick.color": _OF["muted"],
-    "ytick.color": _OF["muted"],
+    "text.color": COLOUR_OF["ink"],
+    "axes.labelcolor": COLOUR_OF["muted"],
+    "axes.edgecolor": COLOUR_OF["line"],
+    "xtick.color": COLOUR_OF["muted"],
+    "ytick.color": COLOUR_OF["muted"],
     "xtick.major.size": 0.0,
     "ytick.major.size": 0.0,
     "axes.grid": True,
-    "grid.color": _OF["line"],
+    "grid.color": COLOUR_OF["line"],
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -119,11 +120,15 @@ def accuracy_by_round(summary: Summary) -> Plot | None:
         for site, values in sites.items():
             first = accuracy.per_site[site].baseline if site in accuracy.per_site else float("nan")
             colour, dash = styles[site]
-            axes.plot(rounds, [first, *values], color=_OF[colour], linestyle=_DASHES[dash], **weight)
-        axes.axhline(accuracy.baseline, color=_OF["muted"], linewidth=1.1, linestyle=(0, (3, 3)))
+            axes.plot(rounds, [first, *values], color=COLOUR_OF[colour], linestyle=_DASHES[dash], **weight)
+        axes.axhline(accuracy.baseline, color=COLOUR_OF["muted"], linewidth=1.1, linestyle=(0, (3, 3)))
         if accuracy.per_round:
-            axes.plot(rounds, [accuracy.baseline, *accuracy.per_round], color=_OF["accent"], linewidth=2.6)
-        axes.plot([summary.rounds], [accuracy.final], "o", color=_OF["accent"], markersize=5.5, clip_on=False)
+            axes.plot(
+                rounds, [accuracy.baseline, *accuracy.per_round], color=COLOUR_OF["accent"], linewidth=2.6
+            )
+        axes.plot(
+            [summary.rounds], [accuracy.final], "o", color=COLOUR_OF["accent"], markersize=5.5, clip_on=False
+        )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
     alt = (
@@ -162,12 +167,12 @@ def epsilon_by_round(summary: Summary) -> Plot | None:
             axes.plot(
                 range(summary.rounds + 1),
                 [0.0, *values],
-                color=_OF[colour],
+                color=COLOUR_OF[colour],
                 linestyle=_DASHES[dash],
                 linewidth=2.4,
             )
         for budget in budgets:
-            axes.axhline(budget, color=_OF["danger"], linewidth=1.3, linestyle=(0, (6, 3)))
+            axes.axhline(budget, color=COLOUR_OF["danger"], linewidth=1.3, linestyle=(0, (6, 3)))
         axes.set_ylim(0, 1.1 * max([*budgets, *(max(values) for values in groups)]))
 
     if single:
@@ -260,9 +265,9 @@ def _bars(rows: Sequence[tuple[str, float, str, str]]) -> Callable[[Figure], Non
         axes = figure.add_subplot()
         largest = max(value for _, value, _, _ in rows) or 1.0
         for row, (label, value, colour, text) in enumerate(rows):
-            axes.barh(row, value, height=0.36, color=_OF[colour])
+            axes.barh(row, value, height=0.36, color=COLOUR_OF[colour])
             axes.text(0, row - 0.3, label, va="bottom", ha="left")
-            axes.text(largest, row - 0.3, text, va="bottom", ha="right", color=_OF["muted"])
+            axes.text(largest, row - 0.3, text, va="bottom", ha="right", color=COLOUR_OF["muted"])
         axes.set(xlim=(0, largest), ylim=(len(rows) - 0.7, -0.85))
         axes.set_axis_off()
 

@@ -1,0 +1,211 @@
+"""`secure-triplay attack` and `secure-triplay threats`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from secure_triplay.cli.common import AsJson, StudyFile, print_json
+from secure_triplay.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secure_triplay.attacks.matrix import Cell
+    from secure_triplay.report.attack import AttackReport
+
+app = typer.Typer()
+
+ThreatModels = Annotated[
+    Path | None, typer.Option("--threat-models", help="Folder of the threat models. [default: threat_models]")
+]
+_STYLES = {
+    "invalid": "bold red reverse",
+    "leaks": "bold red",
+    "not protected": "red",
+    "leaks, as stated": "yellow",
+    "within its bound": "green",
+    "nothing found": "green",
+    "not tested": "dim",
+    "pass": "green",
+    "fail": "bold red",
+}
+
+
+@app.command(
+    epilog="Examples:  secure-triplay attack configs/demo.yaml --all --out attack   |   "
+    "secure-triplay attack STUDY.yaml --threat-model threat_models/curious-server.yaml --quick --out look"
+)
+def attack(
+    study_file: StudyFile,
+    out: Annotated[Path, typer.Option(help="Folder of the report; it must not exist.", show_default=False)],
+    threat_model: Annotated[
+        list[Path] | None, typer.Option(help="A threat model's file; repeat it for several.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every threat model. This is the default.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer images and repetitions: minutes instead of a quarter hour.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes victims, noise and attacks; not keys.")] = 0,
+    folder: ThreatModels = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a study's own model and data with what each adversary observes, and report what leaks.
+
+    Exit code 0: every control is valid and nothing lies above its bound. 1: something leaks above a bound.
+    2: a control is invalid, so that the report proves nothing. Anything else: it could not run.
+    """
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    from secure_triplay.attacks.suite import run_suite
+    from secure_triplay.attacks.threat import load_threat_model, load_threat_models
+    from secure_triplay.config import load_study
+
+    if every and threat_model:
+        raise ConfigError("--all and --threat-model exclude each other", where="command line", fix="give one")
+    study = load_study(study_file)
+    models = (
+        tuple(load_threat_model(path) for path in threat_model)
+        if threat_model
+        else load_threat_models(_folder("threat_models", folder))
+    )
+    console = Console(stderr=as_json)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        refresh_per_second=4,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def tell(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=total)
+        bars.update(tasks[name], completed=done, total=total)
+
+    with bars:
+        report = run_suite(study, models, out, seed=seed, quick=quick, tell=tell)
+    if as_json:
+        sys.stdout.write(report.to_json())
+    else:
+        _print_report(report, out, console)
+    raise typer.Exit(report.exit_code)
+
+
+@app.command(epilog="Example:  secure-triplay threats --json > threats.json")
+def threats(
+    folder: ThreatModels = None,
+    audits: Annotated[
+        Path | None, typer.Option(help="Folder of committed results. [default: audits]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who must not learn what, what prevents it, who tests that, and what was last measured."""
+    from secure_triplay.attacks.matrix import matrix, read_audits
+    from secure_triplay.attacks.threat import load_threat_models
+
+    models = load_threat_models(_folder("threat_models", folder), check_needs=False)
+    cells = matrix(models, read_audits(_folder("audits", audits)))
+    if as_json:
+        print_json([{**asdict(cell), "nobody_tests": cell.nobody_tests} for cell in cells])
+        return
+    console = Console()
+    for model in models:
+        mine = [cell for cell in cells if cell.adversary == model.name]
+        console.print(_matrix_table(model.title, mine, min(console.width, 100)))
+        console.print(Text.assemble(("Not tested: ", "bold"), "; ".join(model.not_tested)), style="dim")
+        console.print()
+    gaps = [cell for cell in cells if cell.nobody_tests]
+    if gaps:
+        console.print(Text("Cells that nobody tests:", style="bold red"))
+        for cell in gaps:
+            console.print(Text(f"  {cell.adversary}: {cell.asset}"))
+    else:
+        console.print("Every cell has an audit or a test; what they leave out stands under “not tested”.")
+
+
+def _folder(name: str, given: Path | None) -> Path:
+    """The folder asked for, the one here, or the one beside the package where it runs from its sources."""
+    import secure_triplay
+
+    if given is not None:
+        return given
+    here = Path(name)
+    return here if here.is_dir() else Path(secure_triplay.__file__).parent.parent / name
+
+
+def _print_report(report: AttackReport, out: Path, console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("threat model")
+    table.add_column("verdict")
+    table.add_column("decided by")
+    for threat in report.threat_models:
+        deciding = next((each.why for each in threat.assets if each.verdict == threat.verdict), "")
+        table.add_row(threat.name, _word(threat.verdict), Text(deciding))
+    console.print(table)
+    for name, control in report.controls.items():
+        if control["valid"] is not True:
+            console.print(Text(f"CONTROL FAILED: {name}; its goal was: {control['goal']}", style="bold red"))
+    if report.dp == "off":
+        console.print(
+            Text("This study runs without differential privacy, and was attacked as such.", style="bold red")
+        )
+    last = {
+        0: Text("All controls are valid, and nothing lies above its bound.", style="bold green"),
+        1: Text("LEAKAGE: at least one finding lies above its bound.", style="bold red"),
+        2: Text(" INVALID ", style="bold white on red").append(
+            " A control failed: this run says nothing about safety.", style="bold red not reverse"
+        ),
+    }
+    console.print(last[report.exit_code])
+    console.print(f"Written to [bold]{out}[/]: report.html to read, report.json, pictures/")
+
+
+def _word(verdict: str) -> Text:
+    return Text(
+        verdict.upper() if verdict in ("invalid", "leaks") else verdict, style=_STYLES.get(verdict, "")
+    )
+
+
+def _matrix_table(title: str, cells: Sequence[Cell], width: int) -> Table:
+    """One adversary; readable from 80 columns on."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=Text(title, style="bold"),
+        title_justify="left",
+        width=width,
+    )
+    table.add_column("must not learn", width=18)
+    table.add_column("rests on", width=14)
+    table.add_column("audits", width=18)
+    table.add_column("last measured", ratio=1)
+    for cell in cells:
+        asset = cell.asset if cell.must_not == "learn" else f"{cell.asset} (change)"
+        rests = Text(", ".join(cell.rests_on)) if cell.rests_on else Text("NOT PROTECTED", style="red")
+        table.add_row(Text(asset), rests, _audits(cell), _measured(cell))
+    return table
+
+
+def _audits(cell: Cell) -> Text:
+    if cell.nobody_tests:
+        return Text("NOBODY TESTS THIS", style="bold red")
+    tests = [f"{cell.tests} test{'s' * (cell.tests != 1)}"] if cell.tests else []
+    return Text("\n".join((*cell.audits, *tests)))
+
+
+def _measured(cell: Cell) -> Text:
+    lines = Text()
+    for index, each in enumerate(cell.measured):
+        lines.append("\n" * bool(index))
+        lines.append(f"{each.verdict}", style=_STYLES.get(each.verdict, ""))
+        lines.append(f": {each.figure}" if each.figure else "")
+    return lines if cell.measured else Text("no committed result" if cell.audits else "–", style="dim")

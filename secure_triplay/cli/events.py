@@ -1,0 +1,47 @@
+"""Events of a running federation as lines for a person."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+_QUIET = frozenset({"encoding", "received", "train", "witness", "opened", "stopped", "started", "waiting"})
+
+
+def say(out: Console, event: dict[str, Any]) -> None:
+    """One line for an event that tells a person something."""
+    kind = event["event"]
+    if kind in _QUIET:
+        return
+    words: dict[str, Callable[[], str]] = {
+        "operator": lambda: str(event["text"]),
+        "fetching": lambda: str(event["text"]),
+        "starting": lambda: "the worker starts",
+        "loaded": lambda: "data and model are loaded",
+        "ready": lambda: "ready; waiting for the server",
+        "epoch": lambda: f"key epoch {event['epoch']} with {event['sites']} sites",
+        "keys": lambda: f"key {event['key_id'][:16]} is here",
+        "offer": lambda: f"{event['site']} offered a key",
+        "sealed": lambda: f"{event['site']} made the epoch's key and sealed it to every site",
+        "uploaded": lambda: f"round {event['round']}: update sent",
+        "applied": lambda: f"round {event['round']}: sum verified, opened and applied",
+        "measured": lambda: f"round {event['round']}: {_percent(event)} of the public test set",
+        "declined": lambda: f"DECLINED: {event['what']} ({event['where']})",
+        "closed": lambda: f"round {event['round']} closed over {', '.join(event['survivors'])}",
+        "failed": lambda: (
+            f"round {event['round']} failed: only {', '.join(event['survivors']) or 'nobody'} came"
+        ),
+        "finished": lambda: "finished",
+    }
+    if kind not in words:
+        return
+    clock = time.strftime("%H:%M:%S", time.localtime(event.get("time", time.time())))
+    out.print(Text(f"{clock}  {words[kind]()}"))
+
+
+def _percent(event: dict[str, Any]) -> str:
+    return f"{100 * event['public_correct'] / max(1, event['public_total']):.1f} %"

@@ -1,0 +1,145 @@
+"""`secure-triplay study`: the coordinator's side of a federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from secure_triplay.cli.common import AsJson, StudyFile, print_json
+
+app = typer.Typer(
+    help="The coordinator's side: make a study, run it, change who takes part.", no_args_is_help=True
+)
+
+StudyDir = Annotated[
+    Path,
+    typer.Option("--dir", help="The coordinator's folder, which `study create` made.", show_default=False),
+]
+
+
+@app.command(
+    "create",
+    epilog="Example:  secure-triplay study create STUDY.yaml --sites *.enrol "
+    "--server fl.example.org:8443 --out coordinator",
+)
+def study_create(
+    study_file: StudyFile,
+    sites: Annotated[
+        list[Path], typer.Option("--sites", help="The sites' enrolment files.", show_default=False)
+    ],
+    out_folder: Annotated[Path, typer.Option("--out", help="A new folder.", show_default=False)],
+    more_sites: Annotated[list[Path] | None, typer.Argument(metavar="[SITE.enrol]...", hidden=True)] = None,
+    server: Annotated[
+        str, typer.Option("--server", help="HOST:PORT at which sites reach the server.")
+    ] = "127.0.0.1:8443",
+    quorum: Annotated[
+        int | None,
+        typer.Option(help="Sites without which no sum is opened. [default: more than half]"),
+    ] = None,
+    deadline_s: Annotated[
+        float, typer.Option("--deadline", help="Seconds that an exchange with the sites may take.")
+    ] = 3600.0,
+) -> None:
+    """Make a study's certificate authority, roster and bundle from the sites' enrolment files."""
+    from secure_triplay.federation.serverfolder import ServerFolder
+    from secure_triplay.federation.studybundle import Rules
+
+    sites += more_sites or []  # what a shell makes of --sites *.enrol
+    rules = Rules(quorum=quorum or len(sites) // 2 + 1, deadline_s=deadline_s)
+    folder = ServerFolder.create(out_folder, study_file, sites, server=server, rules=rules)
+    _print_roster(Console(highlight=False, soft_wrap=True), folder, out_folder)
+
+
+@app.command("confirm", epilog="Example:  secure-triplay study confirm st-mary.joined --dir coordinator")
+def study_confirm(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="JOINED...", help="Sites' .joined files.", show_default=False),
+    ],
+    folder: StudyDir,
+) -> None:
+    """Take in the sites' confirmations; nothing runs at a site that did not confirm."""
+    from secure_triplay.federation.serverfolder import ServerFolder
+
+    server = ServerFolder.open(folder)
+    for file in files:
+        server.take_confirmation(file)
+    missing = [name for name in server.bundle.members if name not in server.approvals()]
+    out = Console(highlight=False, soft_wrap=True)
+    if missing:
+        out.print(Text(f"Confirmed: {len(server.approvals())} sites. Still to come: {', '.join(missing)}."))
+    else:
+        out.print(
+            Text(
+                f"All {len(server.bundle.members)} sites confirmed. Next:  secure-triplay server start --dir {folder}"
+            )
+        )
+
+
+def _print_roster(out: Console, folder: object, where: Path) -> None:
+    from secure_triplay.federation.serverfolder import ServerFolder
+
+    assert isinstance(folder, ServerFolder)
+    bundle = folder.bundle
+    out.print(Text(f"{bundle.study['study']}, key epoch {bundle.epoch}, quorum {bundle.rules.quorum}:"))
+    for name, member in bundle.members.items():
+        out.print(Text(f"  {name:<20} {member.fingerprint}"))
+    out.print(
+        Text.assemble(
+            "Have each site read you its fingerprint over the phone; it must be the one above.\n"
+            "Hand this file to every site:  ",
+            (str(folder.public_bundle), "bold"),
+            f"\nEach runs:  secure-triplay site join {folder.public_bundle.name} --site ITS-FOLDER\n"
+            f"Next, with what they send back:  secure-triplay study confirm *.joined --dir {where}",
+        )
+    )
+
+
+@app.command("run", epilog="Example:  secure-triplay study run --dir coordinator")
+def study_run(folder: StudyDir) -> None:
+    """Run the rounds to the end, or go on where they stopped. Ctrl-C leaves them running."""
+    from secure_triplay.cli.events import say
+    from secure_triplay.deploy.server import run_study
+    from secure_triplay.federation.serverfolder import ServerFolder
+
+    out = Console(highlight=False)
+    run_study(ServerFolder.open(folder), lambda event: say(out, event))
+    out.print(Text("The study has ended; every site that was there has the adapter."))
+
+
+@app.command("status", epilog="Example:  secure-triplay study status --dir coordinator")
+def study_status(folder: StudyDir, as_json: AsJson = False) -> None:
+    """Say where the study stands."""
+    from secure_triplay.deploy.server import status
+    from secure_triplay.federation.serverfolder import ServerFolder
+
+    found = status(ServerFolder.open(folder))
+    if as_json:
+        print_json(found)
+        return
+    state = "finished" if found["finished"] else "running" if found["running"] else "not running"
+    out = Console(highlight=False)
+    out.print(
+        Text(
+            f"{found['study']}: {state}; round {found['last_closed_round']} of {found['rounds']} is closed, "
+            f"key epoch {found['epoch']}.\nConfirmed: {', '.join(found['confirmed']) or 'nobody'} "
+            f"(of {', '.join(found['sites'])})."
+            + (f"\nLast sum over: {', '.join(found['last_survivors'])}." if found["last_survivors"] else "")
+        )
+    )
+
+
+@app.command("stop", epilog="Example:  secure-triplay study stop --dir coordinator")
+def study_stop(folder: StudyDir) -> None:
+    """Stop the run. Closed rounds stay, and `study run` goes on from them."""
+    from secure_triplay.deploy.server import stop_study
+    from secure_triplay.federation.serverfolder import ServerFolder
+
+    stop_study(ServerFolder.open(folder))
+    Console(highlight=False).print(
+        Text("Stopped. `secure-triplay study run` goes on from the last closed round.")
+    )

@@ -1,0 +1,67 @@
+"""SECRET. A site's records and model as the worker wants them: `Learns` with the study's real backbone."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from secure_triplay.client.journal import Journal
+from secure_triplay.client.learner import Encoded, Learner, encode_records
+from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.serve import LoadedSite, load_site
+from secure_triplay.config import Study
+from secure_triplay.data.records import Records
+from secure_triplay.prepare import fetch_assets
+from secure_triplay.privacy.noise import NoiseSource
+
+
+class SiteLearner:
+    """The adapter on the frozen backbone, over this site's records; all of them were encoded when it is made."""
+
+    def __init__(self, loaded: LoadedSite, journal: Journal) -> None:
+        self._loaded, self._journal = loaded, journal
+        self._fresh = loaded.model.adapter.vector()
+        train = self._encoded("training", loaded.train)
+        self._holdout = self._encoded("held-back", loaded.holdout)
+        self._public = self._encoded("public", loaded.public)
+        self.codec = loaded.codec
+        self.trainer = Learner(loaded.study, loaded.model, NoiseSource(), train)
+
+    def start(self) -> NDArray[np.float32]:
+        return self._fresh
+
+    def measure(self, state: GlobalState) -> None:
+        started = time.perf_counter()
+        shown = self.trainer.score(state.published, self._public)
+        own = self.trainer.score(state.published, self._holdout)
+        self._journal.write(
+            "measured",
+            round=state.round,
+            public_correct=shown.correct,
+            public_total=shown.total,
+            holdout_correct=own.correct,
+            holdout_total=own.total,
+            seconds=time.perf_counter() - started,
+        )
+
+    def save(self, state: GlobalState, folder: Path) -> None:
+        self._loaded.model.adapter.load_vector(state.published)
+        self._loaded.model.adapter.save(folder)
+
+    def _encoded(self, what: str, records: Records) -> Encoded:
+        def tell(done: int, total: int) -> None:
+            self._journal.write("encoding", what=what, done=done, total=total)
+
+        return encode_records(self._loaded.model, records, tell)
+
+
+def load_learner(study: Study, site: str, adapter_seed: bytes, journal: Journal) -> SiteLearner:
+    """The site's learner, with assets fetched and checked. Raises DataError, AssetError or PrivacyError."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    fetch_assets(study, lambda text: journal.write("fetching", text=text))
+    return SiteLearner(load_site(study, site, adapter_seed, journal), journal)

@@ -1,0 +1,91 @@
+"""Keeping processes alive: start again what died, with a growing pause, until told to stop."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from secure_triplay.errors import RunError
+from secure_triplay.federation.processes import last_lines, stop_group
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 1.0, 60.0, 120.0
+
+
+@dataclass
+class Kept:
+    """One command that is kept running; `ended` says that its job is done and it is not started again."""
+
+    name: str
+    command: list[str]
+    folder: Path
+    env: dict[str, str]
+    restarts: int = 0
+    ended: bool = False
+    most_restarts: int | None = None
+    _process: subprocess.Popen[bytes] | None = None
+    _pause_s: float = _FIRST_PAUSE_S
+    _started: float = 0.0
+    _due: float = field(default_factory=time.monotonic)
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it runs."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def look(self, notify: Callable[[str], None]) -> None:
+        """Start it if it is due; take note if it died. Raises RunError where it will never run."""
+        if self.ended:
+            return
+        if self._process is not None:
+            code = self._process.poll()
+            if code is None:
+                return
+            stop_group(self._process)  # what it started and left behind
+            self._process = None
+            if code == 0:
+                self.ended = True
+                return
+            if 3 <= code <= 9 or (self.most_restarts is not None and self.restarts >= self.most_restarts):
+                # an error that was said in words: starting again would say it again
+                raise RunError(
+                    f"{self.name} ended: {last_lines(self.log, 1)}",
+                    where=str(self.log),
+                    fix="mend what is named, and start again; nothing that was spent is given back",
+                )
+            if time.monotonic() - self._started > _STEADY_S:
+                self._pause_s = _FIRST_PAUSE_S
+            self._due = time.monotonic() + self._pause_s
+            self.restarts += 1
+            notify(f"{self.name} ended with code {code}; it is started again in {self._pause_s:.0f} s")
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        if time.monotonic() >= self._due:
+            self.start()
+
+    def start(self) -> None:
+        """Start it now."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command,
+                cwd=self.folder / "empty",
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """End it and everything that it started."""
+        process, self._process = self._process, None
+        if process is not None:
+            stop_group(process)

@@ -1,0 +1,214 @@
+"""`secure-triplay server start` and `study run`: the SuperLink kept alive, and the study's runs on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from secure_triplay.deploy.processes import Kept
+from secure_triplay.deploy.serverapp import (
+    EVENTS,
+    FINISHED,
+    FOLDER_VARIABLE,
+    RUNNING,
+    epoch_folder,
+)
+from secure_triplay.errors import RunError
+from secure_triplay.federation import deployment
+from secure_triplay.federation.files import write_public
+from secure_triplay.federation.hub import hub
+from secure_triplay.federation.processes import environment
+from secure_triplay.federation.serverfolder import FLOWER, ROUNDS, ServerFolder
+from secure_triplay.server.service import EVENT_LOG
+
+Event = dict[str, Any]
+Notify = Callable[[Event], None]
+_REGISTERED, _RUN = "registered.json", "run.json"
+_MOST_RUNS = 30
+_START_S = 90.0
+
+
+def start_server(
+    folder: ServerFolder, notify: Notify, *, host: str, stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Keep hub and SuperLink running, and let the roster's SuperNodes in, until stopped. Raises RunError."""
+    bundle = folder.bundle
+    missing = [name for name in bundle.members if name not in folder.approvals()]
+    if missing:
+        raise RunError(
+            f"{', '.join(missing)} did not confirm the study yet",
+            where=str(folder.path),
+            fix="secure-triplay study confirm *.joined --dir DIR, with what the sites sent back",
+        )
+    flower = folder.path / FLOWER
+    flower.mkdir(mode=0o700, exist_ok=True)
+    env = environment(flower) | {FOLDER_VARIABLE: str(folder.path.absolute())}
+    port = int(bundle.server.rpartition(":")[2])
+    ca, certificate, key = (path.absolute() for path in folder.tls)
+    own = "127.0.0.1" if host in ("0.0.0.0", "::", "127.0.0.1") else host  # noqa: S104  (compared, not bound)
+    deployment.write_connection(flower / "home", f"{own}:{port}", ca)
+
+    def offered() -> tuple[bytes, list[Any]]:
+        current = ServerFolder.open(folder.path)
+        return current.bundle.app_bytes, [joined.approval for joined in current.approvals().values()]
+
+    with hub(offered) as address:
+        stock = deployment.superlink_command(
+            host=host, port=port, database=flower / "state.db", ca=ca, certificate=certificate, key=key
+        )
+        command = [sys.executable, "-m", "secure_triplay.deploy.superlinkmain", *stock[1:]]
+        link = Kept("superlink", command, flower, env | {"FLWR_SUPERGRID_API_URL": address})
+
+        def tell(text: str) -> None:
+            notify({"event": "operator", "text": text})
+
+        try:
+            link.start()
+            _until_registered(folder, flower, env, link, tell)
+            tell(f"the SuperLink listens on {host}:{port}, and lets in {len(bundle.members)} sites")
+            while not stop():
+                link.look(tell)
+                time.sleep(0.3)
+        finally:
+            link.stop()
+
+
+def _until_registered(
+    folder: ServerFolder, flower: Path, env: dict[str, str], link: Kept, tell: Callable[[str], None]
+) -> None:
+    """Register every SuperNode of the roster once the SuperLink answers."""
+    file = flower / _REGISTERED
+    known = set(json.loads(file.read_text())) if file.exists() and (flower / "state.db").exists() else set()
+    deadline = time.monotonic() + _START_S
+    for name, member in folder.bundle.members.items():
+        while member.supernode_key not in known:
+            link.look(tell)
+            try:
+                deployment.register_node(member.supernode_key, name, flower, env)
+                known.add(member.supernode_key)
+            except RunError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
+    write_public(file, json.dumps(sorted(known)).encode())
+
+
+def run_study(folder: ServerFolder, notify: Notify, *, patience_s: float = 60.0) -> None:
+    """Run the study to its end; a ServerApp that died is started again, and goes on where it was.
+
+    Raises RunError where the SuperLink is not there, or after too many runs.
+    """
+    flower = folder.path / FLOWER
+    env = environment(flower)
+    follow = _Follow(folder)
+    for _ in range(_MOST_RUNS):
+        if finished(folder):
+            break
+        if not is_running(folder):
+            write_public(flower / _RUN, json.dumps({"run": _started(flower, env, patience_s)}).encode())
+            _until_running(folder, patience_s)
+        while is_running(folder):
+            for event in follow.new():
+                notify(event)
+            time.sleep(0.3)
+        for event in follow.new():
+            notify(event)
+        if not finished(folder):
+            notify({"event": "operator", "text": "the ServerApp ended before the study; it is started again"})
+            time.sleep(2.0)
+    if not finished(folder):
+        raise RunError(
+            f"the study was started {_MOST_RUNS} times and did not end",
+            where=str(flower / "superlink.log"),
+            fix="look into that log; `secure-triplay study run` goes on from the last closed round",
+        )
+
+
+def finished(folder: ServerFolder) -> bool:
+    """Whether the last round was closed and opened."""
+    return (folder.path / ROUNDS / FINISHED).exists()
+
+
+def is_running(folder: ServerFolder) -> bool:
+    """Whether a ServerApp of this study is alive."""
+    try:
+        pid = int(json.loads((folder.path / ROUNDS / RUNNING).read_bytes())["pid"])
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError, KeyError):
+        return False
+    return b"flwr-serverapp" in command or b"flwr" in command
+
+
+def stop_study(folder: ServerFolder) -> None:
+    """Stop the run; closed rounds stay, and `run_study` goes on from them."""
+    flower = folder.path / FLOWER
+    try:
+        run = str(json.loads((flower / _RUN).read_bytes())["run"])
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            "no run was started", where=str(folder.path), fix="secure-triplay study run --dir DIR"
+        ) from error
+    deployment.stop_run(run, flower, environment(flower))
+
+
+def status(folder: ServerFolder) -> Event:
+    """Where the study stands, from what the server wrote."""
+    bundle = folder.bundle
+    events = [event for event in _Follow(folder).new() if event["event"] == "closed"]
+    return {
+        "study": bundle.study["study"],
+        "epoch": bundle.epoch,
+        "sites": list(bundle.members),
+        "confirmed": list(folder.approvals()),
+        "running": is_running(folder),
+        "finished": finished(folder),
+        "rounds": folder.study.training.rounds,
+        "last_closed_round": max((event["round"] for event in events), default=0),
+        "last_survivors": events[-1]["survivors"] if events else [],
+    }
+
+
+def _started(flower: Path, env: dict[str, str], patience_s: float) -> str:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return deployment.start_run(flower, env)
+        except RunError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2.0)  # the SuperLink may be on its way up again
+
+
+def _until_running(folder: ServerFolder, patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while not is_running(folder) and not finished(folder):
+        if time.monotonic() > deadline:
+            return  # the caller starts another run
+        time.sleep(0.2)
+
+
+class _Follow:
+    """What the server wrote since the last look, over all epochs."""
+
+    def __init__(self, folder: ServerFolder) -> None:
+        self._folder = folder
+        self._read: dict[Path, int] = {}
+
+    def new(self) -> Iterator[Event]:
+        """Events that are whole and were not given before."""
+        for epoch in self._folder.epochs:
+            own = epoch_folder(self._folder, epoch)
+            for path in (own / EVENTS, own / EVENT_LOG):
+                if not path.exists():
+                    continue
+                with path.open("rb") as file:
+                    file.seek(self._read.get(path, 0))
+                    for line in file:
+                        if not line.endswith(b"\n"):
+                            break
+                        self._read[path] = self._read.get(path, 0) + len(line)
+                        yield json.loads(line)

@@ -1,0 +1,299 @@
+"""SECRET. A real site's resident worker: one process that holds model, records and keys, and answers the shim.
+
+    python -m secure_triplay.deploy.worker SITE-FOLDER STUDY
+
+It listens before it loads, so that the first question waits instead of failing. What it needs to go on after
+`kill -9` lies in the vault, under the site's storage key. Whatever goes wrong the server reads `Declined`; the
+reason goes to the journal, which the operator reads.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_triplay.client.accounts import LedgerAccounts
+from secure_triplay.client.frames import receive_frame, send_frame
+from secure_triplay.client.journal import Journal
+from secure_triplay.client.keys import EpochKeys
+from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.round import Member, Trains
+from secure_triplay.client.session import Session
+from secure_triplay.client.vault import Vault
+from secure_triplay.config import Study
+from secure_triplay.crypto.codec import Codec
+from secure_triplay.deploy.ceremony import SiteCeremony
+from secure_triplay.errors import ProtocolError, SecureTriplayError
+from secure_triplay.federation.ceremony import Deliver, MakeKeys, Summon
+from secure_triplay.federation.join import JoinedStudy, refusals, succeed
+from secure_triplay.federation.sitefolder import SiteFolder
+from secure_triplay.federation.studybundle import StudyBundle
+from secure_triplay.ledger.export import export
+from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.study import training_release
+from secure_triplay.policy import check_hours
+from secure_triplay.prepare import noise_multiplier
+from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.wire import Declined, SessionPlan, Witness
+from secure_triplay.wireformat import MAGIC, VERSION, read
+
+SOCKET, STATE, EVIDENCE, ADAPTER = "worker.sock", "state", "evidence", "adapter"
+REPLY_AFTER_S = 0.5
+"""When the answer to a sum leaves, counted from its arrival: whether it was accepted does not show in time."""
+
+_START_STATE = "start"
+_WITNESS = MAGIC + bytes((VERSION, Witness.kind))
+
+
+class Learns(Protocol):
+    """What a site brings to a study: it trains, measures and writes down the adapter."""
+
+    @property
+    def codec(self) -> Codec:
+        """How its updates become integers."""
+
+    @property
+    def trainer(self) -> Trains:
+        """What turns a global adapter into a private update."""
+
+    def start(self) -> NDArray[np.float32]:
+        """The fresh adapter (n_params,)."""
+
+    def measure(self, state: GlobalState) -> None:
+        """Note how good a state is, in the site's own journal."""
+
+    def save(self, state: GlobalState, folder: Path) -> None:
+        """Write the published adapter."""
+
+
+Load = Callable[[Study, str, bytes, Journal], Learns]
+"""(study, site, adapter seed, journal) -> what the site trains with."""
+
+
+class SiteWorker:
+    """One site's worker over all epochs of a study: bytes in, bytes out."""
+
+    def __init__(self, site: SiteFolder, joined: JoinedStudy, learns: Learns, journal: Journal) -> None:
+        self._site, self._joined, self._learns, self._journal = site, joined, learns, journal
+        self._ledger = Ledger.open(site.ledger, site.identity)
+        self._session: Session | None = None
+        self._begin_epoch()
+
+    @property
+    def session(self) -> Session | None:
+        """The epoch's session, once its key is here."""
+        return self._session
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last sum of the study was applied."""
+        return self._session is not None and self._session.finished
+
+    def answer(self, request: bytes) -> bytes:
+        """The reply to one request, whatever it is."""
+        try:
+            message = self._ceremony_message(request)
+            if message is not None:
+                return self._in_ceremony(message)
+            if self._session is not None:
+                return self._session.answer(request).reply
+            raise ProtocolError(
+                "a round was begun before this epoch's key is here",
+                where="server's message",
+                fix="wait for the key ceremony",
+            )
+        except SecureTriplayError as error:
+            self._journal.write("declined", what=error.what, where=error.where)
+            return Declined().to_bytes()
+
+    def close(self) -> None:
+        """Write the evidence, and give the ledger back."""
+        self._ledger.close()
+
+    @staticmethod
+    def _ceremony_message(request: bytes) -> Summon | MakeKeys | Deliver | None:
+        if request[:4] != MAGIC or len(request) < 6 or request[5] not in (32, 34, 36):
+            return None
+        message = read(request, Summon, MakeKeys, Deliver)
+        assert isinstance(message, Summon | MakeKeys | Deliver)
+        return message
+
+    def _in_ceremony(self, message: Summon | MakeKeys | Deliver) -> bytes:
+        if isinstance(message, Summon):
+            self._follow(message)
+        reply = self._ceremony.answer(message).to_bytes()
+        if isinstance(message, Deliver) and self._session is None:
+            self._open_session()
+        return reply
+
+    def _follow(self, message: Summon) -> None:
+        """Go on to a later epoch where that needs no person. Raises otherwise."""
+        bundle = StudyBundle.read(message.bundle, where="server's message")
+        if bundle.sha256 == self._joined.bundle.sha256:
+            return
+        before, state = self._ceremony, None if self._session is None else self._session.state
+        self._joined = succeed(self._site, self._joined, bundle, message.bundle)
+        if state is not None:
+            self._vault(bundle.epoch).save(_START_STATE, state.to_bytes())
+        before.destroy()
+        for name in ("upload", "sum"):
+            before.vault.destroy(name)
+        self._journal.write("epoch ended", epoch=before.epoch)
+        self._begin_epoch()
+
+    def _vault(self, epoch: int) -> Vault:
+        study = self._joined.study.sha256
+        folder = self._joined.folder / STATE / f"epoch-{epoch}"
+        return Vault(folder, self._site.storage_key, study=study, epoch=epoch)
+
+    def _begin_epoch(self) -> None:
+        bundle = self._joined.bundle
+        self._session = None
+        self._ceremony = SiteCeremony(
+            study=bundle.study_sha256,
+            epoch=bundle.epoch,
+            site=self._site.name,
+            bundle_sha256=bundle.sha256,
+            members=bundle.identities,
+            codec=self._learns.codec,
+            signer=self._site.signer,
+            vault=self._vault(bundle.epoch),
+        )
+        self._journal.write("epoch", epoch=bundle.epoch, sites=len(bundle.members))
+        if self._ceremony.keys() is not None:
+            self._open_session()
+
+    def _open_session(self) -> None:
+        found = self._ceremony.keys()
+        assert found is not None
+        keys, plan = found
+        vault = self._vault(plan.epoch)
+        kept = vault.load(_START_STATE)
+        start = GlobalState.start(self._learns.start()) if kept is None else GlobalState.from_bytes(kept)
+        self._session = Session(self._member(keys, plan, start.round), vault, start)
+        self._journal.write(
+            "keys", key_id=keys.key_id.hex(), epoch=plan.epoch, round=self._session.state.round
+        )
+
+    def _member(self, keys: EpochKeys, plan: SessionPlan, base: int) -> Member:
+        study, bundle = self._joined.study, self._joined.bundle
+        release = training_release(study, noise_multiplier(study) if study.dp else 0.0)
+        accounts = LedgerAccounts(self._ledger, self._site.identity, plan, release)
+        accounts.joined(plan)
+        return Member(
+            name=self._site.name,
+            plan=plan,
+            codec=self._learns.codec,
+            weights={site.name: site.weight for site in study.sites},
+            quorum=bundle.rules.quorum,
+            rounds=study.training.rounds,
+            optimiser=study.server_optimiser,
+            learner=self._learns.trainer,
+            noise=NoiseSource(),
+            identity=self._site.identity,
+            keys=keys,
+            accounts=accounts,
+            note=self._journal.write,
+            witnesses=min(1, len(plan.sites) - 1),
+            allow=self._allow,
+            base=base,
+        )
+
+    def _allow(self, round_number: int) -> Iterable[str]:
+        """The policy as it stands on disk now: a person may have changed it since the study was joined."""
+        policy = self._site.policy
+        found = refusals(policy, self._joined.study, self._joined.bundle)
+        hours = check_hours(policy, datetime.now(UTC))
+        return [str(refusal) for refusal in (*found, *([] if hours is None else [hours]))]
+
+
+def run_worker(
+    site: SiteFolder, joined: JoinedStudy, load: Load, reply_after_s: float = REPLY_AFTER_S
+) -> None:
+    """Serve one study until its last sum is applied; then write adapter and evidence. Raises SecureTriplayError."""
+    os.umask(0o077)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    journal = Journal(joined.folder)
+    with listening(joined.folder / SOCKET) as listener:
+        journal.write("starting")
+        learns = load(joined.study, site.name, joined.bundle.adapter_seed, journal)
+        worker = SiteWorker(site, joined, learns, journal)
+        measured = -1
+        if worker.session is not None:
+            measured = worker.session.state.round
+        journal.write("ready")
+        while not worker.finished:
+            _serve_one(listener, worker, reply_after_s)
+            if worker.session is not None and worker.session.state.round > measured:
+                measured = worker.session.state.round
+                learns.measure(worker.session.state)  # after the reply, so that its time tells nothing
+        assert worker.session is not None
+        learns.save(worker.session.state, joined.folder / ADAPTER)
+        worker.close()
+        evidence = joined.folder / EVIDENCE
+        if not evidence.exists():
+            export(site.ledger, evidence, site.identity, purpose=f"end of study {joined.study.study}")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        journal.write("finished", peak_rss_bytes=peak)
+
+
+def _serve_one(listener: socket.socket, worker: SiteWorker, reply_after_s: float) -> None:
+    with listener.accept()[0] as connection:
+        try:
+            request = receive_frame(connection)
+            arrived = time.monotonic()
+            reply = worker.answer(request)
+            if request[: len(_WITNESS)] == _WITNESS:
+                time.sleep(max(0.0, arrived + reply_after_s - time.monotonic()))
+            send_frame(connection, reply)
+        except (OSError, ProtocolError):
+            return  # the shim hung up; the server asks again, and gets the same
+
+
+def listening(path: Path) -> socket.socket:
+    """A listening socket that only this user reaches; a dead worker's one is replaced.
+
+    A socket's path may have 107 bytes only, so it is bound by its name from within its folder.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path.unlink(missing_ok=True)
+    before = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(path.parent)
+        listener.bind(path.name)
+        os.chmod(path.name, 0o600)
+    finally:
+        os.fchdir(before)
+        os.close(before)
+    listener.listen(16)
+    return listener
+
+
+def main() -> None:
+    """Body of the process that `secure-triplay site start` keeps alive."""
+    from secure_triplay.deploy.learns import load_learner
+
+    folder, study = sys.argv[1:3]
+    try:
+        site = SiteFolder.open(Path(folder))
+        run_worker(site, JoinedStudy.open(site, study), load_learner)
+    except SecureTriplayError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

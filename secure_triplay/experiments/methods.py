@@ -1,0 +1,202 @@
+"""The methods of a grid: each turns a setting into answers, through one interface.
+
+Private ones are the study's own round at some epsilon. The others train without any privacy: they say what the
+same data would give, and what the usual ways give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from secure_triplay.config import Study
+from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
+from secure_triplay.errors import ConfigError
+from secure_triplay.experiments.scores import Answers
+from secure_triplay.prepare import choose_codec, round_rule
+
+if TYPE_CHECKING:
+    from secure_triplay.experiments.setting import Setting
+
+PERSONAL_SHARE = 0.25
+"""`personalised`: of all steps, those that a site takes at the end, on an adapter that it never sends."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Answers, and what they cost: rounds, trained parameters, bytes that one site sends in one round."""
+
+    answers: Answers
+    rounds: int = 0
+    n_params: int = 0
+    upload_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method changes in the data's study, and how it runs; `private` says that its answers carry an epsilon."""
+
+    name: str
+    title: str
+    run: Callable[[Setting, Study], Result]
+    change: Callable[[dict[str, Any]], dict[str, Any]]
+    private: bool = False
+
+    def check(self, study: Study) -> None:
+        """Raises a SecureTriplayError where the study's constants cannot be had, before any image is read."""
+        if study.dp is not None:
+            round_rule(study)
+        choose_codec(study, n_params=1)
+
+
+def method(name: str) -> Method:
+    """A method by name: one of METHODS, or `epsX`, our federation at epsilon X. Raises ConfigError."""
+    if name in METHODS:
+        return METHODS[name]
+    try:
+        epsilon = float(name.removeprefix("eps")) if name.startswith("eps") else None
+    except ValueError:
+        epsilon = None
+    if epsilon is None:
+        raise ConfigError(
+            f"there is no method {name!r}",
+            where="methods",
+            fix=f"methods are {', '.join(METHODS)}, and eps8, eps3, eps0.5 and so on",
+        )
+    return Method(name, f"ours, epsilon {epsilon:g}", _federated, _at(epsilon), private=True)
+
+
+def _at(epsilon: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda content: {**content, "privacy": {**_private(content), "epsilon": epsilon}}
+
+
+def _without_dp(content: dict[str, Any]) -> dict[str, Any]:
+    """The same rounds, batches and optimiser, with a range that mean gradients stay inside without clipping."""
+    kept = {key: _private(content)[key] for key in ("sampling_rate", "expected_batch_size")}
+    limit = 2.0 * _private(content)["l2_clip_norm"] * content["training"].get("learning_rate", 1.0)
+    return {
+        **content,
+        "privacy": {"unsafe_dp_off": True, **kept},
+        "codec": {"value_bits": 16, "range": limit},
+    }
+
+
+def _private(content: dict[str, Any]) -> dict[str, Any]:
+    privacy: dict[str, Any] = content["privacy"]
+    if "epsilon" not in privacy:
+        raise ConfigError("the data's study runs without privacy", where="privacy", fix="give it an epsilon")
+    return privacy
+
+
+def _encrypted_bytes(study: Study, n_params: int) -> int:
+    """Ciphertexts and seeds of one upload; tags and signatures add less than a kilobyte."""
+    return choose_codec(study, n_params).n_chunks * (PACKED_BYTES + SEED_BYTES)
+
+
+def _start(setting: Setting, study: Study) -> Result:
+    model = setting.model(study)
+    return Result(setting.answers(model, {"": setting.start(model)}))
+
+
+def _federated(setting: Setting, study: Study) -> Result:
+    from secure_triplay.experiments.federation import federate
+
+    model = setting.model(study)
+    records = setting.train(model)
+    state = federate(study, model, records, start=setting.start(model), tell=setting.round)
+    n_params = model.adapter.n_params
+    return Result(
+        setting.answers(model, {"": state.published}),
+        rounds=study.training.rounds,
+        n_params=n_params,
+        upload_bytes=_encrypted_bytes(study, n_params),
+    )
+
+
+def _personalised(setting: Setting, study: Study) -> Result:
+    """Noise for all steps; the last ones are each site's own, and their result never leaves it."""
+    from secure_triplay.experiments.federation import federate
+
+    model = setting.model(study)
+    records = setting.train(model)
+    own = max(1, round(PERSONAL_SHARE * study.training.rounds))
+    shared = study.training.rounds - own
+    state = federate(study, model, records, start=setting.start(model), rounds=shared, tell=setting.round)
+    adapters = {
+        site: federate(study, model, {site: encoded}, start=state.published, rounds=own).published
+        for site, encoded in records.items()
+    }
+    n_params = model.adapter.n_params
+    return Result(
+        setting.answers(model, adapters),
+        rounds=shared,
+        n_params=n_params,
+        upload_bytes=_encrypted_bytes(study, n_params),
+    )
+
+
+def _alone(setting: Setting, study: Study) -> Result:
+    from secure_triplay.experiments.plain import fit
+
+    model = setting.model(study)
+    adapters = {
+        site: fit(model, [records], setting.start(model), seed=study.seed)
+        for site, records in setting.train(model).items()
+    }
+    return Result(setting.answers(model, adapters), n_params=model.adapter.n_params)
+
+
+def _central(setting: Setting, study: Study) -> Result:
+    from secure_triplay.experiments.plain import fit
+
+    model = setting.model(study)
+    adapter = fit(model, list(setting.train(model).values()), setting.start(model), seed=study.seed)
+    return Result(setting.answers(model, {"": adapter}), n_params=model.adapter.n_params)
+
+
+def _local_epochs(proximal: float) -> Callable[[Setting, Study], Result]:
+    def run(setting: Setting, study: Study) -> Result:
+        from secure_triplay.experiments.plain import ROUNDS, federate_epochs
+
+        model = setting.model(study)
+        records = setting.train(model)
+        adapter = federate_epochs(
+            model, records, setting.start(model), proximal=proximal, seed=study.seed, tell=setting.round
+        )
+        n_params = model.adapter.n_params
+        return Result(setting.answers(model, {"": adapter}), ROUNDS, n_params, 4 * n_params)
+
+    return run
+
+
+def _fedclip(setting: Setting, study: Study) -> Result:
+    from secure_triplay.experiments.others import fedclip
+
+    return fedclip(setting, study)
+
+
+def _fedavg_cnn(setting: Setting, study: Study) -> Result:
+    from secure_triplay.experiments.others import fedavg_cnn
+
+    return fedavg_cnn(setting, study)
+
+
+def _published_lora(content: dict[str, Any]) -> dict[str, Any]:
+    return _without_dp({**content, "adapter": {**content.get("adapter", {}), "kind": "lora"}})
+
+
+METHODS = {
+    found.name: found
+    for found in (
+        Method("start", "aligned on public images, not trained", _start, _without_dp),
+        Method("alone", "each site alone, no privacy", _alone, _without_dp),
+        Method("central", "all records in one place, no privacy", _central, _without_dp),
+        Method("no-dp", "ours without privacy", _federated, _without_dp),
+        Method("personalised", "ours, epsilon 8, then at each site", _personalised, _at(8.0), private=True),
+        Method("tripleplay", "TriplePlay: 4-bit, LoRA A and B, FedAvg", _local_epochs(0.0), _published_lora),
+        Method("fedprox", "FedProx, our adapter", _local_epochs(0.01), _without_dp),
+        Method("fedclip", "FedCLIP: attention adapter", _fedclip, _without_dp),
+        Method("fedavg-cnn", "FedAvg, small CNN from scratch", _fedavg_cnn, _without_dp),
+    )
+}

@@ -1,0 +1,171 @@
+"""Run a grid: one file a cell, written whole or not at all, so that a stopped grid goes on where it was."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secure_triplay.errors import RunError
+from secure_triplay.experiments.grid import Cell, Grid, load_grid
+from secure_triplay.experiments.scores import score
+
+Tell = Callable[[str], None]
+_MEANS = ("accuracy", "worst_site", "worst_site_public", "mean_site", "head", "middle", "tail", "worst_class")
+
+
+def run_experiment(file: Path, out: Path, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """Run what is missing of a grid in `out`, and write result.json, table.txt and the plot there.
+
+    Returns the content of result.json. Raises ConfigError before anything runs where a combination is
+    impossible, RunError where `out` holds cells of another grid or another run is writing there.
+    """
+    from secure_triplay.experiments.show import write_plot, write_table
+
+    grid = load_grid(file)
+    for name, reason in grid.skipped.items():
+        tell(f"{name} is skipped: {reason}")
+    with _locked(out):
+        done = {cell.file: found for cell in grid.cells if (found := _read(out, cell)) is not None}
+        if done:
+            tell(f"{len(done)} of {len(grid.cells)} cells are here already")
+        setting = None
+        for number, cell in enumerate(grid.cells, start=1):
+            if cell.file in done:
+                continue
+            if setting is None or setting[0] != (cell.data, cell.seed):
+                setting = ((cell.data, cell.seed), _setting(cell, tell))
+            tell(f"[{number}/{len(grid.cells)}] {cell.method.name} on {cell.data}, seed {cell.seed}")
+            done[cell.file] = measure(cell, setting[1])
+            _write(out / "cells" / cell.file, done[cell.file])
+        result = collect(grid, [done[cell.file] for cell in grid.cells])
+        _write(out / "result.json", result)
+        write_table(result, out / "table.txt")
+        write_plot(result, out / "accuracy.svg")
+    return result
+
+
+def _setting(cell: Cell, tell: Tell) -> Any:
+    from secure_triplay.experiments.setting import Setting
+
+    return Setting(cell.study, tell)
+
+
+def measure(cell: Cell, setting: Any) -> dict[str, Any]:
+    """The content of one cell's file."""
+    started, worked = time.perf_counter(), time.process_time()
+    found = cell.method.run(setting, cell.study)
+    dp = cell.study.dp
+    return {
+        "data": cell.data,
+        "method": cell.method.name,
+        "seed": cell.seed,
+        "identity": cell.identity,
+        **score(found.answers, setting.truth),
+        "epsilon": dp.epsilon if dp and cell.method.private else None,
+        "delta": dp.delta if dp and cell.method.private else None,
+        "rounds": found.rounds,
+        "n_params": found.n_params,
+        "upload_bytes": found.upload_bytes,
+        "seconds": round(time.perf_counter() - started, 2),
+        "cpu_seconds": round(time.process_time() - worked, 2),
+    }
+
+
+def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over seeds of every (data, method) that was measured; no row where nothing was."""
+    rows = []
+    for data in grid.data:
+        for method in grid.methods:
+            own = [cell for cell in cells if (cell["data"], cell["method"]) == (data, method.name)]
+            if own:
+                rows.append(_row(own, method.title))
+    return {
+        "suite": "experiment",
+        "experiment": grid.name,
+        "data": list(grid.data),
+        "methods": [method.name for method in grid.methods],
+        "seeds": list(grid.seeds),
+        "skipped": [{"data": name, "reason": reason} for name, reason in grid.skipped.items()],
+        "rows": rows,
+    }
+
+
+def _row(cells: list[dict[str, Any]], title: str) -> dict[str, Any]:
+    accuracy = [cell["accuracy"] for cell in cells]
+    first = cells[0]
+    means: dict[str, float | None] = {}
+    for name in _MEANS:
+        values = [cell[name] for cell in cells]
+        means[f"{name}_mean"] = None if None in values else round(float(np.mean(values)), 5)
+    return {
+        "data": first["data"],
+        "method": first["method"],
+        "title": title,
+        **means,
+        "accuracy_std": round(float(np.std(accuracy, ddof=1)), 5) if len(accuracy) > 1 else None,
+        "accuracy_by_seed": [round(value, 5) for value in accuracy],
+        "seeds": [cell["seed"] for cell in cells],
+        **{key: first[key] for key in ("epsilon", "delta", "rounds", "n_params", "upload_bytes")},
+        "cpu_seconds_mean": round(float(np.mean([cell["cpu_seconds"] for cell in cells])), 1),
+    }
+
+
+def _read(out: Path, cell: Cell) -> dict[str, Any] | None:
+    """A finished cell, or None. Raises RunError where the file is of another grid."""
+    path = out / "cells" / cell.file
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        identity = found["identity"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            "this is not a cell's result", where=str(path), fix="remove the file; the cell runs again"
+        ) from error
+    if identity != cell.identity:
+        raise RunError(
+            "this cell was measured under other settings than the file now gives",
+            where=str(path),
+            fix="give another --out, or remove the folder, so that no table mixes the two",
+        )
+    return found
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """The file appears whole, and stays through a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RunError(
+            f"the results cannot be written: {error.strerror}", where=str(out), fix="choose another --out"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                "another run is writing this folder", where=str(out), fix="wait for it, or give another --out"
+            ) from error
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,129 @@
+"""One data set at one seed, ready for every method: records, encoded tokens and models, each made once.
+
+The frozen blocks are the same for every method, so each image runs through them once and its tokens stay in
+memory until the next seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from secure_triplay.client.learner import Encoded, encode_records
+from secure_triplay.config import Study
+from secure_triplay.data.records import Records
+from secure_triplay.data.split import Split, split_study
+from secure_triplay.errors import DataError
+from secure_triplay.experiments.scores import Answers, Labels, Truth
+from secure_triplay.prepare import Model, load_model
+
+Tell = Callable[[str], None]
+Vector = NDArray[np.float32]
+_BATCH = 256
+
+
+class Setting:
+    """What the methods of one (data, seed) share. `study` is the data's base study at that seed."""
+
+    def __init__(self, study: Study, tell: Tell = lambda _: None) -> None:
+        self.study, self.tell = study, tell
+        self.sites = [site.name for site in study.sites]
+        self._model: tuple[str, Model, Vector] | None = None
+        self._encoded: dict[tuple[int, str], Encoded] = {}
+
+    @cached_property
+    def split(self) -> Split:
+        """The study's records. Raises DataError where there is nothing to measure on."""
+        split = split_study(self.study, notify=self.tell)
+        if not len(split.test):
+            raise DataError(
+                "there are no public test images", where="data", fix="name a test_manifest or a test_fraction"
+            )
+        return split
+
+    @cached_property
+    def truth(self) -> Truth:
+        """The right answers."""
+        counts = sum(
+            np.bincount(site.train.labels, minlength=len(self.study.classes))
+            for site in self.split.sites.values()
+        )
+        return Truth(
+            self.split.test.labels,
+            {name: site.holdout.labels for name, site in self.split.sites.items()},
+            np.asarray(counts, np.int64),
+        )
+
+    def model(self, study: Study) -> Model:
+        """The model of a study, the same object for all studies with the same adapter and head."""
+        parts = (study.backbone, study.adapter, study.training.logit_scale)
+        key = json.dumps([part if isinstance(part, float) else part.model_dump() for part in parts])
+        if self._model is None or self._model[0] != key:
+            self.tell("loading the model")
+            seed = hashlib.sha256(b"secure_triplay.experiments %d" % study.seed).digest()
+            self._model = None  # one at a time: they are large
+            model = load_model(study, self.split.public, seed)
+            self._model = (key, model, model.adapter.vector())
+        return self._model[1]
+
+    def start(self, model: Model) -> Vector:
+        """The untrained adapter (n_params,) of a model that `model` gave last."""
+        if self._model is None or self._model[1] is not model:
+            raise ValueError("another model was loaded since")
+        return self._model[2].copy()
+
+    def round(self, number: int) -> None:
+        """Say that a round is over."""
+        self.tell(f"round {number}")
+
+    def records(self, part: str) -> Records:
+        """Records by name: `test`, `train SITE` or `held back SITE`."""
+        kind, _, site = part.rpartition(" ")
+        if not kind:
+            return self.split.test
+        own = self.split.sites[site]
+        return own.train if kind == "train" else own.holdout
+
+    def encoded(self, model: Model, part: str) -> Encoded:
+        """Records by name after the frozen blocks; encoded when first asked for."""
+        key = (model.adapter.first_block, part)
+        if key not in self._encoded:
+            if any(first != key[0] for first, _ in self._encoded):
+                self._encoded.clear()  # another cut of the tower: the old tokens are of no more use
+            records = self.records(part)
+            self.tell(f"encoding {len(records):,} images ({part})")
+            self._encoded[key] = encode_records(model, records, lambda done, total: None)
+        return self._encoded[key]
+
+    def train(self, model: Model) -> dict[str, Encoded]:
+        """Every site's training records after the frozen blocks."""
+        return {site: self.encoded(model, f"train {site}") for site in self.sites}
+
+    def answers(self, model: Model, adapters: Mapping[str, Vector]) -> Answers:
+        """Answers of adapters (n_params,): one for all sites under the empty name, or one a site."""
+        test = self.encoded(model, "test")
+        shared = adapters.get("")
+        own = {site: shared if shared is not None else adapters[site] for site in self.sites}
+        return Answers(
+            {name: predict(model, vector, test) for name, vector in adapters.items()},
+            {
+                site: predict(model, own[site], self.encoded(model, f"held back {site}"))
+                for site in self.sites
+            },
+        )
+
+
+def predict(model: Model, adapter: Vector, records: Encoded) -> Labels:
+    """The most likely class of each record, (n,) int64."""
+    model.adapter.load_vector(adapter)
+    with torch.no_grad():
+        parts = [
+            model.classifier(part).argmax(-1) for part in torch.split(records.tokens, _BATCH) if len(part)
+        ]
+    return torch.cat(parts).numpy() if parts else np.empty(0, np.int64)

@@ -1,0 +1,98 @@
+"""The table and the plot of a grid; a hole where nothing was measured."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+HOLE = "–"
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """A table for each data set, a line for each method; fits 80 columns."""
+    reasons = {entry["data"]: entry["reason"] for entry in result["skipped"]}
+    found = []
+    for data in result["data"]:
+        rows = {row["method"]: row for row in result["rows"] if row["data"] == data}
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=data, title_justify="left")
+        table.add_column("method", min_width=12)
+        for title in (
+            "accuracy",
+            "±",
+            "seeds",
+            "worst\nsite",
+            "worst\npublic",
+            "head",
+            "tail",
+            "KB\nsent",
+            "CPU s",
+        ):
+            table.add_column(title, justify="right")
+        for name in result["methods"]:
+            row = rows.get(name)
+            table.add_row(name, *([HOLE] * 9 if row is None else _figures(row)))
+        if data in reasons:
+            table.caption, table.caption_justify = f"not measured: {reasons[data]}", "left"
+        found.append(table)
+    return found
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    return [
+        _percent(row["accuracy_mean"]),
+        HOLE if row["accuracy_std"] is None else f"{100 * row['accuracy_std']:.1f}",
+        str(len(row["seeds"])),
+        _percent(row["worst_site_mean"]),
+        _percent(row["worst_site_public_mean"]),
+        _percent(row["head_mean"]),
+        _percent(row["tail_mean"]),
+        f"{row['rounds'] * row['upload_bytes'] / 1e3:,.0f}" if row["rounds"] else HOLE,
+        f"{row['cpu_seconds_mean']:.0f}",
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return HOLE if value is None else f"{100 * value:.1f}"
+
+
+def write_table(result: dict[str, Any], path: Path) -> None:
+    """The tables as plain text, with what their columns mean."""
+    out = io.StringIO()
+    console = Console(file=out, width=100, color_system=None)
+    for table in tables(result):
+        console.print(table)
+    console.print(
+        "Per cent, means over seeds. accuracy: public test set; ±: standard deviation over seeds; worst site: on "
+        "records held back there, whose classes are skewed as that site's; worst public: the worst site's model on "
+        "the public test set; head, tail: classes with most and fewest training records, a third each; KB sent: by "
+        "one site over all rounds.",
+        soft_wrap=False,
+    )
+    path.write_text(out.getvalue(), encoding="utf-8")
+
+
+def write_plot(result: dict[str, Any], path: Path) -> None:
+    """Accuracy by method, a panel for each data set: the mean, a dot for each seed; SVG."""
+    names = result["methods"]
+    figure = Figure(figsize=(4.2 * len(result["data"]), 0.4 * len(names) + 1.2), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(result["data"]), sharey=True))
+    for axes, data in zip(panels, result["data"], strict=True):
+        rows = {row["method"]: row for row in result["rows"] if row["data"] == data}
+        for place, name in enumerate(names):
+            row = rows.get(name)
+            if row is None:
+                continue
+            axes.barh(place, 100 * row["accuracy_mean"], height=0.6, color="#9ab8d6")
+            seeds = [100 * value for value in row["accuracy_by_seed"]]
+            axes.plot(seeds, [place] * len(seeds), "o", color="#20364d", markersize=3.5)
+        axes.set(title=data, xlabel="accuracy on public test images [%]", yticks=range(len(names)))
+        axes.set_yticklabels(names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+    figure.savefig(path, metadata={"Date": None})

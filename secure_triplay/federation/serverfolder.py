@@ -1,0 +1,217 @@
+"""The coordinator's folder: the study's CA and server certificate, its bundles, and who confirmed them.
+
+It holds no key that opens anything of a site. Whoever has `ca.key` can pose as the server, and a server learns
+what the README's table says a server learns.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from secure_triplay.config import Study, load_study
+from secure_triplay.crypto.double import DoubleSigner
+from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.keyfile import load_identity, save_identity
+from secure_triplay.errors import ConfigError, RunError
+from secure_triplay.federation.ca import Issued, make_ca, make_server_certificate
+from secure_triplay.federation.enrolment import Enrolment
+from secure_triplay.federation.files import (
+    make_folder,
+    read_public,
+    read_secret,
+    sync_folder,
+    write_public,
+    write_secret,
+)
+from secure_triplay.federation.join import read_bundle
+from secure_triplay.federation.joined import Joined
+from secure_triplay.federation.sitefolder import MLDSA_KEY
+from secure_triplay.federation.studybundle import Rules, StudyBundle, make_bundle
+
+CA_CERTIFICATE, CA_KEY, CERTIFICATE, KEY = "ca.crt", "ca.key", "server.crt", "server.key"
+EPOCHS, CONFIRMED, FLOWER, ROUNDS = "epochs", "confirmed", "flower", "rounds"
+
+
+@dataclass(frozen=True)
+class ServerFolder:
+    """A coordinator's folder; make it with `create`."""
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls, path: Path, study_file: Path, enrolments: list[Path], *, server: str, rules: Rules | None = None
+    ) -> ServerFolder:
+        """Make CA, server certificate, coordinator's keys and the founding bundle. Leaves nothing where it fails.
+
+        `server` is host:port as sites reach it. Raises ConfigError, CryptoError or RunError.
+        """
+        path = path.absolute()
+        if path.exists() and any(path.iterdir()):
+            raise RunError("this folder is not empty", where=str(path), fix="name a new folder with --out")
+        study, members = load_study(study_file), read_enrolments(enrolments)
+        chosen = rules or Rules(quorum=len(members) // 2 + 1, deadline_s=3600.0)
+        signer, ca = DoubleSigner.generate(), make_ca(f"{study.study} study")
+        certificate = make_server_certificate(ca, _hosts(server))
+        bundle = make_bundle(
+            study, members, signer, server=server, ca_certificate=ca.certificate, rules=chosen
+        )
+        make_folder(path)
+        save_identity(path, signer.signer)
+        write_secret(path / MLDSA_KEY, signer.to_private_bytes())
+        write_public(path / CA_CERTIFICATE, ca.certificate)
+        write_secret(path / CA_KEY, ca.key)
+        write_public(path / CERTIFICATE, certificate.certificate)
+        write_secret(path / KEY, certificate.key)
+        for name in (EPOCHS, CONFIRMED, ROUNDS):
+            (path / name).mkdir(mode=0o700)
+        shutil.copyfile(study_file, path / "study.yaml")
+        folder = cls(path)
+        folder.add_epoch(bundle)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> ServerFolder:
+        """The folder that `create` made. Raises ConfigError where it is none."""
+        path = path.absolute()
+        folder = cls(path)
+        if not (path / CA_CERTIFICATE).exists() or not folder.epochs:
+            raise ConfigError(
+                "this is no coordinator's folder",
+                where=str(path),
+                fix="name the folder that `secure-triplay study create` made, with --dir",
+            )
+        return folder
+
+    @property
+    def epochs(self) -> list[int]:
+        """The key epochs so far."""
+        return sorted(int(file.stem) for file in (self.path / EPOCHS).glob("*.bundle"))
+
+    @cached_property
+    def signer(self) -> DoubleSigner:
+        """The coordinator's signing keys."""
+        return DoubleSigner.from_private_bytes(load_identity(self.path), read_secret(self.path / MLDSA_KEY))
+
+    @property
+    def identity(self) -> SigningIdentity:
+        """The coordinator's Ed25519 key."""
+        return self.signer.signer
+
+    @property
+    def bundle(self) -> StudyBundle:
+        """The newest bundle, verified."""
+        return read_bundle(self.path / EPOCHS / f"{self.epochs[-1]}.bundle")
+
+    @property
+    def study(self) -> Study:
+        """The study as it stands in the bundle, without anybody's paths."""
+        return self.bundle._parsed()
+
+    def add_epoch(self, bundle: StudyBundle) -> None:
+        """Sign a bundle and make it the newest; the public copy for the sites lies at the top of the folder."""
+        content = bundle.signed(self.signer)
+        write_public(self.path / EPOCHS / f"{bundle.epoch}.bundle", content)
+        write_public(self.public_bundle, content)
+
+    @property
+    def public_bundle(self) -> Path:
+        """The file to hand to the sites."""
+        found = next(self.path.glob("*.bundle"), None)
+        return found or self.path / f"{load_study(self.path / 'study.yaml').study}.bundle"
+
+    def next_epoch(
+        self, *, add: list[Path] | None = None, remove: list[str] | None = None, quorum: int | None = None
+    ) -> StudyBundle:
+        """A new key epoch: the same study over a roster with some more or fewer sites. Raises ConfigError."""
+        before = self.bundle
+        members = {name: text.encode() for name, text in zip(before.members, before.enrolments, strict=True)}
+        for name in remove or []:
+            if members.pop(name, None) is None:
+                raise ConfigError(
+                    f"{name} is not on the roster", where="remove", fix=f"one of: {', '.join(members)}"
+                )
+        members |= read_enrolments(add or [])
+        if not members:
+            raise ConfigError("nobody would be left", where="remove", fix="stop the study instead")
+        least = len(members) // 2 + 1
+        rules = Rules(
+            quorum=quorum or min(max(before.rules.quorum, least), len(members)),
+            deadline_s=before.rules.deadline_s,
+        )
+        bundle = make_bundle(
+            self.study,
+            members,
+            self.signer,
+            server=before.server,
+            ca_certificate=before.ca_certificate.encode(),
+            rules=rules,
+            epoch=before.epoch + 1,
+            founding=before.sha256 if before.founding is None else bytes.fromhex(before.founding),
+        )
+        self.add_epoch(bundle)
+        return bundle
+
+    def take_confirmation(self, file: Path) -> Joined:
+        """Keep a site's confirmation of the newest bundle. Raises ConfigError or CryptoError."""
+        raw = read_public(file, "confirmation", "ask the site for its .joined file")
+        joined = Joined.read(raw, where=str(file))
+        joined.require_for(self.bundle)
+        write_public(self.path / CONFIRMED / f"{joined.site}.joined", raw)
+        sync_folder(self.path / CONFIRMED)
+        return joined
+
+    def approvals(self) -> dict[str, Joined]:
+        """Confirmations by site, of whoever is on the roster and approved the app of the newest bundle.
+
+        One of an earlier epoch counts for the app; whether a site takes part in a later epoch it decides itself.
+        """
+        bundle = self.bundle
+        found = {}
+        for site, member in bundle.members.items():
+            file = self.path / CONFIRMED / f"{site}.joined"
+            if file.exists():
+                joined = Joined.read(read_public(file, "confirmation", "ask the site again"), where=str(file))
+                joined.approval.verify(member.approval_key, bundle.app_bytes)
+                found[site] = joined
+        return found
+
+    @property
+    def tls(self) -> tuple[Path, Path, Path]:
+        """Files of CA certificate, server certificate and server key, for the SuperLink."""
+        return self.path / CA_CERTIFICATE, self.path / CERTIFICATE, self.path / KEY
+
+    def renew_certificate(self) -> None:
+        """A new server certificate for the same host, under the same CA, so that no site has to do anything."""
+        issued = make_server_certificate(
+            Issued((self.path / CA_CERTIFICATE).read_bytes(), read_secret(self.path / CA_KEY)),
+            _hosts(self.bundle.server),
+        )
+        draft = self.path / f"{KEY}.new"
+        draft.unlink(missing_ok=True)
+        write_secret(draft, issued.key)
+        draft.replace(self.path / KEY)
+        write_public(self.path / CERTIFICATE, issued.certificate)
+
+
+def _hosts(server: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((server.rpartition(":")[0].strip("[]"), "127.0.0.1", "localhost")))
+
+
+def read_enrolments(paths: list[Path]) -> dict[str, bytes]:
+    """Enrolment files by site, each verified. Raises ConfigError where two are of one name."""
+    found: dict[str, bytes] = {}
+    for path in paths:
+        raw = read_public(path, "enrolment", "ask the site for its .enrol file")
+        name = Enrolment.read(raw, where=str(path)).site
+        if name in found:
+            raise ConfigError(
+                f"two enrolment files are of {name}",
+                where=str(path),
+                fix="ask the site which fingerprint is its own",
+            )
+        found[name] = raw
+    return found

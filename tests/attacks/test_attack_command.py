@@ -1,0 +1,80 @@
+"""`secure-triplay attack` and `threats`: exit codes that mean something, and no traceback."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from secure_triplay.attacks import suite
+from secure_triplay.attacks.finding import Control, Outcome
+from secure_triplay.attacks.suite import Ran, make_report
+from secure_triplay.cli import app
+from secure_triplay.errors import ConfigError
+
+
+@pytest.fixture
+def run(root):
+    def command(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return command
+
+
+@pytest.mark.parametrize(("valid", "code"), [(True, 0), (False, 2)])
+def test_exit_code_is_that_of_the_report(run, root, tmp_path, monkeypatch, valid, code):
+    outcome = Outcome((Control("inversion", valid, "25 dB", {"psnr_db": 20.0}),), ())
+
+    def stand_in(study, models, out, *, seed, quick, tell):
+        tell("stub", 1, 2)
+        assert (seed, quick) == (7, True)
+        attack = next(iter(suite.load_attacks(model.audits)[0] for model in models))
+        return make_report(study, models, [Ran(attack, outcome)], seed=seed, quick=quick)
+
+    monkeypatch.setattr(suite, "run_suite", stand_in)
+    done = run(
+        "attack",
+        root / "configs" / "demo.yaml",
+        "--threat-model",
+        root / "threat_models" / "active-server.yaml",
+        "--quick",
+        "--seed",
+        7,
+        "--out",
+        tmp_path / "out",
+    )
+    assert done.exit_code == code, done.output
+    assert ("CONTROL FAILED: inversion" in done.output) is not valid
+    assert ("INVALID" in done.output) is not valid
+
+
+def test_one_threat_model_and_all_exclude_each_other(run, root, tmp_path):
+    study, model = root / "configs" / "demo.yaml", root / "threat_models" / "active-server.yaml"
+    done = run("attack", study, "--all", "--threat-model", model, "--out", tmp_path / "out")
+    assert isinstance(done.exception, ConfigError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_matrix_fits_80_columns_and_names_every_adversary(run, root, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run("threats", "--threat-models", root / "threat_models", "--audits", root / "audits")
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+    for path in (root / "threat_models").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["title"] in done.output
+    assert "NOT PROTECTED" in done.output
+
+
+def test_matrix_as_json_says_which_cells_nobody_tests(run, root, tmp_path):
+    content = yaml.safe_load((root / "threat_models" / "curious-site.yaml").read_text())
+    content["must_not_learn"].append("an accuracy")
+    content["rests_on"]["an accuracy"] = ["equal sizes"]
+    (tmp_path / "curious-site.yaml").write_text(yaml.safe_dump(content))
+    done = run("threats", "--threat-models", tmp_path, "--audits", root / "audits", "--json")
+    cells = json.loads(done.output)
+    assert [cell["asset"] for cell in cells if cell["nobody_tests"]] == ["an accuracy"]
+    text = run("threats", "--threat-models", tmp_path, "--audits", root / "audits").output
+    assert "NOBODY TESTS THIS" in text
+    assert "curious-site: an accuracy" in text

@@ -1,0 +1,133 @@
+"""A real federation on loopback: stock SuperLink and SuperNodes, TLS, separate processes; light workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from secure_triplay.deploy.server import status
+from secure_triplay.federation import join
+from secure_triplay.federation.processes import free_port, stop_group
+from secure_triplay.federation.serverfolder import ServerFolder
+from secure_triplay.federation.sitefolder import SiteFolder
+from secure_triplay.federation.studybundle import Rules, SitePaths
+from secure_triplay.ledger.start import start
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parent.parent.parent
+NAMES = ("north", "east", "south")
+
+
+def study_content(rounds: int, names: tuple[str, ...] = NAMES) -> dict:
+    content = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    content["sites"] = [{"name": name} for name in names]
+    content["training"] |= {"rounds": rounds}
+    content["server_optimiser"] = {"kind": "fedavg"}
+    content["codec"] = {"value_bits": 9, "range": 0.01}
+    return content
+
+
+@dataclass
+class Federation:
+    """Folders and processes of one study; everything ends with the block that made it."""
+
+    folder: Path
+    server: ServerFolder
+    sites: dict[str, SiteFolder]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls, folder: Path, *, rounds: int, names: tuple[str, ...] = NAMES, enrolled: tuple[str, ...] = ()
+    ) -> Federation:
+        policy = yaml.safe_load((ROOT / "configs" / "policies" / "public-data.yaml").read_text())
+        policy["delta"]["most_records"] = 2000
+        (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
+        (folder / "study.yaml").write_text(yaml.safe_dump(study_content(rounds, names)))
+        sites = {}
+        for name in names:
+            sites[name] = SiteFolder.init(folder / name, name, folder / "policy.yaml")
+            start(folder / name, sites[name].policy_file, name=name, approved_by=f"Dr. {name}")
+        files = [sites[name].enrolment_file for name in enrolled or names]
+        server = ServerFolder.create(
+            folder / "coordinator",
+            folder / "study.yaml",
+            files,
+            server=f"127.0.0.1:{free_port()}",
+            rules=Rules(quorum=len(files) // 2 + 1, deadline_s=60.0),
+        )
+        made = cls(folder, server, sites)
+        for name in enrolled or names:
+            made.join(name)
+        return made
+
+    def join(self, name: str) -> None:
+        asked = join.look(self.sites[name], self.server.public_bundle, SitePaths())
+        file = join.confirm(self.sites[name], asked, code=asked.bundle.code, approved_by=f"Dr. {name}")
+        self.server.take_confirmation(file)
+
+    def start(self, name: str, *command: str) -> None:
+        with (self.folder / f"{name}.out").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, str(HERE / "federation_process.py"), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    def start_server(self) -> None:
+        self.start("server", "server", str(self.server.path))
+        self.until(lambda: "lets in" in self.said("server"), 60)
+
+    def start_site(self, name: str) -> None:
+        self.start(name, "site", str(self.sites[name].path))
+
+    def start_run(self) -> None:
+        self.start("run", "run", str(self.server.path))
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.out").read_text(errors="replace")
+
+    def events(self, name: str) -> list[dict]:
+        """A site's journal."""
+        file = self.sites[name].path / "studies" / "demo" / "journal.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def closed(self) -> int:
+        return int(status(self.server)["last_closed_round"])
+
+    def until(self, true: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > deadline:
+                raise AssertionError("\n".join(f"{n}: {self.said(n)[-1500:]}" for n in self.processes))
+            time.sleep(0.1)
+
+    def ended(self, name: str, seconds: float) -> int:
+        self.until(lambda: self.processes[name].poll() is not None, seconds)
+        return int(self.processes[name].returncode)
+
+
+@contextmanager
+def running(federation: Federation) -> Iterator[Federation]:
+    try:
+        yield federation
+    finally:
+        for process in federation.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in federation.processes.values():
+            try:
+                process.wait(25)
+            except subprocess.TimeoutExpired:
+                stop_group(process)

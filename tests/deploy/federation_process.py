@@ -1,0 +1,40 @@
+"""One process of a test's federation: python federation_process.py server|site|run FOLDER."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from secure_triplay.deploy.server import run_study, start_server
+from secure_triplay.deploy.site import start_site
+from secure_triplay.federation.join import JoinedStudy
+from secure_triplay.federation.serverfolder import ServerFolder
+from secure_triplay.federation.sitefolder import SiteFolder
+
+WORKER = Path(__file__).with_name("light_worker.py")
+
+
+def say(event: dict) -> None:
+    print(event, flush=True)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    if kind == "server":
+        start_server(ServerFolder.open(folder), say, host="127.0.0.1")
+    elif kind == "run":
+        run_study(ServerFolder.open(folder), say)
+    else:
+        site = SiteFolder.open(folder)
+        joined = JoinedStudy.open(site)
+        command = [sys.executable, str(WORKER), str(site.path), joined.study.study]
+        start_site(site, joined, say, worker_command=command)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

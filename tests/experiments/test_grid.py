@@ -1,0 +1,231 @@
+"""A grid is checked before anything runs, goes on where it was stopped, and never invents a figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from secure_triplay.config import parse_study
+from secure_triplay.data.split import split_study
+from secure_triplay.errors import AssetError, ConfigError, DataError, RunError
+from secure_triplay.experiments.grid import load_grid
+from secure_triplay.experiments.methods import METHODS, method
+from secure_triplay.experiments.run import run_experiment
+from secure_triplay.experiments.show import HOLE
+from secure_triplay.planner.measured import read_measurements
+
+ROOT = Path(__file__).parent.parent.parent
+TIMES = ("cpu_seconds_mean",)
+
+
+def figures(result):
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in result["rows"]]
+
+
+def test_every_impossible_combination_is_named_and_nothing_is_started(grid_file, tmp_path):
+    file = grid_file(
+        methods=["eps8", "eps200", "no-dp"],
+        change={"no-dp": {"training.rounds": 0}, "eps8": {"privacy.l2_clip_norm": -1.0}},
+    )
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(file, tmp_path / "out")
+    for said in ("eps200 on pictures", "no-dp on pictures", "eps8 on pictures", "nothing was started"):
+        assert said in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_does_not_exist_is_named_with_the_nearest(grid_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"centrall.*'central'"):
+        run_experiment(grid_file(methods=["centrall"]), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seeds": [1, 1]}, "seed is named twice"),
+        ({"methods": ["alone", "alone"]}, "method is named twice"),
+        ({"change": {"eps3": {"training.rounds": 5}}}, "change.eps3"),
+        ({"seeds": []}, "seeds"),
+        ({"sites": 3}, "sites"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(grid_file, tmp_path, change, said):
+    with pytest.raises(ConfigError, match=said):
+        run_experiment(grid_file(**change), tmp_path / "out")
+
+
+def test_a_study_without_privacy_cannot_be_run_at_an_epsilon(grid_file, tmp_path):
+    privacy = {"unsafe_dp_off": True, "sampling_rate": 0.5, "expected_batch_size": 8}
+    with pytest.raises(ConfigError, match=r"eps8 on pictures.*without privacy"):
+        run_experiment(grid_file({"privacy": privacy}, methods=["eps8"]), tmp_path / "out")
+
+
+def test_missing_data_leave_a_hole_with_its_reason_and_no_row(grid_file, tmp_path):
+    file = grid_file(
+        data=[
+            {"name": "pictures", "study": "study.yaml"},
+            {"name": "absent", "study": "study.yaml", "change": {"data.manifest": "${NOT_SET_HERE}/m.csv"}},
+            {"name": "gone", "study": "study.yaml", "change": {"data.manifest": "gone/m.csv"}},
+        ]
+    )
+    told = []
+    result = run_experiment(file, tmp_path / "out", told.append)
+    assert {row["data"] for row in result["rows"]} == {"pictures"}
+    assert {entry["data"] for entry in result["skipped"]} == {"absent", "gone"}
+    assert [text for text in told if "absent is skipped" in text and "NOT_SET_HERE" in text]
+    table = (tmp_path / "out" / "table.txt").read_text()
+    absent = table[table.index("absent") : table.index("gone")]
+    (line,) = [line for line in absent.splitlines() if line.strip().startswith("fedavg-cnn")]
+    assert line.split()[1:] == [HOLE] * 9
+    assert "NOT_SET_HERE" in absent
+
+
+def test_a_stopped_grid_goes_on_without_repeating_or_losing_a_cell(grid_file, tmp_path):
+    file, out = grid_file(seeds=[1, 2, 3]), tmp_path / "out"
+
+    def stop(text):
+        if text.startswith("[2/3]"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(file, out, stop)
+    cells = sorted((out / "cells").iterdir())
+    assert [path.name for path in cells] == ["pictures--fedavg-cnn--1.json"]
+    before = (cells[0].stat().st_mtime_ns, cells[0].read_bytes())
+    assert not (out / "result.json").exists()
+
+    told = []
+    resumed = run_experiment(file, out, told.append)
+    assert [text for text in told if text.startswith("[")] == [
+        "[2/3] fedavg-cnn on pictures, seed 2",
+        "[3/3] fedavg-cnn on pictures, seed 3",
+    ]
+    assert (cells[0].stat().st_mtime_ns, cells[0].read_bytes()) == before
+    assert figures(resumed) == figures(run_experiment(file, tmp_path / "whole"))
+
+    told.clear()
+    assert run_experiment(file, out, told.append) == resumed
+    assert not [text for text in told if text.startswith("[")]
+
+
+def test_cells_of_other_settings_are_refused_not_mixed_in(grid_file, tmp_path):
+    run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+    with pytest.raises(RunError, match="other settings"):
+        run_experiment(grid_file({"study": "another"}, seeds=[1]), tmp_path / "out")
+    (tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json").write_text("{}")
+    with pytest.raises(RunError, match="not a cell"):
+        run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+
+
+def test_mean_and_spread_are_those_of_the_cells(grid_file, tmp_path):
+    result = run_experiment(grid_file(seeds=[1, 2, 3]), tmp_path / "out")
+    cells = [json.loads(path.read_text()) for path in sorted((tmp_path / "out" / "cells").iterdir())]
+    values = [cell["accuracy"] for cell in cells]
+    (row,) = result["rows"]
+    mean = sum(values) / 3
+    assert row["accuracy_mean"] == pytest.approx(mean, abs=1e-5)
+    assert row["accuracy_std"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-5)
+    assert row["seeds"] == [1, 2, 3]
+    assert row["worst_site_mean"] == pytest.approx(sum(c["worst_site"] for c in cells) / 3, abs=1e-5)
+    assert mean > 0.8  # dark and light are easily told apart
+
+
+def test_a_left_out_domain_is_the_test_set_and_at_no_site(grid_file):
+    content = load_grid(grid_file(seeds=[1])).cells[0].study.model_dump(mode="json")
+    content["data"] |= {"test_domain": "ward", "partition": {"kind": "domain"}}
+    split = split_study(parse_study(content))
+    names = split.test.domain_names
+    assert {names[code] for code in split.test.domains} == {"ward"}
+    assert len(split.test) == 24
+    for part in (split.public, *(site.train for site in split.sites.values())):
+        assert {names[code] for code in part.domains} == {"lab"}
+    content["data"]["test_domain"] = "kitchen"
+    with pytest.raises(DataError, match="kitchen"):
+        split_study(parse_study(content))
+
+
+def test_a_private_methods_study_holds_its_epsilon_and_no_other_method_has_one(grid_file):
+    grid = load_grid(
+        grid_file(methods=["eps3", "eps0.5", "personalised", *sorted(set(METHODS) - {"personalised"})])
+    )
+    found = {cell.method.name: cell.study for cell in grid.cells}
+    epsilons = {name: study.dp.epsilon for name, study in found.items() if study.dp}
+    assert epsilons == {"eps3": 3.0, "eps0.5": 0.5, "personalised": 8.0}
+    assert found["tripleplay"].adapter.kind == "lora"
+    assert found["eps3"].total_steps == found["personalised"].total_steps == 2
+    assert method("eps3").private
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory, pictures):
+    """A grid with the packaged model, run once."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("real")
+    content = yaml.safe_load((ROOT / "configs" / "experiments" / "fashion-mnist.yaml").read_text())
+    content["classes"] = [{"name": n, "prompts": [f"a {n} picture"]} for n in ("dark", "light")]
+    content["data"] = {"kind": "manifest", "manifest": str(pictures), "public_images": 8}
+    content["data"]["partition"] = {"kind": "iid"}
+    content["sites"] = [{"name": "north"}, {"name": "south"}]
+    content["training"]["rounds"] = 4
+    content["server_optimiser"]["average_last"] = 1
+    (folder / "study.yaml").write_text(yaml.safe_dump(content))
+    grid = {
+        "experiment": "real",
+        "seeds": [1],
+        "data": [{"name": "pictures", "study": "study.yaml"}],
+        "methods": ["start", "alone", "eps8", "eps1", "personalised"],
+    }
+    (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
+    told: list[str] = []
+    try:
+        result = run_experiment(folder / "grid.yaml", folder / "out", told.append)
+    except AssetError as error:
+        pytest.skip(f"the packaged weights cannot be had here: {error.what}")
+    return folder / "out", result, told
+
+
+def test_the_frozen_blocks_run_once_for_all_methods(real):
+    encoded = [text for text in real[2] if text.startswith("encoding")]
+    # two sites' training and held-back records, and the test set
+    assert len(encoded) == len(set(encoded)) == 5
+    assert real[2].count("loading the model") == 1
+
+
+def test_the_planner_reads_the_table(real):
+    out, result, _ = real
+    measured = read_measurements(out / "result.json")
+    rows = {row["method"]: row for row in result["rows"]}
+    (at_eight,) = measured.at(8.0)
+    assert at_eight.accuracy == rows["eps8"]["accuracy_mean"]
+    assert at_eight.start == rows["start"]["accuracy_mean"]
+    assert measured.at(3.0) == ()
+
+
+def test_rounds_that_are_sent_and_epsilon_stand_in_the_rows(real):
+    rows = {row["method"]: row for row in real[1]["rows"]}
+    assert {name: row["rounds"] for name, row in rows.items()} == {
+        "start": 0, "alone": 0, "eps8": 4, "eps1": 4, "personalised": 3,
+    }  # fmt: skip
+    assert {name: row["epsilon"] for name, row in rows.items() if row["epsilon"]} == {
+        "eps8": 8.0, "eps1": 1.0, "personalised": 8.0,
+    }  # fmt: skip
+    assert rows["eps8"]["upload_bytes"] == rows["eps1"]["upload_bytes"] > 0
+    assert np.isfinite([row["accuracy_mean"] for row in rows.values()]).all()
+
+
+def test_the_command_names_the_fault_and_exits_with_its_code(grid_file, tmp_path):
+    code = "from secure_triplay.cli import main; main()"
+    file = grid_file(methods=["eps200"])
+    run = subprocess.run(
+        [sys.executable, "-c", code, "experiment", str(file), "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 3
+    assert "eps200 on pictures" in run.stderr
+    assert "Traceback" not in run.stderr
