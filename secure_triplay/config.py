@@ -272,6 +272,17 @@ class Codec(Frozen):
     )
 
 
+class PublishedAccuracy(Frozen):
+    """After the last round: how many of all sites' held-back records the adapter gets right, with noise of its own.
+
+    Its charge counts against the study's epsilon, so the training gets a little more noise for it.
+    """
+
+    noise_multiplier: Annotated[float, Field(ge=1, le=1e6)] = Field(
+        5.0, description="noise of each site's counts, relative to how far one record (or patient) moves them"
+    )
+
+
 class Study(Frozen):
     """Everything that sites agree on before anything is trained."""
 
@@ -286,6 +297,9 @@ class Study(Frozen):
     privacy: DpOn | DpOff
     server_optimiser: ServerOptimiser = ServerOptimiser()
     codec: Codec = Codec()
+    published_accuracy: PublishedAccuracy | None = Field(
+        None, description="left out: no figure about held-back records leaves a site"
+    )
 
     @field_validator("privacy", mode="before")
     @classmethod
@@ -302,6 +316,8 @@ class Study(Frozen):
             raise ValueError("codec.range is missing: without DP noise there is nothing to derive it from")
         if self.server_optimiser.average_last > self.training.rounds:
             raise ValueError("server_optimiser.average_last is larger than training.rounds")
+        if self.published_accuracy is not None and isinstance(self.privacy, DpOff):
+            raise ValueError("published_accuracy has a charge of its own, and a study without privacy has none")
         most = self.dp.max_records_per_patient if self.dp else None
         if most is not None and most > self.training.physical_batch_size:
             raise ValueError(
@@ -332,6 +348,11 @@ class Study(Frozen):
     def total_steps(self) -> int:
         """Noised steps that each site takes over the whole study."""
         return self.training.rounds * self.training.steps_per_round
+
+    @property
+    def total_rounds(self) -> int:
+        """Rounds of the protocol: those of the training, and one more where an accuracy is published."""
+        return self.training.rounds + (self.published_accuracy is not None)
 
     def canonical(self) -> bytes:
         """The study in one canonical form, without the paths that differ from machine to machine."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from secure_triplay.config import Study, load_study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.errors import ConfigError
+from secure_triplay.privacy.counts import CountRule
 from secure_triplay.privacy.mechanisms import DpSgd
 
 if TYPE_CHECKING:
@@ -45,7 +46,22 @@ def noise_multiplier(study: Study) -> float:
 
     if study.dp is None:
         raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
-    return noise_multiplier_for(study.dp.epsilon, study.dp.delta, study.dp.sampling_rate, study.total_steps)
+    counts = count_rule(study)
+    also = () if counts is None else (counts.charge,)
+    dp = study.dp
+    return noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps, also)
+
+
+def count_rule(study: Study) -> CountRule | None:
+    """How the published accuracy's counts are noised; None where the study publishes none."""
+    if study.published_accuracy is None or study.dp is None:
+        return None
+    return CountRule(
+        noise_multiplier=study.published_accuracy.noise_multiplier,
+        records_per_unit=study.dp.max_records_per_patient or 1,
+        most_units=study.dp.max_units_per_site,
+        unit=study.dp.unit,
+    )
 
 
 def round_rule(study: Study) -> DpSgd:

@@ -67,7 +67,7 @@ def simulate(
             server = folder / "server"
             server.mkdir()
             settings = ServerSettings(
-                plan, study.training.rounds, len(study.sites), DEADLINE_S, server, keep_received
+                plan, study.total_rounds, len(study.sites), DEADLINE_S, server, keep_received
             )
             settings.write(write_bundle(scratch / "app", sockets=scratch))
             run_simulation_app(

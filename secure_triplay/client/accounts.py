@@ -9,14 +9,13 @@ from typing import Protocol
 from secure_triplay.client.witness import Witnesses
 from secure_triplay.config import Study
 from secure_triplay.crypto.identity import SigningIdentity
-from secure_triplay.errors import SecureTriplayError
+from secure_triplay.errors import PrivacyError, SecureTriplayError
 from secure_triplay.ledger.books import Release, Reservation
 from secure_triplay.ledger.entries import Decided, KeyEpoch, RoundClosed
 from secure_triplay.ledger.export import export
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.store import Clock, utc_now
-from secure_triplay.ledger.study import simulated_limits, training_release
-from secure_triplay.prepare import noise_multiplier
+from secure_triplay.ledger.study import simulated_limits, study_releases
 from secure_triplay.wire import Countersignature, HeldHead, LedgerHead, SessionPlan, SumMessage
 
 HARNESS = "simulation harness"
@@ -56,24 +55,26 @@ class Accounts(Protocol):
 
 
 class LedgerAccounts:
-    """Accounts in a real ledger in which the study was approved; `release` is what one training round costs."""
+    """Accounts in a real ledger in which the study was approved with these `releases`, in the order of its rounds."""
 
     def __init__(
         self,
         ledger: Ledger,
         identity: SigningIdentity,
         plan: SessionPlan,
-        release: Release,
+        releases: tuple[Release, ...],
         clock: Clock = utc_now,
     ) -> None:
-        self._ledger, self._study, self._release = ledger, plan.study, release
+        self._ledger, self._study, self._releases = ledger, plan.study, releases
         self._witnesses = Witnesses(ledger.chain, identity, [site.identity for site in plan.sites], clock)
 
     def reserve(self, round_number: int) -> Reservation:
-        return self._ledger.reserve(self._release.charge, study=self._study, round=round_number)
+        release, number = self._of(round_number)
+        return self._ledger.reserve(release.charge, study=self._study, round=number, what=release.what)
 
     def reserved(self, round_number: int) -> Reservation | None:
-        return self._ledger.refresh().reservation((self._study, round_number, self._release.what, 1))
+        release, number = self._of(round_number)
+        return self._ledger.refresh().reservation((self._study, number, release.what, 1))
 
     def witnesses_of(self, reservation: Reservation) -> int:
         return self._witnesses.count_after(reservation.counter)
@@ -106,6 +107,19 @@ class LedgerAccounts:
     def take_in(self, receipts: Iterable[Countersignature], held: Iterable[HeldHead]) -> None:
         self._witnesses.take_in(receipts, held)
 
+    def _of(self, round_number: int) -> tuple[Release, int]:
+        """The planned release that a round of the protocol is, and its number among its kind."""
+        number = round_number
+        for release in self._releases:
+            if number <= release.times:
+                return release, number
+            number -= release.times
+        raise PrivacyError(
+            f"no release is planned for round {round_number}",
+            where="ledger",
+            fix="look into the server: the study ends earlier",
+        )
+
     def joined(self, plan: SessionPlan) -> None:
         """Note the key epoch that this site takes part in; the same again writes nothing."""
         members = tuple(site.name for site in plan.sites)
@@ -124,9 +138,9 @@ class SimulatedAccounts(LedgerAccounts):
         ledger = Ledger.create(
             folder, identity, site=site, limits=simulated_limits(study), approved_by=HARNESS
         )
-        release = training_release(study, noise_multiplier(study) if study.dp else 0.0)
-        ledger.approve(study.sha256, study.study, [release], approved_by=HARNESS)
-        super().__init__(ledger, identity, plan, release)
+        releases = study_releases(study)
+        ledger.approve(study.sha256, study.study, releases, approved_by=HARNESS)
+        super().__init__(ledger, identity, plan, releases)
         self.joined(plan)
 
     def export(self, out: Path) -> None:

@@ -93,6 +93,16 @@ class Learner:
         return Score(correct, len(records))
 
 
+def counted_records(records: Encoded, most: int) -> Encoded:
+    """The first `most` records of each patient; all of them where no patients are named."""
+    if records.patients is None or not len(records):
+        return records
+    order = torch.argsort(records.patients, stable=True)
+    _, counts = torch.unique_consecutive(records.patients[order], return_counts=True)
+    kept = torch.cat([part[:most] for part in torch.split(order, counts.tolist())]).sort().values
+    return Encoded(records.tokens[kept], records.labels[kept], records.patients[kept])
+
+
 def encode_records(model: Model, records: Records, tell: Callable[[int, int], None]) -> Encoded:
     """Run records through the frozen blocks once; `tell(done, total)` after each batch."""
     batches = []

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from secure_triplay.client.accounts import Accounts
 from secure_triplay.client.keys import EpochKeys
 from secure_triplay.client.optimiser import GlobalState, step
+from secure_triplay.client.published import Published
 from secure_triplay.config import ServerOptimiser
 from secure_triplay.crypto.codec import Codec, Uniform
 from secure_triplay.crypto.identity import SigningIdentity
@@ -65,7 +66,10 @@ class Member:
     `weights` are public constants of the study, by site. `quorum` is the fewest sites of a sum and of signatures
     under it; `witnesses` the fewest peers that countersigned a charge before it is spent. `allow` is the site's own
     policy: the reasons for which it refuses to train a round, none to go on. `base` is the last round of the key
-    epoch before this one. Raises ConfigError for a quorum of half the roster or fewer.
+    epoch before this one.
+    Where an accuracy is `published`, the last of the `rounds` counts and trains nothing.
+
+    Raises ConfigError for a quorum of half the roster or fewer.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Member:
     witnesses: int = 1
     allow: Callable[[int], Iterable[str]] = _allow_everything
     base: int = 0
+    published: Published | None = None
 
     def __post_init__(self) -> None:
         require_quorum(self.quorum, len(self.plan.sites))
@@ -92,6 +97,10 @@ class Member:
     def witnesses_due(self) -> int:
         """`witnesses`, or as many as there are others."""
         return min(self.witnesses, len(self.plan.sites) - 1)
+
+    def counts_in(self, round_number: int) -> Published | None:
+        """What is released in the count round; None in a round that trains."""
+        return self.published if round_number == self.rounds else None
 
 
 @dataclass(frozen=True)
@@ -116,10 +125,14 @@ def make_upload(me: Member, state: GlobalState) -> bytes:
     """
     round_number = state.round + 1
     started = time.perf_counter()
-    update = me.learner.update(state.adapter.astype(np.float32))
+    counts = me.counts_in(round_number)
+    if counts is None:
+        share = me.weights[me.name] / max(me.weights.values())
+        update = me.learner.update(state.adapter.astype(np.float32)) * np.float32(share)
+    else:
+        update = counts.as_update(state.published, me.codec)
     trained = time.perf_counter()
-    share = me.weights[me.name] / max(me.weights.values())
-    slots = me.codec.to_slots(me.codec.quantise(update * np.float32(share), me.noise))
+    slots = me.codec.to_slots(me.codec.quantise(update, me.noise))
     sealed = me.keys.ckks.encrypt(slots, me.codec.encode_tolerance)
     tags = me.keys.tag.tag(sealed.c0, epoch=me.plan.epoch, round_number=round_number, site=me.name)
     upload = Upload.signed(
@@ -133,7 +146,7 @@ def make_upload(me: Member, state: GlobalState) -> bytes:
     )
     content = upload.to_bytes()
     me.note(
-        "uploaded",
+        "uploaded" if counts is None else "counted",
         round=round_number,
         train_s=trained - started,
         encode_encrypt_s=time.perf_counter() - trained,
@@ -182,9 +195,14 @@ def open_sum(me: Member, state: GlobalState, approved: ApprovedSum) -> GlobalSta
         np.frombuffer(header.seeds, np.uint8).reshape(me.plan.n_chunks, -1) for header in message.survivors
     ]
     levels = me.codec.sum_from_slots(me.keys.ckks.decrypt(c0, seeds), len(survivors))
+    mean = me.codec.mean(levels, len(survivors))
+    counts = me.counts_in(state.round + 1)
+    if counts is not None:
+        correct, total = counts.read(mean, len(survivors), me.codec)
+        me.note("published", correct=correct, total=total, sites=len(survivors))
+        return replace(state, round=state.round + 1)
     weight = sum(me.weights[name] for name in survivors) / max(me.weights.values())
-    mean = me.codec.mean(levels, len(survivors)) * len(survivors) / weight
-    state = step(state, mean, me.optimiser)
+    state = step(state, mean * len(survivors) / weight, me.optimiser)
     me.note(
         "applied",
         round=state.round,

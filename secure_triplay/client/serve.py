@@ -17,13 +17,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from secure_triplay.client.accounts import Accounts
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import EpochKeys, load_keys, save_keys
-from secure_triplay.client.learner import Encoded, Learner, encode_records, require_units
+from secure_triplay.client.learner import (
+    Encoded,
+    Learner,
+    counted_records,
+    encode_records,
+    require_units,
+)
 from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.published import Published
 from secure_triplay.client.round import Member
 from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
@@ -32,7 +40,7 @@ from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.data.records import Records
 from secure_triplay.errors import CryptoError, DataError, ProtocolError, SecureTriplayError
-from secure_triplay.prepare import Model, choose_codec, load_data, load_model
+from secure_triplay.prepare import Model, choose_codec, count_rule, load_data, load_model
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import SessionPlan, Witness
 from secure_triplay.wireformat import MAGIC, VERSION
@@ -159,7 +167,7 @@ def serve_site(
         codec=loaded.codec,
         weights={site.name: site.weight for site in study.sites},
         quorum=setup.quorum,
-        rounds=study.training.rounds,
+        rounds=study.total_rounds,
         optimiser=study.server_optimiser,
         learner=learner,
         noise=noise,
@@ -170,9 +178,12 @@ def serve_site(
         witnesses=setup.witnesses,
         allow=allow,
         base=setup.base,
+        published=published(study, learner, holdout, noise),
     )
 
     def measure(state: GlobalState) -> None:
+        if state.round > study.training.rounds:
+            return  # the count round trained nothing
         started = time.perf_counter()
         shown, own = learner.score(state.published, public), learner.score(state.published, holdout)
         journal.write(
@@ -199,6 +210,20 @@ def serve_site(
         )
     loaded.model.adapter.load_vector(session.state.published)
     return session.state
+
+
+def published(study: Study, learner: Learner, holdout: Encoded, noise: NoiseSource) -> Published | None:
+    """What the count round releases of these held-back records; None where the study publishes no accuracy."""
+    rule = count_rule(study)
+    if rule is None:
+        return None
+    counted = counted_records(holdout, rule.records_per_unit)
+
+    def count(adapter: NDArray[np.float32]) -> tuple[int, int]:
+        score = learner.score(adapter, counted)
+        return score.correct, score.total
+
+    return Published(rule, count, noise)
 
 
 def answer_requests(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.learner import Encoded, Learner, encode_records
 from secure_triplay.client.optimiser import GlobalState
-from secure_triplay.client.serve import LoadedSite, load_site
+from secure_triplay.client.serve import LoadedSite, load_site, published
 from secure_triplay.config import Study
 from secure_triplay.data.records import Records
 from secure_triplay.prepare import fetch_assets
@@ -29,13 +29,18 @@ class SiteLearner:
         train = self._encoded("training", loaded.train)
         self._holdout = self._encoded("held-back", loaded.holdout)
         self._public = self._encoded("public", loaded.public)
+        self.records = loaded.train
         self.codec = loaded.codec
-        self.trainer = Learner(loaded.study, loaded.model, NoiseSource(), train)
+        noise = NoiseSource()
+        self.trainer = Learner(loaded.study, loaded.model, noise, train)
+        self.published = published(loaded.study, self.trainer, self._holdout, noise)
 
     def start(self) -> NDArray[np.float32]:
         return self._fresh
 
     def measure(self, state: GlobalState) -> None:
+        if state.round > self._loaded.study.training.rounds:
+            return  # the count round trained nothing
         started = time.perf_counter()
         shown = self.trainer.score(state.published, self._public)
         own = self.trainer.score(state.published, self._holdout)

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from secure_triplay.deploy.serverapp import (
     EVENTS,
     FINISHED,
     FOLDER_VARIABLE,
+    NODES,
+    PAUSE,
+    PAUSED,
+    PLAN,
     RUNNING,
     epoch_folder,
 )
@@ -23,6 +28,7 @@ from secure_triplay.federation.files import write_public
 from secure_triplay.federation.hub import hub
 from secure_triplay.federation.processes import environment
 from secure_triplay.federation.serverfolder import FLOWER, ROUNDS, ServerFolder
+from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.server.service import EVENT_LOG
 
 Event = dict[str, Any]
@@ -70,8 +76,14 @@ def start_server(
             link.start()
             _until_registered(folder, flower, env, link, tell)
             tell(f"the SuperLink listens on {host}:{port}, and lets in {len(bundle.members)} sites")
+            epochs = len(folder.epochs)
             while not stop():
                 link.look(tell)
+                if len(folder.epochs) != epochs:
+                    epochs = len(folder.epochs)
+                    _until_registered(folder, flower, env, link, tell)
+                    _shut_out(folder, flower, env)
+                    tell(f"key epoch {folder.bundle.epoch}: {', '.join(folder.bundle.members)}")
                 time.sleep(0.3)
         finally:
             link.stop()
@@ -97,14 +109,27 @@ def _until_registered(
     write_public(file, json.dumps(sorted(known)).encode())
 
 
+def _shut_out(folder: ServerFolder, flower: Path, env: dict[str, str]) -> None:
+    """Take from the SuperLink the nodes of sites that are no longer on the roster."""
+    for epoch in folder.epochs:
+        file = epoch_folder(folder, epoch) / NODES
+        nodes = json.loads(file.read_text()) if file.exists() else {}
+        for site in sorted(set(nodes) - set(folder.bundle.members)):
+            with suppress(RunError):  # it is gone already
+                deployment.unregister_node(nodes[site], flower, env)
+
+
 def run_study(folder: ServerFolder, notify: Notify, *, patience_s: float = 60.0) -> None:
     """Run the study to its end; a ServerApp that died is started again, and goes on where it was.
 
     Raises RunError where the SuperLink is not there, or after too many runs.
     """
-    flower = folder.path / FLOWER
+    flower, rounds = folder.path / FLOWER, folder.path / ROUNDS
     env = environment(flower)
     follow = _Follow(folder)
+    if not is_running(folder):
+        (rounds / PAUSE).unlink(missing_ok=True)
+        (rounds / PAUSED).unlink(missing_ok=True)
     for _ in range(_MOST_RUNS):
         if finished(folder):
             break
@@ -117,6 +142,9 @@ def run_study(folder: ServerFolder, notify: Notify, *, patience_s: float = 60.0)
             time.sleep(0.3)
         for event in follow.new():
             notify(event)
+        if (rounds / PAUSED).exists():
+            notify({"event": "operator", "text": "stopped between two rounds; `study run` goes on"})
+            return
         if not finished(folder):
             notify({"event": "operator", "text": "the ServerApp ended before the study; it is started again"})
             time.sleep(2.0)
@@ -143,16 +171,44 @@ def is_running(folder: ServerFolder) -> bool:
     return b"flwr-serverapp" in command or b"flwr" in command
 
 
-def stop_study(folder: ServerFolder) -> None:
-    """Stop the run; closed rounds stay, and `run_study` goes on from them."""
-    flower = folder.path / FLOWER
-    try:
-        run = str(json.loads((flower / _RUN).read_bytes())["run"])
-    except (OSError, ValueError, KeyError) as error:
+def stop_study(folder: ServerFolder, *, patience_s: float = 600.0, now: bool = False) -> None:
+    """Stop between two rounds, where nothing of a round is half done; `now`: at once, and the round is repeated.
+
+    Raises RunError where nothing runs, or the round does not end in time.
+    """
+    flower, rounds = folder.path / FLOWER, folder.path / ROUNDS
+    if not is_running(folder):
         raise RunError(
-            "no run was started", where=str(folder.path), fix="secure-triplay study run --dir DIR"
-        ) from error
-    deployment.stop_run(run, flower, environment(flower))
+            "no run is going on", where=str(folder.path), fix="secure-triplay study status --dir DIR"
+        )
+    write_public(rounds / PAUSE, b"")
+    if now:
+        run = str(json.loads((flower / _RUN).read_bytes())["run"])
+        deployment.stop_run(run, flower, environment(flower))
+    deadline = time.monotonic() + patience_s
+    while is_running(folder):
+        if time.monotonic() > deadline:
+            raise RunError(
+                "the round has not ended yet; the study stops after it",
+                where=str(folder.path),
+                fix="wait, or `secure-triplay study stop --now`, after which the round is repeated",
+            )
+        time.sleep(0.2)
+
+
+def change_roster(
+    folder: ServerFolder, *, add: list[Path] | None = None, remove: list[str] | None = None
+) -> StudyBundle:
+    """Begin a new key epoch, between two rounds. Raises RunError where a round may be half done."""
+    rounds = folder.path / ROUNDS
+    begun = (epoch_folder(folder, folder.bundle.epoch) / PLAN).exists()
+    if is_running(folder) or finished(folder) or (begun and not (rounds / PAUSED).exists()):
+        raise RunError(
+            "a new key epoch begins between two rounds, and this study is in one, or has ended",
+            where=str(folder.path),
+            fix="secure-triplay study stop --dir DIR, and then again (`study run` first, if it was killed)",
+        )
+    return folder.next_epoch(add=add, remove=remove)
 
 
 def status(folder: ServerFolder) -> Event:
@@ -166,7 +222,7 @@ def status(folder: ServerFolder) -> Event:
         "confirmed": list(folder.approvals()),
         "running": is_running(folder),
         "finished": finished(folder),
-        "rounds": folder.study.training.rounds,
+        "rounds": folder.study.total_rounds,
         "last_closed_round": max((event["round"] for event in events), default=0),
         "last_survivors": events[-1]["survivors"] if events else [],
     }

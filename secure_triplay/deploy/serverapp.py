@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
@@ -18,14 +19,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from secure_triplay.errors import CryptoError, ProtocolError, RunError
 from secure_triplay.federation.files import read_public, write_public
+from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted
 from secure_triplay.federation.relay import Relay
 from secure_triplay.federation.serverfolder import EPOCHS, ROUNDS, ServerFolder
 from secure_triplay.server.app import CLOSED_FOLDER, RECORD, ServerSettings, run_rounds
 from secure_triplay.server.archive import Archive
-from secure_triplay.wire import SessionPlan
+from secure_triplay.wire import MAX_CATCH_UP_BYTES, Behind, CatchUp, SessionPlan
 
-FOLDER_VARIABLE = "SECURE_TRIPLAY_SERVER"
+FOLDER_VARIABLE, KEEP_VARIABLE = "SECURE_TRIPLAY_SERVER", "SECURE_TRIPLAY_KEEP_RECEIVED"
+"""Where the coordinator's folder is; and, for an audit, that every byte string that arrived is kept there."""
 PLAN, RUNNING, FINISHED, EVENTS = "plan", "running.json", "finished", "ceremony.jsonl"
+PAUSE, PAUSED, NODES = "pause", "paused", "nodes.json"
 _CEREMONY_PAUSE_S = 2.0
 _CEREMONY_S = 900.0
 """A ceremony may take so long at least: a site loads its model before it offers."""
@@ -47,64 +51,81 @@ def epoch_folder(folder: ServerFolder, epoch: int) -> Path:
     return folder.path / ROUNDS / f"epoch-{epoch}"
 
 
-def last_round(folder: ServerFolder, before_epoch: int) -> int:
-    """The last closed round of all epochs before this one."""
-    last = 0
-    for epoch in folder.epochs:
-        own = epoch_folder(folder, epoch)
-        if epoch < before_epoch and (own / PLAN).exists():
+@dataclass(frozen=True)
+class Before:
+    """What an epoch goes on from: the epoch before it, its closed rounds, and who took part."""
+
+    base: int = 0
+    epoch: int = 0
+    archive: Archive | None = None
+    members: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, folder: ServerFolder, epoch: int) -> Before:
+        """What lies before an epoch: the last one that had a key. Raises RunError where its last round is open."""
+        for earlier in sorted(folder.epochs, reverse=True):
+            own = epoch_folder(folder, earlier)
+            if earlier >= epoch or not (own / PLAN).exists():
+                continue
             plan = SessionPlan.from_bytes(read_public(own / PLAN, "plan", "restore the server's folder"))
-            last = Archive(own / CLOSED_FOLDER, plan).last or last
-    return last
+            archive = Archive(own / CLOSED_FOLDER, plan)
+            names = frozenset(site.name for site in plan.sites)
+            if archive.last is None:
+                return cls(cls.of(folder, earlier).base, earlier, archive, names)
+            archive.closed(archive.last)  # it has its signatures
+            return cls(archive.last, earlier, archive, names)
+        return cls()
 
 
 def run_study(grid: Grid, folder: ServerFolder) -> None:
-    """The newest epoch of a study, to its end. Raises RunError where too few sites take part."""
+    """The newest epoch of a study, to its end or until it is to pause. Raises RunError where too few take part."""
     bundle = folder.bundle
     own = epoch_folder(folder, bundle.epoch)
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
-    running = folder.path / ROUNDS / RUNNING
-    write_public(running, json.dumps({"pid": os.getpid(), "epoch": bundle.epoch}).encode())
+    rounds = folder.path / ROUNDS
+    write_public(rounds / RUNNING, json.dumps({"pid": os.getpid(), "epoch": bundle.epoch}).encode())
     try:
+        before = Before.of(folder, bundle.epoch)
         if not (own / PLAN).exists():
-            plan = Ceremony(grid, folder, own).run(max(bundle.rules.deadline_s, _CEREMONY_S))
+            ceremony = Ceremony(grid, folder, own, before)
+            plan = ceremony.run(max(bundle.rules.deadline_s, _CEREMONY_S))
             write_public(own / PLAN, plan.to_bytes())
         plan = SessionPlan.from_bytes(read_public(own / PLAN, "plan", "restore the server's folder"))
-        study = folder.study
-        run_rounds(
-            grid,
-            ServerSettings(
-                plan=plan,
-                rounds=study.training.rounds,
-                quorum=bundle.rules.quorum,
-                deadline_s=bundle.rules.deadline_s,
-                folder=own,
-                base=last_round(folder, bundle.epoch),
-            ),
+        (rounds / PAUSED).unlink(missing_ok=True)
+        settings = ServerSettings(
+            plan=plan,
+            rounds=folder.study.training.rounds,
+            quorum=bundle.rules.quorum,
+            deadline_s=bundle.rules.deadline_s,
+            folder=own,
+            keep_received=os.environ.get(KEEP_VARIABLE) == "1",
+            base=before.base,
         )
-        write_public(folder.path / ROUNDS / FINISHED, b"The last round was closed and opened.\n")
+        ended = run_rounds(grid, settings, (rounds / PAUSE).exists)
+        write_public(rounds / (FINISHED if ended else PAUSED), b"The last round was closed and signed.\n")
     finally:
-        running.unlink(missing_ok=True)
+        (rounds / RUNNING).unlink(missing_ok=True)
 
 
 class Ceremony:
     """Drives a `Relay` over Flower's grid; who did not answer is asked again."""
 
-    def __init__(self, grid: Grid, folder: ServerFolder, own: Path) -> None:
-        self._grid, self._own = grid, own
+    def __init__(self, grid: Grid, folder: ServerFolder, own: Path, before: Before) -> None:
+        self._grid, self._own, self._before = grid, own, before
         bundle = folder.bundle
         raw = read_public(folder.path / EPOCHS / f"{bundle.epoch}.bundle", "bundle", "restore the folder")
-        self._relay = Relay(bundle, raw)
+        self._relay = Relay(bundle, raw, before.base)
         self._node_of: dict[str, int] = {}
+        self._fresh: set[int] = set()
 
     def run(self, deadline_s: float) -> SessionPlan:
         """Until every site holds the key. Raises RunError at the deadline."""
         deadline = time.monotonic() + deadline_s
         while self._relay.missing_offers:
-            self._offers(self._before(deadline))
+            self._offers(self._left(deadline))
         while self._relay.sealed is None:
             node = self._node_of[self._relay.maker]
-            for _, content in self._ask({node: self._relay.make}, self._before(deadline)):
+            for _, content in self._ask({node: self._relay.make}, self._left(deadline)):
                 self._take("sealed", content, self._sealed)
         while not self._relay.complete:
             waiting = {
@@ -112,11 +133,14 @@ class Ceremony:
                 for site, node in self._node_of.items()
                 if site not in self._relay.opened
             }
-            for _, content in self._ask(waiting, self._before(deadline)):
+            for _, content in self._ask(waiting, self._left(deadline)):
                 self._take("opened", content, self._opened)
+        self._hand_over(self._left(deadline))
+        nodes = {site: str(node) for site, node in self._node_of.items()}
+        write_public(self._own / NODES, json.dumps(nodes).encode())
         return self._relay.plan
 
-    def _before(self, deadline: float) -> float:
+    def _left(self, deadline: float) -> float:
         left = deadline - time.monotonic()
         if left <= 0:
             missing = self._relay.missing_offers or sorted(
@@ -134,10 +158,71 @@ class Ceremony:
         nodes = [node for node in self._grid.get_node_ids() if node not in known]
         if not nodes:
             time.sleep(min(_CEREMONY_PAUSE_S, left_s))
-        for node, content in self._ask(dict.fromkeys(nodes, self._relay.summon), left_s):
-            site = self._take("offer", content, self._offer)
-            if site is not None:
-                self._node_of[site] = node
+        asked = dict.fromkeys(nodes, self._relay.summon)
+        while asked:
+            again: dict[int, bytes] = {}
+            for node, content in self._ask(asked, left_s):
+                behind = self._behind(content)
+                if behind is not None:
+                    again[node] = self._catch_up(node, behind)
+                    continue
+                site = self._take("offer", content, self._offer)
+                if site is not None:
+                    self._node_of[site] = node
+                    if self._relay.bundle.epoch > 1 and site not in self._before.members:
+                        self._fresh.add(node)
+            asked = again
+
+    def _behind(self, content: bytes) -> Behind | None:
+        try:
+            return Behind.from_bytes(content, max_bytes=1024)
+        except ProtocolError:
+            return None
+
+    def _catch_up(self, node: int, behind: Behind) -> bytes:
+        """The closed rounds of the epoch before that a site still has to apply, or the summons once it has all."""
+        before, study = self._before, self._relay.bundle.study_sha256
+        if behind.epoch != before.epoch or before.archive is None:
+            self._fresh.add(node)
+            return self._relay.summon_fresh
+        if behind.round >= before.base:
+            return self._relay.summon
+        closed, size = [], 0
+        for number in range(behind.round + 1, before.base + 1):
+            closed.append(before.archive.closed(number))
+            size += len(closed[-1].total.to_bytes())
+            if size > MAX_CATCH_UP_BYTES:
+                break
+        self._note("catching up", bytes=size)
+        return CatchUp(study, before.epoch, tuple(closed)).to_bytes()
+
+    def _hand_over(self, left_s: float) -> None:
+        """Bring the state to sites that are new, with the signatures of those that have it."""
+        if not self._fresh:
+            return
+        bundle, base = self._relay.bundle, self._before.base
+        old = [node for node in self._node_of.values() if node not in self._fresh]
+        asked = {
+            node: StateWanted(bundle.study_sha256, bundle.epoch, base, node == old[0]).to_bytes()
+            for node in old
+        }
+        confirmed: dict[str, Confirmed] = {}
+        sealed = b""
+        for _, content in self._ask(asked, left_s):
+            try:
+                offered = StateOffered.from_bytes(content)
+            except ProtocolError:
+                continue
+            confirmed[offered.confirmed.site] = offered.confirmed
+            sealed = offered.sealed or sealed
+        listed = tuple(sorted(confirmed.values(), key=lambda one: one.site))
+        if not listed or not sealed:
+            raise RunError(
+                "no site handed the state over", where="state hand-over", fix="start the sites, and run again"
+            )
+        given = StateGiven(bundle.study_sha256, bundle.epoch, base, listed, sealed).to_bytes()
+        for _, content in self._ask(dict.fromkeys(self._fresh, given), left_s):
+            self._take("state", content, self._opened)
 
     def _offer(self, content: bytes) -> str:
         self._relay, site = self._relay.take_offer(content)

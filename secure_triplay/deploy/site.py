@@ -37,6 +37,7 @@ def start_site(
     *,
     worker_command: list[str] | None = None,
     superlink: str | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Take part until the study ends; what dies is started again. Raises a SecureTriplayError.
 
@@ -64,7 +65,7 @@ def start_site(
     try:
         worker.start()
         _until_listening(joined.folder / SOCKET, worker, tell)
-        while not worker.ended:
+        while not worker.ended and not stop():
             worker.look(tell)
             node.look(tell)
             for event in reader.new():
@@ -73,7 +74,7 @@ def start_site(
         for event in reader.new():
             notify(event)
         ends = time.monotonic() + _LINGER_S  # so that the last answer still reaches the server
-        while time.monotonic() < ends:
+        while time.monotonic() < ends and not stop():
             node.look(tell)
             time.sleep(0.5)
     finally:

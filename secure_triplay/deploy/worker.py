@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,24 +28,26 @@ from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import EpochKeys
 from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.published import Published
 from secure_triplay.client.round import Member, Trains
 from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.deploy.ceremony import SiteCeremony
+from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
 from secure_triplay.errors import ProtocolError, SecureTriplayError
-from secure_triplay.federation.ceremony import Deliver, MakeKeys, Summon
+from secure_triplay.federation.ceremony import Deliver, MakeKeys, Opened, Summon
+from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted, needed
 from secure_triplay.federation.join import JoinedStudy, refusals, succeed
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.export import export
 from secure_triplay.ledger.ledger import Ledger
-from secure_triplay.ledger.study import training_release
+from secure_triplay.ledger.study import study_releases
 from secure_triplay.policy import check_hours
-from secure_triplay.prepare import noise_multiplier
 from secure_triplay.privacy.noise import NoiseSource
-from secure_triplay.wire import Declined, SessionPlan, Witness
+from secure_triplay.wire import Behind, Declined, SessionPlan, Witness
 from secure_triplay.wireformat import MAGIC, VERSION, read
 
 SOCKET, STATE, EVIDENCE, ADAPTER = "worker.sock", "state", "evidence", "adapter"
@@ -67,6 +69,10 @@ class Learns(Protocol):
     def trainer(self) -> Trains:
         """What turns a global adapter into a private update."""
 
+    @property
+    def published(self) -> Published | None:
+        """What it releases after the last training round; None where the study publishes no accuracy."""
+
     def start(self) -> NDArray[np.float32]:
         """The fresh adapter (n_params,)."""
 
@@ -76,6 +82,8 @@ class Learns(Protocol):
     def save(self, state: GlobalState, folder: Path) -> None:
         """Write the published adapter."""
 
+
+_Asked: TypeAlias = Summon | MakeKeys | Deliver | StateWanted | StateGiven
 
 Load = Callable[[Study, str, bytes, Journal], Learns]
 """(study, site, adapter seed, journal) -> what the site trains with."""
@@ -122,35 +130,116 @@ class SiteWorker:
         self._ledger.close()
 
     @staticmethod
-    def _ceremony_message(request: bytes) -> Summon | MakeKeys | Deliver | None:
-        if request[:4] != MAGIC or len(request) < 6 or request[5] not in (32, 34, 36):
+    def _ceremony_message(request: bytes) -> _Asked | None:
+        kinds = {kind.kind for kind in get_args(_Asked)}
+        if request[: len(MAGIC)] != MAGIC or len(request) < len(_WITNESS) or request[5] not in kinds:
             return None
-        message = read(request, Summon, MakeKeys, Deliver)
-        assert isinstance(message, Summon | MakeKeys | Deliver)
+        message = read(request, *get_args(_Asked))
+        assert isinstance(message, _Asked)
         return message
 
-    def _in_ceremony(self, message: Summon | MakeKeys | Deliver) -> bytes:
+    def _in_ceremony(self, message: _Asked) -> bytes:
+        if isinstance(message, StateWanted):
+            return self._hand_over(message).to_bytes()
+        if isinstance(message, StateGiven):
+            return self._take_over(message).to_bytes()
         if isinstance(message, Summon):
-            self._follow(message)
+            behind = self._follow(message)
+            if behind is not None:
+                return behind.to_bytes()
         reply = self._ceremony.answer(message).to_bytes()
         if isinstance(message, Deliver) and self._session is None:
             self._open_session()
         return reply
 
-    def _follow(self, message: Summon) -> None:
-        """Go on to a later epoch where that needs no person. Raises otherwise."""
+    def _hand_over(self, message: StateWanted) -> StateOffered:
+        """Confirm this site's state to a new one, and seal it where asked."""
+        of, found = (message.study, message.epoch), self._ceremony.keys()
+        kept = self._vault(message.epoch).load(_START_STATE)
+        if of != (self._ceremony.study, self._ceremony.epoch) or found is None or kept is None:
+            raise ProtocolError(
+                "a state of another epoch is wanted", where="server's message", fix="look into the server"
+            )
+        state = GlobalState.from_bytes(kept)
+        if state.round != message.round:
+            raise ProtocolError(
+                f"a state after round {message.round} is wanted, and this epoch began after {state.round}",
+                where="server's message",
+                fix="look into the server",
+            )
+        confirmed = Confirmed.signed(
+            self._site.signer,
+            study=message.study,
+            epoch=message.epoch,
+            round=state.round,
+            site=self._site.name,
+            state_sha256=state_sha256(state),
+        )
+        sealed = (
+            seal_state(state, found[0], study=message.study, epoch=message.epoch) if message.give else b""
+        )
+        return StateOffered(message.study, message.epoch, state.round, confirmed, sealed)
+
+    def _take_over(self, message: StateGiven) -> Opened:
+        """Take the state that a quorum of old sites confirmed, where this site has none."""
+        of, found = (message.study, message.epoch), self._ceremony.keys()
+        if of != (self._ceremony.study, self._ceremony.epoch) or found is None:
+            raise ProtocolError(
+                "a state of another epoch was given", where="server's message", fix="look into the server"
+            )
+        if self._session is None:
+            members = self._joined.bundle.identities
+            due = message.require_quorum(members, needed(len(members) - 1), self._site.name)
+            state = open_state(
+                message.sealed, due, found[0], study=message.study, epoch=message.epoch, round=message.round
+            )
+            if len(state.adapter) != len(self._learns.start()):
+                raise ProtocolError(
+                    "the state is of another adapter", where="state hand-over", fix="look into the server"
+                )
+            self._vault(message.epoch).save(_START_STATE, state.to_bytes())
+            self._open_session()
+        return Opened.signed(
+            self._site.signer,
+            study=message.study,
+            epoch=message.epoch,
+            site=self._site.name,
+            key_id=found[0].key_id,
+        )
+
+    def _follow(self, message: Summon) -> Behind | None:
+        """Go on to a later epoch where that needs no person, once every round before it was applied here.
+
+        Raises where it needs one, or where the server has lost rounds.
+        """
         bundle = StudyBundle.read(message.bundle, where="server's message")
-        if bundle.sha256 == self._joined.bundle.sha256:
-            return
-        before, state = self._ceremony, None if self._session is None else self._session.state
-        self._joined = succeed(self._site, self._joined, bundle, message.bundle)
-        if state is not None:
+        current = self._ceremony
+        if bundle.epoch == current.epoch:
+            return None
+        state = None if self._session is None or message.fresh else self._session.state
+        if state is None and not message.fresh:
+            return Behind(current.study, current.epoch, 0)
+        if state is not None and state.round < message.base:
+            return Behind(current.study, current.epoch, state.round)
+        if state is not None and state.round > message.base:
+            raise ProtocolError(
+                f"the server would go on after round {message.base}, and this site has applied {state.round}",
+                where="server's message",
+                fix="look into the server: it has lost closed rounds",
+            )
+        if state is not None:  # before anything says that the epoch is another: a restart goes on either way
             self._vault(bundle.epoch).save(_START_STATE, state.to_bytes())
-        before.destroy()
-        for name in ("upload", "sum"):
-            before.vault.destroy(name)
-        self._journal.write("epoch ended", epoch=before.epoch)
+        self._joined = succeed(self._site, self._joined, bundle, message.bundle)
+        self._end_epoch(current)
         self._begin_epoch()
+        return None
+
+    def _end_epoch(self, ended: SiteCeremony) -> None:
+        """Destroy the keys of an epoch, and what only they open."""
+        ended.destroy()
+        for name in ("upload", "sum"):
+            ended.vault.destroy(name)
+        self._journal.write("epoch ended", epoch=ended.epoch)
 
     def _vault(self, epoch: int) -> Vault:
         study = self._joined.study.sha256
@@ -180,6 +269,9 @@ class SiteWorker:
         keys, plan = found
         vault = self._vault(plan.epoch)
         kept = vault.load(_START_STATE)
+        if kept is None and plan.epoch > 1:
+            self._journal.write("waiting", what="for the state that the other sites hand over")
+            return
         start = GlobalState.start(self._learns.start()) if kept is None else GlobalState.from_bytes(kept)
         self._session = Session(self._member(keys, plan, start.round), vault, start)
         self._journal.write(
@@ -188,8 +280,7 @@ class SiteWorker:
 
     def _member(self, keys: EpochKeys, plan: SessionPlan, base: int) -> Member:
         study, bundle = self._joined.study, self._joined.bundle
-        release = training_release(study, noise_multiplier(study) if study.dp else 0.0)
-        accounts = LedgerAccounts(self._ledger, self._site.identity, plan, release)
+        accounts = LedgerAccounts(self._ledger, self._site.identity, plan, study_releases(study))
         accounts.joined(plan)
         return Member(
             name=self._site.name,
@@ -197,7 +288,7 @@ class SiteWorker:
             codec=self._learns.codec,
             weights={site.name: site.weight for site in study.sites},
             quorum=bundle.rules.quorum,
-            rounds=study.training.rounds,
+            rounds=study.total_rounds,
             optimiser=study.server_optimiser,
             learner=self._learns.trainer,
             noise=NoiseSource(),
@@ -208,6 +299,7 @@ class SiteWorker:
             witnesses=min(1, len(plan.sites) - 1),
             allow=self._allow,
             base=base,
+            published=self._learns.published,
         )
 
     def _allow(self, round_number: int) -> Iterable[str]:

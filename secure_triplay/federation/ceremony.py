@@ -1,6 +1,6 @@
 """The messages by which sites agree on an epoch's key over a server that can open none of it.
 
-    server -> site    Summon    the bundle of the epoch
+    server -> site    Summon    the bundle of the epoch, and the last round that was closed before it
     site -> server    Offer     this site's recipient key of the epoch: it confirmed this very bundle
     server -> maker   MakeKeys  every site's offer
     maker -> server   Sealed    one envelope for each site, and a signature over all of them
@@ -46,30 +46,37 @@ _MAX_ENVELOPE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Summon(Message):
-    """Server to site: take part in this epoch; `bundle` is the signed file."""
+    """Server to site: take part in this epoch, which goes on after round `base`; `bundle` is the signed file.
+
+    `fresh` is for a site that missed a whole epoch, whose keys it never had: its state will be handed over.
+    """
 
     study: str
     epoch: int
+    base: int
+    fresh: bool
     bundle: bytes
 
     kind: ClassVar[int] = 32
 
     def __post_init__(self) -> None:
         require_study(self.study, self.epoch, Summon)
+        require(is_number(self.base), "a round is a number", Summon)
+        require(type(self.fresh) is bool, "yes or no is due", Summon)
         require(
             type(self.bundle) is bytes and 0 < len(self.bundle) <= MAX_PUBLIC_BYTES, "a bundle is due", Summon
         )
 
     def _head(self) -> list[Any]:
-        return [self.study, self.epoch]
+        return [self.study, self.epoch, self.base, self.fresh]
 
     def _body(self) -> tuple[bytes, ...]:
         return (self.bundle,)
 
     @classmethod
     def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
-        study, epoch = fields_of(head, 2, cls)
-        return cls(study, epoch, bytes(body))
+        study, epoch, base, fresh = fields_of(head, 4, cls)
+        return cls(study, epoch, base, fresh, bytes(body))
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,10 @@ from secure_triplay.federation.sitefolder import STUDIES, SiteFolder
 from secure_triplay.federation.studybundle import SitePaths, StudyBundle
 from secure_triplay.ledger.entries import Decided
 from secure_triplay.ledger.ledger import Ledger
-from secure_triplay.ledger.study import training_release
+from secure_triplay.ledger.study import study_releases
 from secure_triplay.policy import Refusal, SitePolicy, check_participants, check_terms
-from secure_triplay.prepare import noise_multiplier
 
-BUNDLE, PATHS, TRUST = "study.bundle", "paths.json", "trusted.yaml"
+BUNDLE, NEXT, PATHS, TRUST = "study.bundle", "next.bundle", "paths.json", "trusted.yaml"
 LOCAL_CA, LOCAL_CERTIFICATE, LOCAL_KEY, SERVER_CA = "local-ca.crt", "local.crt", "local.key", "server-ca.crt"
 _ASK_AGAIN = "ask the coordinator for the bundle again"
 
@@ -124,12 +123,13 @@ def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> P
     if (folder / BUNDLE).exists():
         _require_later(read_bundle(folder / BUNDLE), bundle)
     with Ledger.open(site.ledger, site.identity) as ledger:
-        release = training_release(study, noise_multiplier(study) if study.dp else 0.0)
-        ledger.approve(study.sha256, study.study, [release], approved_by=approved_by)
+        ledger.approve(study.sha256, study.study, study_releases(study), approved_by=approved_by)
         ledger.record(_decided(bundle, approved_by, f"confirmed roster code {bundle.code} out of band"))
     make_folder(folder)
     _pin(site, folder, bundle)
-    write_public(folder / BUNDLE, asked.raw)
+    later = (folder / BUNDLE).exists() and read_bundle(folder / BUNDLE).sha256 != bundle.sha256
+    # The worker goes on to a later epoch once it has applied the rounds of the one before.
+    write_public(folder / (NEXT if later else BUNDLE), asked.raw)
     write_public(folder / PATHS, asked.paths.model_dump_json(indent=1).encode())
     joined = Joined.model_validate(
         {
@@ -145,13 +145,18 @@ def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> P
 
 
 def succeed(site: SiteFolder, joined: JoinedStudy, bundle: StudyBundle, raw: bytes) -> JoinedStudy:
-    """Take over a later epoch of a joined study in which nobody is new.
+    """Take over a later epoch of a joined study: one that a person here confirmed, or one with nobody new in it.
 
-    Raises ProtocolError where it is no such thing: somebody new, another study, server, app or coordinator. Then
-    a person has to join it. Raises PrivacyError where the policy refuses what is left of the roster.
+    Raises ProtocolError where it is neither: somebody new, another study, server, app or coordinator. Then a person
+    has to join it. Raises PrivacyError where the policy refuses what is left of the roster.
     """
     before = joined.bundle
     _require_later(before, bundle)
+    confirmed = joined.folder / NEXT
+    if confirmed.exists() and read_bundle(confirmed).sha256 == bundle.sha256:
+        write_public(joined.folder / BUNDLE, raw)
+        confirmed.unlink()
+        return JoinedStudy(joined.folder, bundle, joined.study)
     same = ("study_sha256", "ed25519", "mldsa65", "app", "ca_certificate", "server", "package_sha256")
     known = before.members
     if any(getattr(before, field) != getattr(bundle, field) for field in same) or any(

@@ -26,6 +26,7 @@ class Relay:
 
     bundle: StudyBundle
     file: bytes
+    base: int = 0
     offers: tuple[Offer, ...] = ()
     sealed: Sealed | None = None
     opened: frozenset[str] = frozenset()
@@ -33,7 +34,12 @@ class Relay:
     @property
     def summon(self) -> bytes:
         """What goes to every site first."""
-        return Summon(self.bundle.study_sha256, self.bundle.epoch, self.file).to_bytes()
+        return self._summon(fresh=False)
+
+    @property
+    def summon_fresh(self) -> bytes:
+        """What goes to a site that missed a whole epoch."""
+        return self._summon(fresh=True)
 
     @property
     def maker(self) -> str:
@@ -107,6 +113,10 @@ class Relay:
         sites = tuple(Site(name, both.identity) for name, both in self.bundle.identities.items())
         head = self.sealed.head
         return SessionPlan(self.bundle.study_sha256, head.key_id, self.bundle.epoch, head.n_chunks, sites)
+
+    def _summon(self, *, fresh: bool) -> bytes:
+        bundle = self.bundle
+        return Summon(bundle.study_sha256, bundle.epoch, self.base, fresh, self.file).to_bytes()
 
     def _all_offers(self) -> Offers:
         if self.missing_offers:

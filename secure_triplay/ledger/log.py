@@ -26,6 +26,7 @@ from secure_triplay.ledger.entries import (
     Reserved,
     RoundClosed,
     Settled,
+    StudyApproved,
     verify_chain,
 )
 from secure_triplay.ledger.store import Chain, Clock, utc_now
@@ -204,6 +205,18 @@ def _statements(logs: Mapping[str, tuple[Entry, ...]]) -> list[Disagreement]:
     ]
 
 
+def _rounds_before(entries: tuple[Entry, ...]) -> dict[tuple[str, str], int]:
+    """A study's rounds are its planned releases one after the other: how many come before each kind."""
+    found = {}
+    for body in (entry.body for entry in entries):
+        if isinstance(body, StudyApproved):
+            count = 0
+            for release in body.releases:
+                found[body.study, release.what] = count
+                count += release.times
+    return found
+
+
 def _unpaid(logs: Mapping[str, tuple[Entry, ...]]) -> list[Disagreement]:
     """Rounds in which a site took part, by anybody's log, and for which its own log settled no charge."""
     paid: dict[str, set[tuple[str, int]]] = {}
@@ -213,7 +226,12 @@ def _unpaid(logs: Mapping[str, tuple[Entry, ...]]) -> list[Disagreement]:
             body.reservation for body in (entry.body for entry in entries) if isinstance(body, Settled)
         }
         reserved = [(entry.counter, entry.body) for entry in entries if isinstance(entry.body, Reserved)]
-        paid[name] = {(body.study, body.round) for counter, body in reserved if counter in settled}
+        before = _rounds_before(entries)
+        paid[name] = {
+            (body.study, body.round + before.get((body.study, body.what), 0))
+            for counter, body in reserved
+            if counter in settled
+        }
         first = entries[0].body
         if isinstance(first, Opened) and any(entry.kind == "policy adopted" for entry in entries):
             keeps_budget.add(name)

@@ -8,7 +8,10 @@ from secure_triplay.ledger.books import Release
 from secure_triplay.ledger.budget import Limits, Unprotected
 from secure_triplay.ledger.ledger import TRAINING
 from secure_triplay.policy import SitePolicy
+from secure_triplay.prepare import count_rule, noise_multiplier
 from secure_triplay.privacy.mechanisms import DpSgdCharge
+
+PUBLISHED = "published accuracy"
 
 
 def training_release(study: Study, noise_multiplier: float) -> Release:
@@ -27,6 +30,19 @@ def training_release(study: Study, noise_multiplier: float) -> Release:
         )
     charge = DpSgdCharge(noise_multiplier, dp.sampling_rate, training.steps_per_round, dp.unit)
     return Release(TRAINING, charge, training.rounds)
+
+
+def count_release(study: Study) -> Release | None:
+    """The release of the published accuracy, after the last training round; None where the study has none."""
+    rule = count_rule(study)
+    return None if rule is None else Release(PUBLISHED, rule.charge, 1)
+
+
+def study_releases(study: Study) -> tuple[Release, ...]:
+    """Everything that a study releases, in the order of its rounds: what a site approves."""
+    training = training_release(study, noise_multiplier(study) if study.dp else 0.0)
+    counts = count_release(study)
+    return (training,) if counts is None else (training, counts)
 
 
 def simulated_limits(study: Study) -> Limits:

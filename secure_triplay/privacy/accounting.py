@@ -78,8 +78,10 @@ def epsilon_prv_check(charges: Iterable[Charge], delta: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """A noise multiplier, rounded up to five digits, whose `steps` steps cost at most `epsilon`.
+def noise_multiplier_for(
+    epsilon: float, delta: float, sampling_rate: float, steps: int, also: tuple[GaussianCharge, ...] = ()
+) -> float:
+    """A noise multiplier, rounded up to five digits, whose `steps` steps and `also` cost at most `epsilon` together.
 
     Guarantee: the authoritative accountant gives at most `epsilon` for what is returned. It is close to the
     smallest such noise: that figure was at least 0.998 of `epsilon` in every setting tried.
@@ -92,16 +94,25 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
     if epsilon >= HOPELESS_EPSILON:
         raise PrivacyError(f"epsilon {epsilon:g} protects nobody", where="epsilon", fix="1 to 10 is usual")
 
+    others = _merged(also)
+
     def excess(log_noise: float, grid: float) -> float:
         """How far the epsilon of this noise on this grid lies above the target, in logarithms of both."""
-        spent = _on_grid(((math.exp(log_noise), sampling_rate, steps),), delta, grid)
+        spent = _on_grid((*others, (math.exp(log_noise), sampling_rate, steps)), delta, grid)
         return math.log(min(max(spent, 1e-9), 1e9) / epsilon)
 
     grids = tuple(size for size in _GRIDS if size <= epsilon / 25) or _GRIDS[-1:]
     # Sampling only ever helps, so the noise that is enough without it bounds the search from above. It starts
     # where the central limit of many small steps lies (Dong, Roth and Su 2022, corollary 5.4): at
     # mu = rate sqrt(steps (e^(1/noise^2) - 1)), usually within a tenth.
-    mu = _gaussian_mu(epsilon, delta)
+    left_for_steps = _gaussian_mu(epsilon, delta) ** 2 - sum(times / noise**2 for noise, _, times in others)
+    if left_for_steps <= 0:
+        raise PrivacyError(
+            f"what is released besides the training costs more than epsilon {epsilon:g} by itself",
+            where="epsilon",
+            fix="publish with more noise, or not at all",
+        )
+    mu = math.sqrt(left_for_steps)
     highest = math.log(math.sqrt(steps) / mu) + 0.1
     found, slope = min(highest - 0.1, -0.5 * math.log(math.log1p((mu / sampling_rate) ** 2 / steps))), -1.3
     left = math.inf
@@ -119,7 +130,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
             fix="choose a larger epsilon or fewer steps",
         )
     noise = _rounded_up(math.exp(found - max(left, 0.0) / slope))
-    while _pld_epsilon(((noise, sampling_rate, steps),), delta) > epsilon:
+    while _pld_epsilon((*others, (noise, sampling_rate, steps)), delta) > epsilon:
         noise = _rounded_up(noise * (1 + 2e-4))
     return noise
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +88,11 @@ def make_app(settings: ServerSettings) -> ServerApp:
     return app
 
 
-def run_rounds(grid: Grid, settings: ServerSettings) -> None:
+def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] = lambda: False) -> bool:
     """Every round of a study that is not closed yet; after a crash the same call goes on from the last closed one.
+
+    Where `pause` says so it ends between two rounds: then the last one is closed and signed, and nothing of the next
+    one was asked for. Returns whether the study is finished.
 
     Raises RunError when too few sites are connected, or a round failed as often as it may.
     """
@@ -113,9 +116,12 @@ def run_rounds(grid: Grid, settings: ServerSettings) -> None:
         )
         carrier, wanted = _Carrier(grid, settings.deadline_s), len(plan.sites)
         while not rounds.finished:
+            if (rounds.exchange.kind, rounds.exchange.attempt) == ("train", 1) and pause():
+                return False
             nodes = _wait_for_nodes(grid, wanted, settings.quorum, gather_s, settings.deadline_s)
             wanted = settings.quorum  # once begun, nobody is waited for
             _exchange(rounds, carrier, nodes, settings.deadline_s)
+    return True
 
 
 def _exchange(rounds: Rounds, carrier: _Carrier, nodes: list[int], deadline_s: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -68,6 +69,23 @@ class Federation:
         for name in enrolled or names:
             made.join(name)
         return made
+
+    @classmethod
+    def copy(cls, template: Path, folder: Path, names: tuple[str, ...]) -> Federation:
+        """A copy of the folders that `make` made."""
+        shutil.copytree(template, folder)
+        sites = {name: SiteFolder.open(folder / name) for name in names}
+        return cls(folder, ServerFolder.open(folder / "coordinator"), sites)
+
+    def survivors(self) -> list[list[str]]:
+        """Who was in each closed round, over all epochs."""
+        found = []
+        for epoch in self.server.epochs:
+            log = self.server.path / "rounds" / f"epoch-{epoch}" / "events.jsonl"
+            lines = log.read_text().splitlines() if log.exists() else []
+            found += [event for event in map(json.loads, lines) if event["event"] == "closed"]
+        assert [event["round"] for event in found] == list(range(1, len(found) + 1))
+        return [event["survivors"] for event in found]
 
     def join(self, name: str) -> None:
         asked = join.look(self.sites[name], self.server.public_bundle, SitePaths())

@@ -30,6 +30,8 @@ def update_of(site: str) -> np.ndarray:
 class Fixed:
     """A learner whose update does not depend on anything."""
 
+    published = None
+
     def __init__(self, study: Study, site: str) -> None:
         self.codec = choose_codec(study, N_PARAMS)
         self._update = update_of(site)

@@ -15,7 +15,7 @@ from secure_triplay.ledger.ledger import TRAINING, Ledger
 from .conftest import NAMES, Federation, running
 from .light_worker import N_PARAMS, update_of
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 def kill_one(*parts: str) -> int:
@@ -41,10 +41,9 @@ def study(tmp_path_factory):
         made.start_run()
         made.until(lambda: any(event["event"] == "uploaded" for event in made.events("east")), 120)
         kill_one("light_worker.py", str(made.sites["east"].path))
-        made.until(lambda: made.closed() >= 1, 90)
+        made.until(lambda: made.closed() >= 1, 120)
         pid = json.loads((made.server.path / "rounds" / "running.json").read_text())["pid"]
         os.kill(pid, signal.SIGKILL)
-        made.until(lambda: made.closed() >= 2, 120)
         kill_one("superlinkmain", str(made.server.path))
         assert made.ended("run", 150) == 0
         for name in NAMES:
@@ -52,20 +51,13 @@ def study(tmp_path_factory):
         yield made
 
 
-def survivors(made: Federation) -> list[list[str]]:
-    log = made.server.path / "rounds" / "epoch-1" / "events.jsonl"
-    closed = [json.loads(line) for line in log.read_text().splitlines() if '"closed"' in line]
-    assert [event["round"] for event in closed] == [1, 2, 3]
-    return [event["survivors"] for event in closed]
-
-
 def test_every_round_is_closed_exactly_once_over_a_quorum(study):
-    assert all(len(names) >= 2 for names in survivors(study))
+    assert all(len(names) >= 2 for names in study.survivors())
 
 
 def test_all_sites_end_with_the_same_adapter_and_it_is_the_right_one(study):
     expected = np.zeros(N_PARAMS)
-    for names in survivors(study):
+    for names in study.survivors():
         expected += np.mean([update_of(name) for name in names], axis=0)
     found = [
         np.load(site.path / "studies" / "demo" / "adapter" / "published.npy") for site in study.sites.values()
@@ -79,7 +71,7 @@ def test_no_round_was_charged_twice_and_no_charge_was_given_back(study):
     for site in study.sites.values():
         with Ledger.open(site.ledger, None) as ledger:
             rounds = [made.round for made in ledger.books.reservations.values() if made.what == TRAINING]
-            assert sorted(rounds) == [1, 2, 3]
+            assert sorted(rounds) == list(range(1, ROUNDS + 1))
 
 
 def test_the_server_and_its_folder_hold_no_key_of_the_epoch(study):

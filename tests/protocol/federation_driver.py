@@ -18,6 +18,7 @@ import numpy as np
 from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.keys import Roster, load_keys, make_keys, open_keys, save_keys
 from secure_triplay.client.optimiser import GlobalState, step
+from secure_triplay.client.published import Published
 from secure_triplay.client.round import Member
 from secure_triplay.client.session import Answer, Session
 from secure_triplay.client.vault import Vault, new_storage_key
@@ -29,6 +30,7 @@ from secure_triplay.errors import RunError
 from secure_triplay.ledger.books import Release
 from secure_triplay.ledger.budget import Limits, Unprotected
 from secure_triplay.ledger.ledger import TRAINING, Ledger
+from secure_triplay.ledger.study import PUBLISHED
 from secure_triplay.server.archive import Archive
 from secure_triplay.server.rounds import Rounds
 from secure_triplay.server.service import Events, Service
@@ -135,10 +137,22 @@ class Federation:
     """`n_sites` sites and a server in `folder`; `boot` and `boot_server` start them, also after a kill."""
 
     def __init__(
-        self, folder: Path, n_sites: int = 4, *, rounds: int = 3, quorum: int | None = None, attempts: int = 5
+        self,
+        folder: Path,
+        n_sites: int = 4,
+        *,
+        rounds: int = 3,
+        quorum: int | None = None,
+        attempts: int = 5,
+        counted: Callable[[int], Published] | None = None,
     ) -> None:
         self.folder, self.rounds, self.attempts = folder, rounds, attempts
         self.quorum = quorum or n_sites
+        self.releases: tuple[Release, ...] = (Release(TRAINING, Unprotected(), rounds),)
+        if counted is not None:
+            self.rounds += 1
+            self.releases += (Release(PUBLISHED, Unprotected(), 1),)
+        self.counted = counted
         names = [f"site-{i}" for i in range(n_sites)]
         self.codec = Codec.choose(n_sites=n_sites, n_params=N_PARAMS, value_bits=12, limit=0.5)
         self.sites = {
@@ -169,7 +183,7 @@ class Federation:
             with Ledger.create(
                 site.folder / "ledger", site.identity, site=site.name, limits=LIMITS, approved_by="A"
             ) as ledger:
-                ledger.approve(STUDY, "s", [Release(TRAINING, Unprotected(), rounds)], approved_by="A")
+                ledger.approve(STUDY, "s", self.releases, approved_by="A")
             self.boot(site.index)
         self.server_fuse = Fuse()
         self.boot_server()
@@ -188,9 +202,7 @@ class Federation:
         keys = load_keys(self.codec.parameters, vault)
         assert keys is not None
         site.ledger = Ledger.open(site.folder / "ledger", site.identity)
-        accounts = FusedAccounts(
-            site.ledger, site.identity, self.plan, Release(TRAINING, Unprotected(), self.rounds)
-        )
+        accounts = FusedAccounts(site.ledger, site.identity, self.plan, self.releases)
         accounts.fuse = site.fuse
         me = Member(
             name=site.name,
@@ -207,6 +219,7 @@ class Federation:
             accounts=accounts,
             note=lambda event, **fields: site.notes.append((event, fields)),
             allow=lambda number: site.reasons,
+            published=None if self.counted is None else self.counted(index),
         )
         site.session = Session(me, vault, self.start)
 
@@ -279,6 +292,10 @@ class Federation:
             mean = self.codec.mean(sums, len(survivors)) * len(survivors) / weight
             states.append(step(states[-1], mean, OPTIMISER))
         return states
+
+    def oracle_until(self, last: int) -> GlobalState:
+        """State after round `last`, in which all that took part trained."""
+        return self.oracle()[last]
 
     def close(self) -> None:
         for site in self.sites.values():

@@ -1,0 +1,119 @@
+"""SECRET. A worker for the audit of server blindness: the real one, which also tells the auditor what it holds.
+
+    python -m secure_triplay.attacks.telling SITE-FOLDER STUDY TOLD-FOLDER
+
+At its own site it writes down what the auditor then looks for at the server: each update and adapter, a few images,
+the number of records, and the epoch's key. Nothing of this exists in a real worker, and nothing of it is on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_triplay.client.journal import Journal
+from secure_triplay.client.keys import load_keys
+from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.published import Published
+from secure_triplay.client.round import Trains
+from secure_triplay.client.vault import Vault
+from secure_triplay.config import Study
+from secure_triplay.crypto.codec import Codec
+from secure_triplay.crypto.packing import unpack60
+from secure_triplay.crypto.parameters import ID_BYTES
+from secure_triplay.deploy.learns import SiteLearner, load_learner
+from secure_triplay.deploy.worker import STATE, Learns, run_worker
+from secure_triplay.errors import SecureTriplayError
+from secure_triplay.federation.join import JoinedStudy
+from secure_triplay.federation.sitefolder import SiteFolder
+
+IMAGES = 3
+
+
+class Telling:
+    """A learner that writes down what it is given and what it returns, and keeps the last of it in memory."""
+
+    def __init__(self, learns: Learns, told: Path) -> None:
+        self._learns, self._told, self._count = learns, told, 0
+        self._held: list[object] = []
+        told.mkdir(mode=0o700, exist_ok=True)
+        if isinstance(learns, SiteLearner):
+            records = learns.records
+            np.save(told / "images.npy", records.images(range(IMAGES)))
+            self._held.append(records.images(range(IMAGES)))
+            self._held.append(json.dumps({"records": len(records)}))
+            (told / "records.json").write_text(json.dumps(len(records)))
+
+    @property
+    def codec(self) -> Codec:
+        return self._learns.codec
+
+    @property
+    def trainer(self) -> Trains:
+        return self
+
+    @property
+    def published(self) -> Published | None:
+        return self._learns.published
+
+    def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Train, and write down the update and the adapter that the site ends with by itself."""
+        update = self._learns.trainer.update(adapter)
+        self._count += 1
+        np.save(self._told / f"update-{self._count}.npy", update)
+        np.save(self._told / f"local-{self._count}.npy", adapter + update)
+        self._held = [*self._held[:2], update, adapter + update]
+        return update
+
+    def start(self) -> NDArray[np.float32]:
+        return self._learns.start()
+
+    def measure(self, state: GlobalState) -> None:
+        """Measure, and write down the global adapter."""
+        np.save(self._told / f"global-{state.round}.npy", state.published)
+        self._held = [*self._held[:4], state.published]
+        self._learns.measure(state)
+
+    def save(self, state: GlobalState, folder: Path) -> None:
+        self._learns.save(state, folder)
+
+
+def key_forms(site: SiteFolder, joined: JoinedStudy, codec: Codec) -> dict[str, bytes]:
+    """The epoch's CKKS key as the library holds it in memory, and as it stands in an opened envelope."""
+    epoch, study = joined.bundle.epoch, joined.study.sha256
+    vault = Vault(joined.folder / STATE / f"epoch-{epoch}", site.storage_key, study=study, epoch=epoch)
+    keys = load_keys(codec.parameters, vault)
+    if keys is None:
+        return {}
+    packed = keys.ckks.to_envelope_bytes()[ID_BYTES:]
+    words = unpack60(packed, 1).astype("<u8").tobytes()
+    return {
+        "SEAL's 64-bit words": words,
+        "packed at 60 bits": packed,
+        "tag key": keys.tag.to_envelope_bytes(),
+    }
+
+
+def main() -> None:
+    """Body of the auditor's worker."""
+    folder, study, told = sys.argv[1:4]
+
+    def load(study: Study, name: str, adapter_seed: bytes, journal: Journal) -> Telling:
+        return Telling(load_learner(study, name, adapter_seed, journal), Path(told))
+
+    try:
+        site = SiteFolder.open(Path(folder))
+        run_worker(site, JoinedStudy.open(site, study), load)
+    except SecureTriplayError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""SECRET. One site in one masked round, as a durable state machine: figure 4 of Bonawitz et al. (2017), user's side.
+
+What an answer stands on is in the store before the answer is returned, and each step is taken once: the same request
+again gets the same answer, also after a restart, and any other one is refused. These refusals carry the guarantee:
+
+    advertise   one set of secrets a round           else two sharings, two masks
+    share       one set of peers' keys               else shares of one secret under several keys
+    mask        one input and one list of members    else two inputs under one mask: their difference shows
+    agree       one list of survivors                else both kinds of share of one peer
+    reveal      only once enough sites signed it     else that list may not be the only one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn, Protocol
+
+import msgpack
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from secure_triplay.crypto.codec import Codec, Integers
+from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.masking.arithmetic import require_masked, residues, word_type
+from secure_triplay.crypto.masking.context import MaskContext
+from secure_triplay.crypto.masking.expand import (
+    KEY_BYTES,
+    SEED_BYTES,
+    add_mask,
+    agree,
+    derive,
+    mask_private_key,
+    pair_mask_key,
+    self_mask_check,
+    self_mask_key,
+    subtracts,
+)
+from secure_triplay.crypto.masking.messages import (
+    MaskKeys,
+    Membership,
+    Revealed,
+    SealedShares,
+    SurvivorsSignature,
+    by_site,
+    lists_hash,
+    members_hash,
+)
+from secure_triplay.crypto.masking.sharing import split
+from secure_triplay.errors import CryptoError, ProtocolError
+
+_NONCE = bytes(12)  # each sealing key seals one message
+_SECRETS = ("self_seed", "mask_seed", "seal_key")
+
+
+class Store(Protocol):
+    """Where the round's state is kept, encrypted and durable: `client.vault.Vault`."""
+
+    def save(self, name: str, content: bytes) -> None: ...
+    def load(self, name: str) -> bytes | None: ...
+
+
+class MaskingSite:
+    """One site's secrets and decisions of one round; made anew from its store it goes on where it was.
+
+    `name` must be on the context's roster, with the identity of `signer`. Raises CryptoError otherwise.
+    """
+
+    def __init__(self, context: MaskContext, name: str, signer: SigningIdentity, store: Store) -> None:
+        if context.identity(name) != signer.identity:
+            raise CryptoError(
+                "this site's identity is not the one that the roster lists",
+                where="masking", fix="take the roster that the sites signed",
+            )  # fmt: skip
+        self._context, self._name, self._signer, self._store = context, name, signer, store
+        kept = store.load(self._file)
+        self._state: dict[str, Any] = {} if kept is None else msgpack.unpackb(kept, strict_map_key=False)
+        if kept is not None and self._state.get("context") != context.sha256:
+            raise _again("with another roster or other parameters")
+
+    @property
+    def _file(self) -> str:
+        return f"mask-{self._context.round}"
+
+    # round 0, AdvertiseKeys
+
+    def advertise(self) -> MaskKeys:
+        """Fresh keys of this round, signed; the secrets behind them are kept first."""
+        self._require_open()
+        if "self_seed" not in self._state:
+            drawn = {name: os.urandom(KEY_BYTES if name == "seal_key" else SEED_BYTES) for name in _SECRETS}
+            self._keep(context=self._context.sha256, **drawn)
+        state, context = self._state, self._context
+        seal = X25519PrivateKey.from_private_bytes(state["seal_key"]).public_key().public_bytes_raw()
+        mask = mask_private_key(context, self._name, state["mask_seed"]).public_key().public_bytes_raw()
+        check = self_mask_check(context, self._name, state["self_seed"])
+        return MaskKeys.signed(context, self._name, self._signer, seal, mask, check)
+
+    # round 1, ShareKeys
+
+    def share(self, keys: Iterable[MaskKeys]) -> SealedShares:
+        """Shares of this site's two secrets, sealed to each peer whose keys came.
+
+        Raises:
+            ProtocolError: if keys are too few, repeated, or not those of the first call.
+            CryptoError: if a signature over keys does not verify.
+        """
+        own = self.advertise()
+        found = by_site(keys)
+        self._context.require_list(tuple(sorted(found)), "keys")
+        if found.get(self._name) != own:
+            raise _refused("this site's own keys are missing or others'")
+        listed = [[k.site, k.seal_key, k.mask_key, k.self_mask_check, k.signature] for k in found.values()]
+        listed.sort()
+        if "keys" in self._state:
+            if self._state["keys"] != listed:
+                raise _again("with other keys")
+            return SealedShares(self._name, self._state["sealed"])
+        for one in found.values():
+            one.verify(self._context)
+        holders, threshold = self._context.holders(self._name), self._context.parameters.share_threshold
+        parts = zip(
+            split(self._state["mask_seed"], threshold, len(holders)),
+            split(self._state["self_seed"], threshold, len(holders)),
+            strict=True,
+        )
+        shares = {holder: mask + own for holder, (mask, own) in zip(holders, parts, strict=True)}
+        sealed = {
+            peer: ChaCha20Poly1305(self._seal_key(found[peer], self._name, peer)).encrypt(
+                _NONCE, content, None
+            )
+            for peer, content in shares.items()
+            if peer != self._name and peer in found
+        }
+        self._keep(keys=listed, sealed=sealed, held={self._name: shares[self._name]})
+        return SealedShares(self._name, sealed)
+
+    # round 2, MaskedInputCollection
+
+    def mask(
+        self, codec: Codec, members: tuple[str, ...], sealed: Iterable[SealedShares], integers: Integers
+    ) -> tuple[Integers, Membership]:
+        """Values (n_params,) int64 in [0, 2 levels] -> residues (n_params,) below 2^integer_bits, to be encrypted.
+
+        `members` are the sites that shared, in order; those of them that are peers are masked with. A peer's share
+        that does not open is noted as missing: others hold theirs.
+
+        Raises:
+            ProtocolError: if members are too few or unknown, or members or values are not those of the first call.
+            CryptoError: if the values do not fit the codec.
+        """
+        self._require_open()
+        require_masked(codec)
+        keys = self._keys()
+        signature = Membership.signed(
+            self._context, self._name, self._signer, members_hash(self._context, members)
+        )
+        if self._name not in members or not set(members) <= set(keys):
+            raise _refused("a member sent no keys, or this site is none")
+        if integers.shape != (codec.n_params,) or integers.min() < 0 or integers.max() > 2 * codec.levels:
+            raise CryptoError(
+                "the values are not ones that the codec made",
+                where="masking",
+                fix="mask what quantise returned",
+            )
+        peers = [peer for peer in self._context.peers(self._name) if peer in members]
+        once = hashlib.sha256(
+            repr(codec).encode() + b"\0" + np.ascontiguousarray(integers, "<i8").tobytes()
+        ).digest()
+        if self._state.get("members", list(members)) != list(members):
+            raise _again("with other members")
+        if self._state.get("input", once) != once:
+            raise _again("with another update, whose difference to the first would show")
+        sent = by_site(sealed)
+        held = dict(self._state["held"])
+        for peer in peers:
+            content = self._opened(keys[peer], sent[peer]) if peer in sent and peer not in held else None
+            if content is not None:
+                held[peer] = content
+        self._keep(members=list(members), input=once, held=held)
+        total = integers.astype(word_type(codec.integer_bits))
+        add_mask(total, self_mask_key(self._context, self._name, self._state["self_seed"]))
+        private = mask_private_key(self._context, self._name, self._state["mask_seed"])
+        for peer in peers:
+            key = pair_mask_key(self._context, private, keys[peer].mask_key, self._name, peer)
+            add_mask(total, key, subtract=subtracts(self._name, peer))
+        return residues(codec, total), signature
+
+    # round 3, ConsistencyCheck
+
+    def agree(self, survivors: tuple[str, ...], memberships: Iterable[Membership]) -> SurvivorsSignature:
+        """This site's signature under the list of those whose inputs are in the sum: one list a round, for good.
+
+        Raises:
+            ProtocolError: if another list was signed, this site is not on it, it has too few sites, or one of
+                them did not sign the members that this site masked with.
+            CryptoError: if a signature does not verify.
+        """
+        self._require_open()
+        members = self._members()
+        lists = lists_hash(self._context, members, survivors)
+        if self._name not in survivors:
+            raise _refused("the round goes on without this site")
+        if self._state.get("survivors", list(survivors)) != list(survivors):
+            raise _again("with another list of survivors")
+        signed, expected = by_site(memberships), members_hash(self._context, members)
+        for name in survivors:
+            if name not in signed:
+                raise _refused("a survivor did not say with whom it masked")
+            signed[name].verify(self._context, expected)
+        self._keep(survivors=list(survivors))
+        return SurvivorsSignature.signed(self._context, self._name, self._signer, lists)
+
+    # round 4, Unmasking
+
+    def reveal(self, signatures: Iterable[SurvivorsSignature]) -> Revealed:
+        """By peer, the share of its self mask if it survived, else of its mask key, once `threshold` sites signed.
+
+        Raises:
+            ProtocolError: if no list was agreed on, or fewer signed it.
+            CryptoError: if a signature does not verify.
+        """
+        self._require_open()
+        if "survivors" not in self._state:
+            raise _refused("this site has not signed a list of survivors")
+        members, survivors = self._members(), tuple(self._state["survivors"])
+        lists = lists_hash(self._context, members, survivors)
+        signed = by_site(signatures)
+        for one in signed.values():
+            one.verify(self._context, lists)
+        if len(signed) < self._context.parameters.threshold or not set(signed) <= set(survivors):
+            raise _refused("too few survivors signed the list, or others did")
+        shares = {
+            peer: content[SEED_BYTES:] if peer in survivors else content[:SEED_BYTES]
+            for peer, content in self._state["held"].items()
+            if peer in members
+        }
+        return Revealed.signed(self._context, self._name, self._signer, lists, shares)
+
+    def close(self) -> None:
+        """Forget every secret of this round, for good: it is over, or was declared failed."""
+        self._state = {"context": self._context.sha256, "closed": True}
+        self._store.save(self._file, msgpack.packb(self._state))
+
+    def _keep(self, **more: object) -> None:
+        state = {**self._state, **more}
+        self._store.save(self._file, msgpack.packb(state))
+        self._state = state
+
+    def _require_open(self) -> None:
+        if self._state.get("closed"):
+            raise _refused("this round is closed here")
+
+    def _keys(self) -> Mapping[str, MaskKeys]:
+        if "keys" not in self._state:
+            raise _refused("this site has not shared its secrets")
+        return {entry[0]: MaskKeys(*entry) for entry in self._state["keys"]}
+
+    def _members(self) -> tuple[str, ...]:
+        if "members" not in self._state:
+            raise _refused("this site has masked nothing")
+        return tuple(self._state["members"])
+
+    def _seal_key(self, peer: MaskKeys, sender: str, recipient: str) -> bytes:
+        secret = agree(X25519PrivateKey.from_private_bytes(self._state["seal_key"]), peer.seal_key)
+        fields = (self._context.sha256, sender.encode(), recipient.encode())
+        return derive(secret, b"sealed shares 1", *fields)
+
+    def _opened(self, peer: MaskKeys, sent: SealedShares) -> bytes | None:
+        content = sent.sealed.get(self._name)
+        if content is None:
+            return None
+        try:
+            cipher = ChaCha20Poly1305(self._seal_key(peer, peer.site, self._name))
+            return cipher.decrypt(_NONCE, content, None)
+        except InvalidTag:
+            return None
+
+    def __repr__(self) -> str:
+        return "<MaskingSite>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise CryptoError("a round's secrets cannot be pickled", where="MaskingSite", fix="use its store")
+
+
+def _refused(what: str) -> ProtocolError:
+    return ProtocolError(
+        f"a step of the masked round was refused: {what}", where="masking", fix="look into the server"
+    )
+
+
+def _again(how: str) -> ProtocolError:
+    return ProtocolError(
+        f"a step of the masked round was asked for twice, {how}",
+        where="masking", fix="look into the server; an honest one asks the same again",
+    )  # fmt: skip

@@ -1,0 +1,290 @@
+"""Membership over key epochs: the real server loop and the real workers, with Flower's grid replaced by a dictionary.
+
+Folders, keys, ledgers, ciphertexts, the summing process and every message are real; nothing of Flower runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from secure_triplay.client.journal import Journal
+from secure_triplay.client.keys import load_keys
+from secure_triplay.client.vault import Vault
+from secure_triplay.deploy.ceremony import RECIPIENT
+from secure_triplay.deploy.server import change_roster, finished, status
+from secure_triplay.deploy.serverapp import FINISHED, PAUSE, PAUSED, epoch_folder, run_study
+from secure_triplay.deploy.worker import STATE, SiteWorker
+from secure_triplay.errors import RunError
+from secure_triplay.federation.ceremony import Deliver
+from secure_triplay.federation.handover import StateGiven
+from secure_triplay.federation.join import JoinedStudy
+from secure_triplay.ledger.ledger import TRAINING, Ledger
+from secure_triplay.server.app import RECORD
+
+from .conftest import Federation
+from .light_worker import N_PARAMS, Fixed, update_of
+
+NAMES = ("north", "east", "south", "west")
+ROUNDS = 6
+
+
+class DictionaryGrid:
+    """Flower's grid as far as the server uses it; a node is a worker in this process."""
+
+    def __init__(self, made: Federation) -> None:
+        self.made, self.numbers = made, itertools.count(1)
+        self.nodes: dict[int, str] = {}
+        self.workers: dict[str, SiteWorker] = {}
+        self.replies: dict[str, SimpleNamespace] = {}
+        self.heard: list[tuple[str, bytes]] = []
+        self.pause_after: int | None = None
+        self.alter = lambda site, request: request
+
+    def start(self, name: str) -> None:
+        """Start a worker, or start it again from its folder alone."""
+        site = self.made.sites[name]
+        joined = JoinedStudy.open(site)
+        if name in self.workers:
+            self.workers[name].close()
+        else:
+            self.nodes[next(self.numbers)] = name
+        self.workers[name] = SiteWorker(site, joined, Fixed(joined.study, name), Journal(joined.folder))
+
+    def stop(self, name: str) -> None:
+        self.workers.pop(name).close()
+        self.nodes = {node: site for node, site in self.nodes.items() if site != name}
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable) -> list[str]:
+        pushed = []
+        for message in messages:
+            name = self.nodes[message.metadata.dst_node_id]
+            request = self.alter(name, message.content[RECORD][RECORD])
+            self.heard.append((name, request))
+            reply = self.workers[name].answer(request)
+            number = str(next(self.numbers))
+            self.replies[number] = SimpleNamespace(
+                metadata=SimpleNamespace(reply_to_message_id=number),
+                content={RECORD: {RECORD: reply}},
+                has_error=lambda: False,
+            )
+            pushed.append(number)
+        if self.pause_after is not None and self.made.closed() >= self.pause_after:
+            (self.made.server.path / "rounds" / PAUSE).write_bytes(b"")
+        return pushed
+
+    def pull_messages(self, numbers: Iterable[str]) -> list[SimpleNamespace]:
+        return [self.replies.pop(number) for number in list(numbers) if number in self.replies]
+
+    def run(self, until: int | None = None) -> None:
+        """Run the study, and stop between two rounds once round `until` was closed."""
+        rounds = self.made.server.path / "rounds"
+        for name in (PAUSE, PAUSED):
+            (rounds / name).unlink(missing_ok=True)
+        self.pause_after = until
+        run_study(self, self.made.server)
+        assert (rounds / (FINISHED if until is None else PAUSED)).exists()
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_PAUSE_S", 0.01)
+    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 1.0)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """Three sites of a study for four: joined and confirmed."""
+    os.umask(0o077)
+    folder = tmp_path_factory.mktemp("epochs")
+    Federation.make(folder, rounds=ROUNDS, names=NAMES, enrolled=NAMES[:3])
+    return folder
+
+
+@pytest.fixture
+def grid(template: Path, tmp_path: Path) -> DictionaryGrid:
+    made = Federation.copy(template, tmp_path / "world", NAMES)
+    grid = DictionaryGrid(made)
+    for name in NAMES[:3]:
+        grid.start(name)
+    return grid
+
+
+def adapters(grid: DictionaryGrid, *names: str) -> list[np.ndarray]:
+    return [grid.workers[name].session.state.published for name in names]
+
+
+def expected(grid: DictionaryGrid) -> np.ndarray:
+    total = np.zeros(N_PARAMS)
+    for names in grid.made.survivors():
+        total += np.mean([update_of(name) for name in names], axis=0)
+    return total
+
+
+def vault(grid: DictionaryGrid, name: str, epoch: int) -> Vault:
+    site = grid.made.sites[name]
+    joined = JoinedStudy.open(site)
+    folder = joined.folder / STATE / f"epoch-{epoch}"
+    return Vault(folder, site.storage_key, study=joined.study.sha256, epoch=epoch)
+
+
+def key(grid: DictionaryGrid, name: str, epoch: int) -> bytes | None:
+    codec = grid.workers[name]._learns.codec
+    keys = load_keys(codec.parameters, vault(grid, name, epoch))
+    return None if keys is None else keys.key_id + keys.ckks.to_envelope_bytes()
+
+
+def test_a_study_goes_on_over_a_new_key_as_if_nothing_had_happened(grid):
+    grid.run(until=2)
+    first = key(grid, "north", 1)
+    change_roster(grid.made.server)
+    grid.run()
+    assert finished(grid.made.server)
+    assert key(grid, "north", 2) not in (None, first)
+    found = adapters(grid, *NAMES[:3])
+    assert all((one == found[0]).all() for one in found)
+    assert np.abs(found[0] - expected(grid)).max() < ROUNDS * 0.01 / 2**8
+
+
+def test_the_old_epochs_keys_are_gone_once_the_new_one_begins(grid):
+    grid.run(until=2)
+    assert key(grid, "east", 1) is not None
+    change_roster(grid.made.server)
+    grid.run(until=3)
+    for name in NAMES[:3]:
+        assert key(grid, name, 1) is None
+        assert vault(grid, name, 1).load("upload") is None
+        assert vault(grid, name, 2).load(RECIPIENT) is None
+
+
+def test_a_removed_site_gets_no_envelope_and_holds_no_later_key(grid):
+    grid.run(until=2)
+    change_roster(grid.made.server, remove=["south"])
+    grid.heard.clear()
+    grid.run()
+    assert grid.made.survivors()[2:] == [["east", "north"]] * 4
+    assert grid.workers["south"].session.state.round < ROUNDS
+    assert key(grid, "south", 2) is None
+    assert not [request for name, request in grid.heard if name == "south" and request[5] == Deliver.kind]
+    assert len({one.tobytes() for one in adapters(grid, "north", "east")}) == 1
+
+
+def test_a_new_site_ends_with_the_same_adapter_and_never_held_an_earlier_key(grid):
+    grid.run(until=2)
+    change_roster(grid.made.server, add=[grid.made.sites["west"].enrolment_file])
+    for name in NAMES:
+        grid.made.join(name)
+    grid.start("west")
+    grid.run()
+    found = adapters(grid, *NAMES)
+    assert all((one == found[0]).all() for one in found)
+    assert grid.made.survivors()[2:] == [["east", "north", "south", "west"]] * 4
+    assert np.abs(found[0] - expected(grid)).max() < ROUNDS * 0.01 / 2**8
+    assert key(grid, "west", 1) is None
+    with Ledger.open(grid.made.sites["west"].ledger, None) as ledger:
+        rounds = [made.round for made in ledger.books.reservations.values() if made.what == TRAINING]
+    assert rounds == [3, 4, 5, 6]
+
+
+def test_a_new_site_takes_no_state_that_a_quorum_did_not_confirm(grid):
+    grid.run(until=1)
+    change_roster(grid.made.server, add=[grid.made.sites["west"].enrolment_file])
+    for name in NAMES:
+        grid.made.join(name)
+    grid.start("west")
+
+    def fewer(site: str, request: bytes) -> bytes:
+        if request[5:6] != bytes([StateGiven.kind]):
+            return request
+        given = StateGiven.from_bytes(request)
+        return StateGiven(given.study, given.epoch, given.round, given.confirmed[:1], given.sealed).to_bytes()
+
+    grid.alter = fewer
+    grid.run(until=2)
+    assert grid.workers["west"].session is None
+    assert grid.made.survivors()[1] == ["east", "north", "south"]
+
+
+def test_a_new_site_takes_no_state_that_was_changed_on_its_way(grid):
+    grid.run(until=1)
+    change_roster(grid.made.server, add=[grid.made.sites["west"].enrolment_file])
+    for name in NAMES:
+        grid.made.join(name)
+    grid.start("west")
+    grid.alter = lambda site, request: (
+        request[:-1] + bytes([request[-1] ^ 1]) if request[5:6] == bytes([StateGiven.kind]) else request
+    )
+    grid.run(until=2)
+    assert grid.workers["west"].session is None
+
+
+def test_nobody_new_gets_a_key_before_a_person_at_every_site_confirmed(grid):
+    grid.run(until=1)
+    change_roster(grid.made.server, add=[grid.made.sites["west"].enrolment_file])
+    for name in ("north", "east", "west"):  # south's people did not
+        grid.made.join(name)
+    grid.start("west")
+    with pytest.raises(RunError, match="south did not answer"):
+        grid.run()
+    assert not [request for name, request in grid.heard if request[5] == Deliver.kind and b"west" in request]
+    assert grid.workers["west"].session is None
+
+
+def test_a_site_that_was_away_when_the_epoch_ended_catches_up_before_it_takes_part(grid):
+    grid.run(until=1)
+    change_roster(grid.made.server)
+    behind = grid.workers["south"].session.state.round
+    assert behind == 0  # it has signed the sum, and not yet been told that a quorum did
+    grid.run(until=2)
+    assert {grid.workers[name].session.state.round for name in NAMES[:3]} >= {1}
+    grid.run()
+    found = adapters(grid, *NAMES[:3])
+    assert all((one == found[0]).all() for one in found)
+
+
+def test_workers_that_start_again_from_their_folders_go_on_in_every_epoch(grid):
+    grid.run(until=1)
+    for name in NAMES[:3]:
+        grid.start(name)
+    change_roster(grid.made.server)
+    grid.run(until=2)
+    for name in NAMES[:3]:
+        grid.start(name)
+    grid.run()
+    found = adapters(grid, *NAMES[:3])
+    assert all((one == found[0]).all() for one in found)
+    assert np.abs(found[0] - expected(grid)).max() < ROUNDS * 0.01 / 2**8
+
+
+def test_the_roster_does_not_change_in_the_middle_of_a_round(grid):
+    grid.run(until=1)
+    (grid.made.server.path / "rounds" / PAUSED).unlink()  # as after `kill -9`
+    with pytest.raises(RunError, match="between two rounds"):
+        change_roster(grid.made.server)
+
+
+def test_status_tells_where_the_study_stands(grid):
+    grid.run(until=2)
+    found = status(grid.made.server)
+    assert (found["last_closed_round"], found["epoch"], found["finished"]) == (2, 1, False)
+    assert found["last_survivors"] == ["east", "north", "south"]
+
+
+def test_what_the_server_keeps_of_an_epoch_is_public(grid):
+    grid.run(until=2)
+    secret = key(grid, "north", 1)[32:]
+    windows = [secret[i : i + 24] for i in range(64, len(secret) - 24, 997)]
+    content = b"".join(
+        path.read_bytes() for path in epoch_folder(grid.made.server, 1).rglob("*") if path.is_file()
+    )
+    assert len(content) > 10_000
+    assert not [window for window in windows if window in content]
