@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from secure_triplay.config import DpOff, FashionMnist, Manifest, Study
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
-from secure_triplay.prepare import choose_codec, noise_multiplier
+from secure_triplay.prepare import choose_codec, count_rule, noise_multiplier
 from secure_triplay.wire import TAG_BYTES
 
 
@@ -96,7 +96,17 @@ def _privacy(study: Study) -> str:
     return (
         f"epsilon {dp.epsilon:g} at delta {dp.delta:g} per {dp.unit} and site, for adding or removing one {dp.unit}; "
         f"noise multiplier {noise_multiplier(study):.3f} over {study.total_steps} steps. Someone whose data lie at k "
-        f"sites spends k such budgets."
+        f"sites spends k such budgets.{_published(study)}"
+    )
+
+
+def _published(study: Study) -> str:
+    rule = count_rule(study)
+    if rule is None:
+        return ""
+    return (
+        " After the last round each site releases how many held-back records the adapter gets right, with noise of "
+        f"{rule.noise_std:.0f} records (one standard deviation), charged to the same epsilon."
     )
 
 

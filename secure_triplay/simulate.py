@@ -21,13 +21,18 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from secure_triplay.client.accounts import HARNESS
 from secure_triplay.client.job import WORKER_MODULE, Job, run_worker
 from secure_triplay.client.journal import JournalReader
 from secure_triplay.client.keys import Roster
 from secure_triplay.config import Study
+from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.keyfile import save_identity
 from secure_triplay.errors import RunError, SecureTriplayError
 from secure_triplay.federation.bundle import write_bundle
 from secure_triplay.federation.superlink import run_simulation_app
+from secure_triplay.ledger.log import AuditLog
+from secure_triplay.ledger.logbundle import export_log
 from secure_triplay.prepare import fetch_assets, noise_multiplier
 from secure_triplay.report.summary import Summary
 from secure_triplay.runfolder import run_folder
@@ -66,8 +71,17 @@ def simulate(
             notify("study", {"event": "rounds", "text": "starting Flower"})
             server = folder / "server"
             server.mkdir()
+            coordinator = SigningIdentity.generate()
+            save_identity(server, coordinator)
+            AuditLog.ensure(server, coordinator, party="coordinator", started_by=HARNESS)
             settings = ServerSettings(
-                plan, study.total_rounds, len(study.sites), DEADLINE_S, server, keep_received
+                plan,
+                study.total_rounds,
+                len(study.sites),
+                DEADLINE_S,
+                server,
+                keep_received,
+                log=server,
             )
             settings.write(write_bundle(scratch / "app", sockets=scratch))
             run_simulation_app(
@@ -77,6 +91,7 @@ def simulate(
                 cores=os.cpu_count() or 1,
                 poll=sites.look,
             )
+            export_log(server, server / "evidence", coordinator, purpose="end of a simulated study")
             sites.collect(*sites.pipes)  # each says that it has finished
             sites.look()
         notify("study", {"event": "writing", "text": "writing the report"})

@@ -13,9 +13,9 @@ from typing import Any
 from secure_triplay import __version__
 from secure_triplay.config import DpOn, Study
 from secure_triplay.errors import RunError
-from secure_triplay.prepare import choose_codec, noise_multiplier
+from secure_triplay.prepare import choose_codec, count_rule, noise_multiplier
 from secure_triplay.privacy import accounting
-from secure_triplay.privacy.mechanisms import DpSgdCharge
+from secure_triplay.privacy.mechanisms import Charge, DpSgdCharge
 from secure_triplay.report import summary as report
 from secure_triplay.report.card import write_adapter_card
 from secure_triplay.report.run import write_run_report
@@ -137,9 +137,23 @@ def _accuracy(run: Collected) -> report.Accuracy:
             for site, values in own.items()
         },
         per_site_per_round={site: tuple(values[1:]) for site, values in own.items()},
+        published=_published(run),
         worst_site=None
         if worst is None
         else report.WorstSite(name=worst, baseline=own[worst][0], final=own[worst][-1]),
+    )
+
+
+def _published(run: Collected) -> report.PublishedCounts | None:
+    rule = count_rule(run.study)
+    if rule is None:
+        return None
+    (said,) = run.of(run.sites[0], "published")
+    return report.PublishedCounts(
+        correct=said["correct"],
+        records=said["total"],
+        noise_std=rule.noise_std * said["sites"] ** 0.5,
+        sites=said["sites"],
     )
 
 
@@ -156,7 +170,9 @@ def _privacy(study: Study, site: str) -> report.SitePrivacy:
             steps=study.total_steps,
         )
     dp, noise, per_round = study.privacy, noise_multiplier(study), study.training.steps_per_round
-    whole = [DpSgdCharge(noise, dp.sampling_rate, study.total_steps, dp.unit)]
+    counts = count_rule(study)
+    whole: list[Charge] = [DpSgdCharge(noise, dp.sampling_rate, study.total_steps, dp.unit)]
+    whole += [] if counts is None else [counts.charge]
     return report.SitePrivacy(
         site=site,
         epsilon=accounting.epsilon(whole, dp.delta),

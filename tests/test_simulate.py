@@ -39,6 +39,7 @@ def small_study() -> dict:
         "public_images": 40,
     }
     content["training"] |= {"rounds": 2}
+    content["published_accuracy"] = {"noise_multiplier": 3.0}
     content["privacy"] |= {"expected_batch_size": 20}
     content["server_optimiser"] |= {"average_last": 1}
     content["sites"] = content["sites"][:3]
@@ -73,6 +74,7 @@ def test_a_finished_run_holds_what_the_readme_says(run):
         "journal.jsonl",
         "ledger",
         "evidence",
+        "identity.key",
     }
 
 
@@ -103,6 +105,7 @@ def test_claimed_epsilon_stands_before_another_accountant(run):
             claim["sampling_rate"], dp_accounting.GaussianDpEvent(claim["noise_multiplier"])
         )
         accountant.compose(dp_accounting.SelfComposedDpEvent(event, claim["steps"]))
+        accountant.compose(dp_accounting.GaussianDpEvent(3.0))  # the published accuracy
         assert claim["epsilon"] <= accountant.get_epsilon(claim["delta"]) <= 1.6 * claim["epsilon"]
         assert claim["steps"] == 2
 
@@ -111,7 +114,7 @@ def test_every_upload_was_accepted_and_none_refused(run):
     folder, summary = run
     events = [json.loads(line) for line in (folder / "server" / "events.jsonl").read_text().splitlines()]
     outcomes = [event["outcome"] for event in events if event["event"] == "received"]
-    assert outcomes == ["accepted"] * 6
+    assert outcomes == ["accepted"] * 9  # two rounds of training, one of counts
     assert summary["federation"]["uploads_refused"] == 0
 
 
@@ -125,6 +128,7 @@ def test_budget_was_reserved_before_each_upload_left_and_settled_with_its_hash(r
         # A round is charged in the exchange before it, so that peers have countersigned it when it is trained.
         assert [entry["kind"] for entry in kept] == [
             *("reserved", "settled", "reserved"),
+            *("round closed", "settled", "reserved"),
             *("round closed", "settled", "round closed"),
         ]
         kinds = [entry["kind"] for entry in entries]
@@ -133,11 +137,12 @@ def test_budget_was_reserved_before_each_upload_left_and_settled_with_its_hash(r
 
 
 def test_evidence_of_every_site_verifies_offline_and_agrees_and_an_edit_does_not(run, tmp_path):
-    bundles = sorted((run[0] / "sites").glob("*/evidence"))
+    bundles = [*sorted((run[0] / "sites").glob("*/evidence")), run[0] / "server" / "evidence"]
     command = [sys.executable, "-c", "from secure_triplay.cli import main; main()", "audit", "verify"]
     done = subprocess.run([*command, *map(str, bundles)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("hold") == 3
+    assert done.stdout.count("arithmetic hold;") == 3
+    assert "coordinator: signatures and chain" in done.stdout
     assert done.stdout.count("by 2 others; rollback is excluded") == 3
     assert "not excluded" not in done.stdout
     assert "they agree on every round" in done.stdout
@@ -148,6 +153,35 @@ def test_evidence_of_every_site_verifies_offline_and_agrees_and_an_edit_does_not
     done = subprocess.run([*command, str(edited)], capture_output=True, text=True, check=False)
     assert done.returncode in (6, 7, 9)
     assert "Traceback" not in done.stderr
+
+
+def test_a_simulated_sites_budget_is_exported_again_like_a_real_ones(run, tmp_path):
+    shutil.copytree(run[0] / "sites" / "east", tmp_path / "east")
+    out = tmp_path / "again"
+    command = [sys.executable, "-c", "from secure_triplay.cli import main; main()"]
+    export = [*command, "budget", "export", "--site", str(tmp_path / "east"), "--out", str(out)]
+    assert subprocess.run(export, capture_output=True, check=False).returncode == 0
+    verify = [*command, "audit", "verify", str(out), str(run[0] / "sites" / "east" / "evidence")]
+    assert subprocess.run(verify, capture_output=True, check=False).returncode == 0
+
+
+def test_published_accuracy_is_the_sum_of_held_back_answers_within_its_noise(run):
+    folder, summary = run
+    said = summary["accuracy"]["published"]
+    journals = [
+        [json.loads(line) for line in (site / "journal.jsonl").read_text().splitlines()]
+        for site in (folder / "sites").iterdir()
+    ]
+    last = [[entry for entry in journal if entry["event"] == "measured"][-1] for journal in journals]
+    assert said["noise_std"] == pytest.approx(3.0 * math.sqrt(2) * math.sqrt(3))
+    assert abs(said["correct"] - sum(entry["holdout_correct"] for entry in last)) < 7 * said["noise_std"]
+    assert abs(said["records"] - sum(entry["holdout_total"] for entry in last)) < 7 * said["noise_std"]
+    assert {
+        round(entry["correct"], 6)
+        for journal in journals
+        for entry in journal
+        if entry["event"] == "published"
+    } == {round(said["correct"], 6)}
 
 
 def needles(folder: Path) -> dict[str, list[bytes]]:

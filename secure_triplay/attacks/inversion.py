@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from secure_triplay.model.backbone import Backbone
 
 Array = NDArray[np.float64]
-_CORRECTIONS = 4
+_CORRECTIONS = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,13 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from secure_triplay.attacks.attack import Attack, Observable, Setting
 from secure_triplay.attacks.finding import Arm, Control, Finding, Outcome, Verdict
-from secure_triplay.attacks.scene import Sites, key_ceremony
+from secure_triplay.attacks.scene import Sites, key_ceremony, open_scene, study_data
+from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.crypto.codec import Codec, Integers, Slots
 from secure_triplay.crypto.packing import SeededCiphertexts, add_mod
 from secure_triplay.errors import CryptoError
@@ -71,6 +73,46 @@ def round_with(sites: Sites, others: list[Integers], wanted: Integers, evil: Slo
 
 
 def run(setting: Setting) -> Outcome:
+    """What goes through unseen, what does not, and what the accuracy loses to it."""
+    integers = try_encodings(setting)
+    setting.tell(3, 4)
+    harm = accuracy_lost(setting)
+    setting.tell(4, 4)
+    return Outcome(integers.controls, (*integers.findings, harm), integers.not_tested)
+
+
+def accuracy_lost(setting: Setting) -> Finding:
+    """One site sends the public limit in every round, against the noise of the others; nobody trains."""
+    study = setting.study
+    scene, test = open_scene(study, study.adapter.kind), study_data(study).test
+    codec, sites = choose_codec(study, len(scene.start)), len(study.sites)
+    std = codec.limit / study.codec.range_noise_stds
+    tokens, labels = scene.tokens(test, np.arange(min(200 if setting.quick else 800, len(test))))
+
+    def accuracy(pull: float) -> float:
+        state, rng = GlobalState.start(scene.start), np.random.default_rng(setting.seed)
+        for _ in range(study.training.rounds):
+            noise = rng.normal(0, std * (sites - 1) ** 0.5, len(scene.start))
+            state = step(state, (noise + pull) / sites, study.server_optimiser)
+        scene.model.adapter.load_vector(state.published)
+        with torch.no_grad():
+            return float((scene.model.classifier(tokens).argmax(-1) == labels).double().mean())
+
+    quiet, poisoned = accuracy(0.0), accuracy(codec.limit)
+    return Finding(
+        "malicious_site",
+        Arm.BOTH if study.dp is not None else Arm.ENCRYPTION,
+        study.adapter.kind,
+        "accuracy lost to one site at the public limit in every round, where nobody else learns",
+        round(quiet - poisoned, 4),
+        Verdict.LEAKS_AS_STATED,
+        note="a fixed direction that nobody chose well; a cleverer one costs more. All sites together measure "
+        "the accuracy, so that the loss is seen, though not who caused it",
+        figures={"before": round(quiet, 4), "after": round(poisoned, 4), "images": len(labels)},
+    )
+
+
+def try_encodings(setting: Setting) -> Outcome:
     """Out of range, unseen; at the end of the range, unseen; and far out of range, which is refused."""
     started, study = time.perf_counter(), setting.study
     # whole chunks: padding that is not empty would be refused, and a real attacker leaves it empty
@@ -85,13 +127,12 @@ def run(setting: Setting) -> Outcome:
     others = [honest_integers() for _ in range(len(sites.signers) - 1)]
     nothing, most = np.full(codec.n_params, codec.levels), np.full(codec.n_params, 2 * codec.levels)
     carry = round_with(sites, others, nothing, carrying_slots(codec))
-    setting.tell(1, 3)
+    setting.tell(1, 4)
     moved = 0.0 if carry.mean is None else float(np.mean(np.abs(carry.mean - carry.honest) > codec.step / 8))
     limit = round_with(sites, others, most, codec.to_slots(most))
     pull = 0.0 if limit.mean is None else float(np.mean(limit.mean)) / (std / len(sites.signers) ** 0.5)
-    setting.tell(2, 3)
+    setting.tell(2, 4)
     far = round_with(sites, others, nothing, overflowing_slots(codec))
-    setting.tell(3, 3)
     control = Control(
         "malicious_site",
         moved > 0 and pull > 1,

@@ -42,17 +42,16 @@ _GAMMA = 2.0  # RMIA's threshold of the ratio (Zarifzadeh, Liu and Shokri 2024)
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained: records in the pool and in the population, adapters, and the control's."""
+    """How much is trained: records in the pool and in the population, and adapters."""
 
     pool: int
     population: int
     shadows: int
     targets: int
-    control_pool: int
-    control_rounds: int
 
 
-_SIZES = {False: Size(400, 100, 6, 4, 100, 60), True: Size(160, 60, 4, 2, 60, 60)}
+_SIZES = {False: Size(400, 100, 6, 4), True: Size(120, 60, 4, 2)}
+_CONTROL, _CONTROL_ROUNDS = Size(40, 60, 4, 2), 35
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def run(setting: Setting) -> Outcome:
     kinds["ffa"] = _frozen_a(kinds["lora"])
     pool, population = _records(study, kinds["lora"], size)
     arms = [Arm.NOTHING, Arm.DP] if study.dp else [Arm.NOTHING]
-    done, total = 0, len(kinds) * (size.shadows + size.targets) * (1 + len(arms))
+    done, total = 0, len(kinds) * (_adapters(_CONTROL) + _adapters(size) * len(arms))
 
     def ticked() -> None:
         nonlocal done
@@ -141,9 +140,9 @@ def run(setting: Setting) -> Outcome:
     controls, findings = [], []
     for kind, model in kinds.items():
         _only_trains(model)
-        small = _mislabelled(_first(pool, size.control_pool), len(study.classes))
+        small = _mislabelled(_first(pool, _CONTROL.pool), len(study.classes))
         games = _Games(study, model, small, population, setting.seed, ticked)
-        outcome = games.play(size, rng, games.overfitted(size.control_rounds))
+        outcome = games.play(_CONTROL, rng, games.overfitted(_CONTROL_ROUNDS))
         control = _control(kind, _scores("lira", outcome))
         controls.append(control)
         for arm in arms:
@@ -227,12 +226,12 @@ class _Games:
         )
 
     def overfitted(self, rounds: int) -> Callable[[Encoded, NoiseSource], Array]:
-        """Every record in every one of many large steps."""
+        """Every record in every one of many steps: more than fit the labels."""
 
         def training(records: Encoded, noise: NoiseSource) -> Array:
             return self._rounds(
                 rounds,
-                ServerOptimiser(kind="fedadam", learning_rate=0.02),
+                ServerOptimiser(kind="fedadam", learning_rate=0.003, tau=1e-6),
                 lambda: self._plain(records, noise, 1.0, float(len(records)), 1, 1.0),
             )
 
@@ -275,6 +274,10 @@ class _Games:
                 parts.append(right - others)
         confidences: Array = torch.cat(parts).numpy()
         return confidences
+
+
+def _adapters(size: Size) -> int:
+    return size.shadows + size.targets
 
 
 def draw_members(shadows: int, targets: int, records: int, rng: np.random.Generator) -> Mask:

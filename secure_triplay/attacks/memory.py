@@ -22,6 +22,7 @@ WINDOW_BYTES = 32
 WINDOWS = 8
 _LEAST_DIFFERENT_BYTES = 9
 _PIECE_BYTES = 1 << 24
+_TABLE_BITS = 20
 _MAP_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+\s*(.*)")
 
 
@@ -160,11 +161,36 @@ def _regions(maps: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _look(piece: bytes, counts: Mapping[Needle, set[bytes]]) -> bytes:
-    """Note which windows stand in the piece; the end of it, for one that is cut in two."""
+    """Note which windows stand in the piece; the end of it, for one that is cut in two.
+
+    All windows at once: a table tells of each 8 bytes of the piece, at every offset, whether a window may begin so.
+    """
+    starts: dict[bytes, list[tuple[bytes, set[bytes]]]] = {}
     for needle, found in counts.items():
-        found.update(window for window in needle.windows if window not in found and window in piece)
+        for window in needle.windows:
+            if window in found:
+                continue
+            if len(window) < 8:
+                found.update({window} if window in piece else ())
+            else:
+                starts.setdefault(window[:8], []).append((window, found))
+    if starts:
+        table = np.zeros(1 << _TABLE_BITS, bool)
+        table[_hashed(np.frombuffer(b"".join(starts), "<u8"))] = True
+        for offset in range(min(8, len(piece) - 7)):
+            words = np.frombuffer(piece, "<u8", (len(piece) - offset) // 8, offset)
+            for index in np.flatnonzero(table[_hashed(words)]):
+                at = offset + 8 * int(index)
+                for window, found in starts.get(piece[at : at + 8], ()):
+                    if piece.startswith(window, at):
+                        found.add(window)
     longest = max((len(window) for needle in counts for window in needle.windows), default=1)
     return piece[-(longest - 1) :] if longest > 1 else b""
+
+
+def _hashed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Places of 8-byte words in a table of 2**_TABLE_BITS (multiplicative hashing, Knuth 1973, 6.4)."""
+    return (words * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - _TABLE_BITS)
 
 
 def _hits(counts: Mapping[Needle, set[bytes]], where: str) -> tuple[Hit, ...]:

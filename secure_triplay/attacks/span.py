@@ -43,7 +43,7 @@ from secure_triplay.privacy.noise import NoiseSource
 
 NAME = "span-inversion"
 PSNR_GOAL_DB, SSIM_GOAL, SECONDS_GOAL = 25.0, 0.8, 5.0
-TRUST = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+TRUST = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """Standard deviations of a pixel among which an attacker chooses."""
 NAIVE = 3e-3
 RANK = 32
@@ -201,7 +201,7 @@ def control_of(name: str, tried: Tried, setup: str) -> Control:
 def run(setting: Setting) -> Outcome:
     """All arms on the study's own tower, then ranks, rounds and local steps, then open_clip's tower."""
     study = setting.study
-    n, public = (12, 4) if setting.quick else (50, 6)
+    n, public = (8, 4) if setting.quick else (50, 6)
     records, chosen = victims(study, n, setting.seed)
     prior = fit_prior(public_images(study).learned, study.backbone.image_size)
     controls: list[Control] = []
@@ -246,7 +246,8 @@ def run(setting: Setting) -> Outcome:
         findings += more.findings
         done += 1
         setting.tell(min(done, total), total)
-    return Outcome(tuple(controls), tuple(findings), _NOT_TESTED)
+    skipped = ("open_clip's own tower: not in a quick run",) if setting.quick else ()
+    return Outcome(tuple(controls), tuple(findings), _NOT_TESTED + skipped)
 
 
 def _variants(
@@ -258,7 +259,7 @@ def _variants(
 ) -> list[Outcome]:
     """Less convenient conditions, all without a defence."""
     study, found = setting.study, []
-    few = 4 if setting.quick else 12
+    few = 3 if setting.quick else 12
     open_clip = study.model_copy(update={"backbone": OPEN_CLIP})
     n_rounds = -(-17 // study.adapter.rank) + 1
     cases: list[tuple[str, str, Study, Kind, int, dict[str, float], int]] = [
@@ -274,6 +275,8 @@ def _variants(
     if not setting.quick:
         setup = "open_clip's ViT-B-32 with random weights, FFA-LoRA of rank 128"
         cases.append(("", setup, open_clip, "ffa", 128, {}, few))
+    if setting.quick:  # the larger tower takes as long as all the rest
+        cases = [case for case in cases if case[2] is study]
     for name, setup, of, kind, rank, how, n in cases:
         target = r"attn\.(q|k|v|out)_proj" if of is open_clip else None
         scene = open_scene(of, kind, rank=rank, last_blocks=EVERY_BLOCK, target=target)

@@ -151,6 +151,34 @@ def audit_planted(
     raise typer.Exit(0 if result["valid"] else 1)
 
 
+@app.command(
+    "server-blindness", epilog="Example:  secure-triplay audit server-blindness --out audits/server-blindness"
+)
+def audit_server_blindness(
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a real federation and search all that its server received, wrote and holds for what it must not have.
+
+    Exit code 1 where something was found, or where the same search does not find it at a client.
+    """
+    from rich.console import Console
+
+    from secure_triplay.attacks.blindness import audit_server_blindness as audit
+
+    with Console(stderr=True).status("starting a federation") as shown:
+        result = audit(out, lambda text: shown.update(text))
+    if as_json:
+        print_json(result)
+    else:
+        sys.stdout.write(
+            f"{result['verdict'].upper()}: {result['reason']}\n"
+            f"At the server: {len(result['server_hits'])} hits in {sum(result['searched'].values()):,} bytes; "
+            f"at a client, for control: {len(result['control_hits'])} hits.\n"
+        )
+    raise typer.Exit(0 if result["verdict"] == "pass" else 1)
+
+
 @contextmanager
 def _bar(name: str, as_json: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; yields the function that moves it."""

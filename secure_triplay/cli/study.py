@@ -40,6 +40,9 @@ def study_create(
         int | None,
         typer.Option(help="Sites without which no sum is opened. [default: more than half]"),
     ] = None,
+    started_by: Annotated[
+        str, typer.Option(help="The person who starts the study; stands in the coordinator's audit log.")
+    ] = "coordinator",
     deadline_s: Annotated[
         float, typer.Option("--deadline", help="Seconds that an exchange with the sites may take.")
     ] = 3600.0,
@@ -50,7 +53,9 @@ def study_create(
 
     sites += more_sites or []  # what a shell makes of --sites *.enrol
     rules = Rules(quorum=quorum or len(sites) // 2 + 1, deadline_s=deadline_s)
-    folder = ServerFolder.create(out_folder, study_file, sites, server=server, rules=rules)
+    folder = ServerFolder.create(
+        out_folder, study_file, sites, server=server, rules=rules, started_by=started_by
+    )
     _print_roster(Console(highlight=False, soft_wrap=True), folder, out_folder)
 
 
@@ -134,12 +139,58 @@ def study_status(folder: StudyDir, as_json: AsJson = False) -> None:
 
 
 @app.command("stop", epilog="Example:  secure-triplay study stop --dir coordinator")
-def study_stop(folder: StudyDir) -> None:
-    """Stop the run. Closed rounds stay, and `study run` goes on from them."""
+def study_stop(
+    folder: StudyDir,
+    now: Annotated[bool, typer.Option("--now", help="Not after this round, but at once.")] = False,
+) -> None:
+    """Stop after this round. Closed rounds stay, and `study run` goes on from them."""
     from secure_triplay.deploy.server import stop_study
     from secure_triplay.federation.serverfolder import ServerFolder
 
-    stop_study(ServerFolder.open(folder))
+    stop_study(ServerFolder.open(folder), now=now)
     Console(highlight=False).print(
         Text("Stopped. `secure-triplay study run` goes on from the last closed round.")
+    )
+
+
+@app.command("add", epilog="Example:  secure-triplay study add charite.enrol --dir coordinator")
+def study_add(
+    enrolments: Annotated[list[Path], typer.Argument(metavar="SITE.enrol...", show_default=False)],
+    folder: StudyDir,
+) -> None:
+    """Take in sites that the study names: a new key epoch, which every site confirms, since somebody is new."""
+    from secure_triplay.deploy.server import change_roster
+    from secure_triplay.federation.serverfolder import ServerFolder
+
+    server = ServerFolder.open(folder)
+    change_roster(server, add=enrolments)
+    _print_roster(Console(highlight=False, soft_wrap=True), server, folder)
+
+
+@app.command("remove", epilog="Example:  secure-triplay study remove st-mary --dir coordinator")
+def study_remove(sites: Annotated[list[str], typer.Argument(metavar="SITE...")], folder: StudyDir) -> None:
+    """Go on without some sites: a new key epoch, of which they cannot open anything."""
+    from secure_triplay.deploy.server import change_roster
+    from secure_triplay.federation.serverfolder import ServerFolder
+
+    bundle = change_roster(ServerFolder.open(folder), remove=sites)
+    _print_epoch(bundle.epoch, list(bundle.members), folder)
+
+
+@app.command("rotate", epilog="Example:  secure-triplay study rotate --dir coordinator")
+def study_rotate(folder: StudyDir) -> None:
+    """Give the same sites a new key; what the old one opened stays closed to whoever steals it later."""
+    from secure_triplay.deploy.server import change_roster
+    from secure_triplay.federation.serverfolder import ServerFolder
+
+    bundle = change_roster(ServerFolder.open(folder))
+    _print_epoch(bundle.epoch, list(bundle.members), folder)
+
+
+def _print_epoch(epoch: int, members: list[str], folder: Path) -> None:
+    Console(highlight=False, soft_wrap=True).print(
+        Text(
+            f"Key epoch {epoch}: {', '.join(members)}. Nobody is new, so the sites go on by themselves.\n"
+            f"Next:  secure-triplay study run --dir {folder}"
+        )
     )

@@ -27,6 +27,7 @@ from secure_triplay.client.vault import Vault, new_storage_key
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.keyfile import save_identity
 from secure_triplay.errors import RunError, SecureTriplayError
 from secure_triplay.wire import SessionPlan
 
@@ -77,6 +78,7 @@ def _take_part(job: Job, control: Connection, journal: Journal) -> None:
     study = job.study
     journal.write("starting")
     identity, envelope_key = SigningIdentity.generate(), EnvelopeKey.generate()
+    save_identity(job.folder, identity)  # so that a person can export this site's evidence again
     control.send((identity.identity.public_bytes, envelope_key.recipient.public_bytes))
     roster = Roster.of(study.sha256, job.epoch, control.recv())
     loaded = load_site(study, job.site, roster.adapter_seed, journal, test_part=job.test_part)

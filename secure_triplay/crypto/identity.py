@@ -49,6 +49,10 @@ class Purpose(Enum):
     STUDY_BUNDLE = b"study bundle 1"
     CONFIRMATION = b"study confirmed 1"
     CEREMONY = b"key ceremony 1"
+    MASK_KEYS = b"mask keys 1"
+    MASK_MEMBERS = b"masked with 1"
+    MASK_SURVIVORS = b"survivors to unmask 1"
+    MASK_SHARES = b"revealed shares 1"
 
 
 def transcript(label: bytes, *fields: bytes) -> bytes:

@@ -22,6 +22,7 @@ from secure_triplay.federation.files import read_public, write_public
 from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted
 from secure_triplay.federation.relay import Relay
 from secure_triplay.federation.serverfolder import EPOCHS, ROUNDS, ServerFolder
+from secure_triplay.ledger.log import AuditLog
 from secure_triplay.server.app import CLOSED_FOLDER, RECORD, ServerSettings, run_rounds
 from secure_triplay.server.archive import Archive
 from secure_triplay.wire import MAX_CATCH_UP_BYTES, Behind, CatchUp, SessionPlan
@@ -94,12 +95,16 @@ def run_study(grid: Grid, folder: ServerFolder) -> None:
         (rounds / PAUSED).unlink(missing_ok=True)
         settings = ServerSettings(
             plan=plan,
-            rounds=folder.study.training.rounds,
+            rounds=folder.study.total_rounds,
             quorum=bundle.rules.quorum,
             deadline_s=bundle.rules.deadline_s,
             folder=own,
             keep_received=os.environ.get(KEEP_VARIABLE) == "1",
             base=before.base,
+            log=folder.path,
+        )
+        AuditLog.ensure(
+            folder.path, folder.identity, party="coordinator", started_by="the server, at its first start"
         )
         ended = run_rounds(grid, settings, (rounds / PAUSE).exists)
         write_public(rounds / (FINISHED if ended else PAUSED), b"The last round was closed and signed.\n")

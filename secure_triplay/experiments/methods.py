@@ -7,46 +7,59 @@ same data would give, and what the usual ways give.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from secure_triplay.config import Study
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.errors import ConfigError
 from secure_triplay.experiments.scores import Answers
-from secure_triplay.prepare import choose_codec, round_rule
+from secure_triplay.prepare import Model, choose_codec, round_rule
+from secure_triplay.privacy.mechanisms import GaussianCharge
 
 if TYPE_CHECKING:
     from secure_triplay.experiments.setting import Setting
 
-PERSONAL_SHARE = 0.25
-"""`personalised`: of all steps, those that a site takes at the end, on an adapter that it never sends."""
+COUNT_NOISE = 20.0
+"""`personalised`: standard deviation of the noise on each of a site's class counts, in records."""
+_FOR_COUNTS = 0.1
+"""`personalised`: epsilon kept back for the counts; the composed figure is what the cell reports."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Answers, and what they cost: rounds, trained parameters, bytes that one site sends in one round."""
+    """Answers, and what they cost: rounds, trained parameters, bytes that one site sends in one round.
+
+    `epsilon` is given where more was released than the study's own training.
+    """
 
     answers: Answers
     rounds: int = 0
     n_params: int = 0
     upload_bytes: int = 0
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method changes in the data's study, and how it runs; `private` says that its answers carry an epsilon."""
+    """What a method changes in the data's study, and how it runs.
+
+    `private` says that its answers carry an epsilon; `unit`, where given, is the only one that it protects.
+    """
 
     name: str
     title: str
     run: Callable[[Setting, Study], Result]
     change: Callable[[dict[str, Any]], dict[str, Any]]
     private: bool = False
+    unit: str | None = None
 
     def check(self, study: Study) -> None:
         """Raises a SecureTriplayError where the study's constants cannot be had, before any image is read."""
         if study.dp is not None:
             round_rule(study)
+            if self.unit not in (None, study.dp.unit):
+                raise ConfigError(f"it protects one {self.unit}, and the study's unit is the {study.dp.unit}")
         choose_codec(study, n_params=1)
 
 
@@ -100,40 +113,45 @@ def _start(setting: Setting, study: Study) -> Result:
 
 
 def _federated(setting: Setting, study: Study) -> Result:
+    model, published = _published(setting, study)
+    return _sent(setting.answers(model, {"": published}), study, model)
+
+
+def _personalised(setting: Setting, study: Study) -> Result:
+    """The federation's adapter, and at each site a bias of the logits that never leaves it.
+
+    The bias is the logarithm of the site's class shares (Saerens, Latinne and Decaestecker 2002, equation 2.4),
+    from its class counts with noise. One record more changes one count by one, so the counts are one Gaussian
+    release, composed with the training's charge.
+    """
+    from secure_triplay.experiments.personal import class_bias
+    from secure_triplay.privacy.accounting import epsilon
+
+    model, published = _published(setting, study)
+    biases = {
+        site: class_bias(records.labels.numpy(), len(study.classes), COUNT_NOISE)
+        for site, records in setting.train(model).items()
+    }
+    dp = study.dp
+    assert dp is not None  # its study is made by _at
+    charge = replace(round_rule(study).charge, steps=study.total_steps)
+    spent = epsilon([charge, GaussianCharge(COUNT_NOISE)], dp.delta)
+    answers = setting.answers(model, {"": published}, biases)
+    return replace(_sent(answers, study, model), epsilon=spent)
+
+
+def _published(setting: Setting, study: Study) -> tuple[Model, Any]:
     from secure_triplay.experiments.federation import federate
 
     model = setting.model(study)
     records = setting.train(model)
     state = federate(study, model, records, start=setting.start(model), tell=setting.round)
+    return model, state.published
+
+
+def _sent(answers: Answers, study: Study, model: Model) -> Result:
     n_params = model.adapter.n_params
-    return Result(
-        setting.answers(model, {"": state.published}),
-        rounds=study.training.rounds,
-        n_params=n_params,
-        upload_bytes=_encrypted_bytes(study, n_params),
-    )
-
-
-def _personalised(setting: Setting, study: Study) -> Result:
-    """Noise for all steps; the last ones are each site's own, and their result never leaves it."""
-    from secure_triplay.experiments.federation import federate
-
-    model = setting.model(study)
-    records = setting.train(model)
-    own = max(1, round(PERSONAL_SHARE * study.training.rounds))
-    shared = study.training.rounds - own
-    state = federate(study, model, records, start=setting.start(model), rounds=shared, tell=setting.round)
-    adapters = {
-        site: federate(study, model, {site: encoded}, start=state.published, rounds=own).published
-        for site, encoded in records.items()
-    }
-    n_params = model.adapter.n_params
-    return Result(
-        setting.answers(model, adapters),
-        rounds=shared,
-        n_params=n_params,
-        upload_bytes=_encrypted_bytes(study, n_params),
-    )
+    return Result(answers, study.training.rounds, n_params, _encrypted_bytes(study, n_params))
 
 
 def _alone(setting: Setting, study: Study) -> Result:
@@ -193,7 +211,14 @@ METHODS = {
         Method("alone", "each site alone, no privacy", _alone, _without_dp),
         Method("central", "all records in one place, no privacy", _central, _without_dp),
         Method("no-dp", "ours without privacy", _federated, _without_dp),
-        Method("personalised", "ours, epsilon 8, then at each site", _personalised, _at(8.0), private=True),
+        Method(
+            "personalised",
+            "ours, epsilon 8, with a bias at each site",
+            _personalised,
+            _at(8.0 - _FOR_COUNTS),
+            private=True,
+            unit="record",
+        ),
         Method("tripleplay", "TriplePlay: 4-bit, LoRA A and B, FedAvg", _local_epochs(0.0), _published_lora),
         Method("fedprox", "FedProx, our adapter", _local_epochs(0.01), _without_dp),
         Method("fedclip", "FedCLIP: attention adapter", _fedclip, _without_dp),

@@ -15,6 +15,7 @@ import numpy as np
 
 from secure_triplay.errors import RunError
 from secure_triplay.experiments.grid import Cell, Grid, load_grid
+from secure_triplay.experiments.methods import Method
 from secure_triplay.experiments.scores import score
 
 Tell = Callable[[str], None]
@@ -69,8 +70,8 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "seed": cell.seed,
         "identity": cell.identity,
         **score(found.answers, setting.truth),
-        "epsilon": dp.epsilon if dp and cell.method.private else None,
-        "delta": dp.delta if dp and cell.method.private else None,
+        "epsilon": found.epsilon or (dp.epsilon if dp else None),
+        "delta": dp.delta if dp else None,
         "rounds": found.rounds,
         "n_params": found.n_params,
         "upload_bytes": found.upload_bytes,
@@ -86,7 +87,7 @@ def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
         for method in grid.methods:
             own = [cell for cell in cells if (cell["data"], cell["method"]) == (data, method.name)]
             if own:
-                rows.append(_row(own, method.title))
+                rows.append(_row(own, method))
     return {
         "suite": "experiment",
         "experiment": grid.name,
@@ -98,7 +99,7 @@ def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _row(cells: list[dict[str, Any]], title: str) -> dict[str, Any]:
+def _row(cells: list[dict[str, Any]], method: Method) -> dict[str, Any]:
     accuracy = [cell["accuracy"] for cell in cells]
     first = cells[0]
     means: dict[str, float | None] = {}
@@ -108,7 +109,8 @@ def _row(cells: list[dict[str, Any]], title: str) -> dict[str, Any]:
     return {
         "data": first["data"],
         "method": first["method"],
-        "title": title,
+        "title": method.title,
+        "private": method.private,
         **means,
         "accuracy_std": round(float(np.std(accuracy, ddof=1)), 5) if len(accuracy) > 1 else None,
         "accuracy_by_seed": [round(value, 5) for value in accuracy],

@@ -105,25 +105,38 @@ class Setting:
         """Every site's training records after the frozen blocks."""
         return {site: self.encoded(model, f"train {site}") for site in self.sites}
 
-    def answers(self, model: Model, adapters: Mapping[str, Vector]) -> Answers:
-        """Answers of adapters (n_params,): one for all sites under the empty name, or one a site."""
+    def answers(
+        self,
+        model: Model,
+        adapters: Mapping[str, Vector],
+        biases: Mapping[str, Vector] | None = None,
+    ) -> Answers:
+        """Answers of adapters (n_params,): one for all sites under the empty name, or one a site.
+
+        `biases` (n_classes,), by site, are added to the logits of its own held-back records.
+        """
         test = self.encoded(model, "test")
         shared = adapters.get("")
         own = {site: shared if shared is not None else adapters[site] for site in self.sites}
         return Answers(
             {name: predict(model, vector, test) for name, vector in adapters.items()},
             {
-                site: predict(model, own[site], self.encoded(model, f"held back {site}"))
+                site: predict(
+                    model, own[site], self.encoded(model, f"held back {site}"), (biases or {}).get(site)
+                )
                 for site in self.sites
             },
         )
 
 
-def predict(model: Model, adapter: Vector, records: Encoded) -> Labels:
-    """The most likely class of each record, (n,) int64."""
+def predict(model: Model, adapter: Vector, records: Encoded, bias: Vector | None = None) -> Labels:
+    """The most likely class of each record, (n,) int64; `bias` (n_classes,) is added to the logits."""
     model.adapter.load_vector(adapter)
+    added = 0.0 if bias is None else torch.from_numpy(bias)
     with torch.no_grad():
         parts = [
-            model.classifier(part).argmax(-1) for part in torch.split(records.tokens, _BATCH) if len(part)
+            (model.classifier(part) + added).argmax(-1)
+            for part in torch.split(records.tokens, _BATCH)
+            if len(part)
         ]
     return torch.cat(parts).numpy() if parts else np.empty(0, np.int64)

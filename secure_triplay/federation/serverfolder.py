@@ -30,6 +30,7 @@ from secure_triplay.federation.join import read_bundle
 from secure_triplay.federation.joined import Joined
 from secure_triplay.federation.sitefolder import MLDSA_KEY
 from secure_triplay.federation.studybundle import Rules, StudyBundle, make_bundle
+from secure_triplay.ledger.log import AuditLog
 
 CA_CERTIFICATE, CA_KEY, CERTIFICATE, KEY = "ca.crt", "ca.key", "server.crt", "server.key"
 EPOCHS, CONFIRMED, FLOWER, ROUNDS = "epochs", "confirmed", "flower", "rounds"
@@ -43,11 +44,18 @@ class ServerFolder:
 
     @classmethod
     def create(
-        cls, path: Path, study_file: Path, enrolments: list[Path], *, server: str, rules: Rules | None = None
+        cls,
+        path: Path,
+        study_file: Path,
+        enrolments: list[Path],
+        *,
+        server: str,
+        rules: Rules | None = None,
+        started_by: str = "coordinator",
     ) -> ServerFolder:
         """Make CA, server certificate, coordinator's keys and the founding bundle. Leaves nothing where it fails.
 
-        `server` is host:port as sites reach it. Raises ConfigError, CryptoError or RunError.
+        `server` is host:port as sites reach it; `started_by` stands in the coordinator's audit log. Raises ConfigError, CryptoError or RunError.
         """
         path = path.absolute()
         if path.exists() and any(path.iterdir()):
@@ -69,6 +77,7 @@ class ServerFolder:
         for name in (EPOCHS, CONFIRMED, ROUNDS):
             (path / name).mkdir(mode=0o700)
         shutil.copyfile(study_file, path / "study.yaml")
+        AuditLog.create(path, signer.signer, party="coordinator", started_by=started_by).close()
         folder = cls(path)
         folder.add_epoch(bundle)
         return folder

@@ -54,6 +54,12 @@ class AuditLog:
         return cls(Chain.create(folder / NAME, identity, opened, clock=clock))
 
     @classmethod
+    def ensure(cls, folder: Path, identity: SigningIdentity, *, party: str, started_by: str) -> None:
+        """Start the log in `folder` unless one is there."""
+        if not (folder / NAME).exists():
+            cls.create(folder, identity, party=party, started_by=started_by).close()
+
+    @classmethod
     def open(cls, folder: Path, identity: SigningIdentity | None, *, clock: Clock = utc_now) -> Self:
         """A party's log, every entry verified. Raises RunError or CryptoError."""
         if not (folder / NAME).exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from secure_triplay.errors import RunError
 from secure_triplay.report.attack import AttackReport, Control, FindingEntry
@@ -76,7 +77,18 @@ def lead(report: AttackReport) -> str:
             first + f"{leaks} finding{'s lie' if leaks != 1 else ' lies'} above the bound of a "
             "defence that claims to prevent it."
         )
-    return first + "With them on, nothing was found above its bound."
+    first += "With them on, nothing was found above its bound."
+    open_claims = sum(
+        asset.verdict in ("not protected", "leaks, as stated")
+        for threat in report.threat_models
+        for asset in threat.assets
+    )
+    if report.dp == "off":
+        first += " But differential privacy is off, and without it there is no bound."
+    if open_claims:
+        things = "1 thing at stake is" if open_claims == 1 else f"{open_claims} things at stake are"
+        first += f" {things} not protected; see below."
+    return first
 
 
 def pictures(report: AttackReport, folder: Path) -> tuple[Picture, ...]:
@@ -167,6 +179,9 @@ def _roc(
     def paint(figure: Figure) -> None:
         axes: Any = figure.add_subplot()
         axes.set(xscale="log", yscale="log", xlim=(_LOWEST, 1), ylim=(_LOWEST, 1.1))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g} %"))
+            axis.set_minor_locator(NullLocator())
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("true positive rate")
         axes.plot([_LOWEST, 1], [_LOWEST, 1], color=COLOUR_OF["muted"], linewidth=1.0, linestyle=(0, (3, 3)))

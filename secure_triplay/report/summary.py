@@ -48,6 +48,15 @@ class WorstSite(Part):
     final: Fraction
 
 
+class PublishedCounts(Part):
+    """Right answers among all sites' held-back records, as the sites released them: noised, summed under encryption."""
+
+    correct: float
+    records: float
+    noise_std: Annotated[float, Field(gt=0)] = Field(description="of each of the two figures, in records")
+    sites: Count
+
+
 class Accuracy(Part):
     """Accuracy of the model without adapter and with the final one; `per_round[r]` is after round r + 1."""
 
@@ -61,6 +70,9 @@ class Accuracy(Part):
     per_site: dict[Name, SiteAccuracy] = {}
     per_site_per_round: dict[Name, ByRound] = {}
     worst_site: WorstSite | None = None
+    published: PublishedCounts | None = Field(
+        None, description="what the study released; the rest is the harness'"
+    )
 
     @model_validator(mode="after")
     def _worst_is_worst(self) -> Self:

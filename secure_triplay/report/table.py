@@ -83,6 +83,12 @@ def _below(summary: Summary) -> Text:
         f"{upload.bytes_per_site_per_round / upload.plaintext_fp32_bytes:.2f} of plain fp32; "
         f"download: {upload.download_bytes_per_param:.2f}."
     )
+    published = summary.accuracy.published
+    if published is not None:
+        lines.append(
+            f"Published: {published.correct:.0f} of {published.records:.0f} held-back records right, "
+            f"each ± {published.noise_std:.0f} (one standard deviation of noise)."
+        )
     return Text("\n".join(lines), style="dim")
 
 

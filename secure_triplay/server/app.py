@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from secure_triplay.errors import RunError
 from secure_triplay.server.archive import Archive
+from secure_triplay.server.log import RoundLog
 from secure_triplay.server.process import SummingProcess
 from secure_triplay.server.rounds import Rounds
 from secure_triplay.wire import SessionPlan, require_quorum
@@ -32,7 +33,7 @@ class ServerSettings:
 
     `quorum` is the fewest sites of which a sum is opened, and more than half of them; `deadline_s` bounds each
     exchange. The server waits `gather_s` for sites that are not connected yet, then begins with a quorum. `base` is
-    the last round of the key epoch before this one.
+    the last round of the key epoch before this one. `log` is the folder of the coordinator's signing key and audit log.
     """
 
     plan: SessionPlan
@@ -43,6 +44,7 @@ class ServerSettings:
     keep_received: bool = False
     gather_s: float | None = None
     base: int = 0
+    log: Path | None = None
 
     def __post_init__(self) -> None:
         require_quorum(self.quorum, len(self.plan.sites))
@@ -60,6 +62,7 @@ class ServerSettings:
             keep_received=raw["keep_received"],
             gather_s=raw["gather_s"],
             base=raw["base"],
+            log=None if raw["log"] is None else Path(raw["log"]),
         )
 
     def write(self, path: Path) -> None:
@@ -73,6 +76,7 @@ class ServerSettings:
             "keep_received": self.keep_received,
             "gather_s": self.gather_s,
             "base": self.base,
+            "log": None if self.log is None else str(self.log),
         }
         path.write_text(json.dumps(fields, indent=1))
 
@@ -99,13 +103,16 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
     plan = settings.plan
     archive = Archive(settings.folder / CLOSED_FOLDER, plan)
     gather_s = settings.deadline_s if settings.gather_s is None else settings.gather_s
-    with SummingProcess(
-        plan,
-        quorum=settings.quorum,
-        log_folder=settings.folder,
-        keep_received=settings.keep_received,
-        last_closed=archive.last or settings.base,
-    ) as summing:
+    with (
+        RoundLog(settings.log, plan) as log,
+        SummingProcess(
+            plan,
+            quorum=settings.quorum,
+            log_folder=settings.folder,
+            keep_received=settings.keep_received,
+            last_closed=archive.last or settings.base,
+        ) as summing,
+    ):
         rounds = Rounds(
             plan,
             rounds=settings.rounds,
@@ -121,6 +128,7 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
             nodes = _wait_for_nodes(grid, wanted, settings.quorum, gather_s, settings.deadline_s)
             wanted = settings.quorum  # once begun, nobody is waited for
             _exchange(rounds, carrier, nodes, settings.deadline_s)
+            log.take_in(archive, settings.base)
     return True
 
 

@@ -65,6 +65,10 @@ class Archive:
             ) from error
         return total
 
+    def is_signed(self, round: int) -> bool:
+        """Whether a quorum's signatures lie here for a round's sum."""
+        return self._path(round, "approvals").exists()
+
     def closed(self, round: int) -> Closed:
         """A round's sum with the signatures under it. Raises RunError where it has none yet."""
         path = self._path(round, "approvals")

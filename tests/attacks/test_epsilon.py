@@ -215,13 +215,13 @@ def test_impossible_counts_are_refused():
 def test_estimate_covers_the_noise_that_is_there(true_noise):
     rng, claimed, covered = np.random.default_rng(5), rule(), 0
     truth = SubsampledGaussian(0.25, 16).epsilon(true_noise, DELTA)
-    for _ in range(8):
+    for _ in range(5):
         first, who = ideal(rule(true_noise), 16, 2000, rng)
         second = rng.binomial(1, 0.25, (16, 2000)) * ~who + rng.normal(0, true_noise, (16, 2000))
         measured = estimate((first, second), who, claimed, DELTA)
         covered += measured.interval[0] <= truth <= measured.interval[1]
         assert (measured.at_least > 8) == (true_noise < 0.9)
-    assert covered >= 6
+    assert covered >= 4
 
 
 # -- the canaries ---------------------------------------------------------------------------------------------
@@ -283,8 +283,10 @@ def test_layers_are_put_back_and_gradients_are_as_before(towers):
 # -- the audit ------------------------------------------------------------------------------------------------
 
 
-def audited(study, seed: int = 0, trainer=train, canaries: int = 1280):
-    return audit_training(study, tiny_model(), tiny_records(), canaries, seed, ideal_runs=3, trainer=trainer)
+def audited(study, seed: int = 0, trainer=train, canaries: int = 1280, ideal_runs: int = 1):
+    return audit_training(
+        study, tiny_model(), tiny_records(), canaries, seed, ideal_runs=ideal_runs, trainer=trainer
+    )
 
 
 def with_other_noise(factor: float):
@@ -299,7 +301,7 @@ def with_other_noise(factor: float):
 
 
 def test_honest_training_passes_with_a_bound_near_the_ideal_and_an_estimate_near_the_claim(study_of):
-    result = audited(study_of()).result
+    result = audited(study_of(), ideal_runs=5).result
     assert result["verdict"] == "pass"
     assert result["control"]["valid"]
     assert result["control"]["lower_bound"] > 8
@@ -312,7 +314,10 @@ def test_honest_training_passes_with_a_bound_near_the_ideal_and_an_estimate_near
 
 
 def test_the_audit_repeats_itself(study_of):
-    assert audited(study_of(), seed=4).result == audited(study_of(), seed=4).result
+    study = study_of()
+    first, again = (audited(study, seed=4) for _ in range(2))
+    assert again.result == first.result
+    assert audited(study, seed=5).result != first.result
 
 
 def test_a_claim_that_is_too_low_is_caught_by_the_formal_bound(study_of):

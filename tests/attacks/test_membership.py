@@ -84,15 +84,14 @@ def test_curve_rises_from_few_false_alarms_to_all():
 # -- attackers ------------------------------------------------------------------------------------------------
 
 
-def planted(effect: float, adapters: int = 8, records: int = 300, seed: int = 4) -> membership._Game:
+def planted(effect: float, adapters: int = 9, records: int = 300, seed: int = 4) -> membership._Game:
     """Confidences that a record's own difficulty decides, and by `effect` whether it was trained on."""
     rng = np.random.default_rng(seed)
-    order = np.argsort(rng.random((adapters, records)), axis=0)
-    members = order < adapters // 2
+    members = membership.draw_members(adapters - 3, 3, records, rng)
     backbone = rng.normal(0, 3, records)
     confidences = backbone + effect * members + rng.normal(0, 0.5, (adapters, records))
     further = rng.normal(0, 3, 100) + rng.normal(0, 0.5, (adapters, 100))
-    return membership._Game(confidences, backbone, further, members)
+    return membership._Game(adapters - 3, confidences, backbone, further, members)
 
 
 @pytest.mark.parametrize("name", ATTACKERS)
@@ -103,6 +102,15 @@ def test_every_attacker_finds_planted_membership_and_nothing_where_nothing_is(na
     assert low - 0.02 < 0.5 < high + 0.02
 
 
+def test_who_is_in_a_target_does_not_follow_from_the_shadows():
+    rng = np.random.default_rng(10)
+    members = membership.draw_members(4, 1, 4000, rng)
+    assert (members[:4].sum(axis=0) == 2).all()
+    for shadow in members[:4]:
+        assert abs(members[4][shadow].mean() - 0.5) < 0.06
+    assert members[4].sum() == 2000
+
+
 def test_knowing_each_records_difficulty_beats_the_loss_alone():
     loss, lira = (hit_rate(*membership._scores(name, planted(2.0)), 0.01).value for name in ("loss", "lira"))
     assert lira > 5 * loss
@@ -110,14 +118,14 @@ def test_knowing_each_records_difficulty_beats_the_loss_alone():
 
 
 def test_lira_is_the_ratio_of_two_gaussians():
-    game = planted(1.0, adapters=6, records=4)
-    rest = np.arange(6) != 0
+    game = planted(1.0, adapters=9, records=4)
+    rest = slice(0, 6)
     seen = Observation(
-        game.confidences[0],
+        game.confidences[6],
         game.confidences[rest],
         game.members[rest],
         game.backbone,
-        game.population[0],
+        game.population[6],
         game.population[rest],
     )
     inside = [
@@ -197,6 +205,9 @@ def test_a_control_below_its_goal_is_not_valid():
 # -- training -------------------------------------------------------------------------------------------------
 
 
+SIZE = membership.Size(40, 30, 4, 2)
+
+
 class Small(nn.Module):
     """Tokens (n, 2, 6) -> logits (n, 10) through lora-like A and B beside a frozen layer."""
 
@@ -252,9 +263,8 @@ def test_overfitting_is_found_and_the_studys_noise_hides_it(study):
     membership._only_trains(model)
     games = membership._Games(study, model, drawn(40, 1), drawn(30, 2), 0, lambda: None)
     start = model.adapter.vector()
-    overfitted = games.play(4, np.random.default_rng(8), games.overfitted(60))
-    private = games.play(4, np.random.default_rng(8), games.private)
-    assert (overfitted.members.sum(axis=0) == 2).all()
+    overfitted = games.play(SIZE, np.random.default_rng(8), games.overfitted(60))
+    private = games.play(SIZE, np.random.default_rng(8), games.private)
     assert area(*membership._scores("lira", overfitted)) > 0.8
     assert area(*membership._scores("lira", private)) < 0.65
     assert np.array_equal(model.adapter.vector(), start)
@@ -264,6 +274,6 @@ def test_a_game_repeats_itself(study):
     model = small_model()
     membership._only_trains(model)
     games = membership._Games(study, model, drawn(20, 1), drawn(10, 2), 0, lambda: None)
-    first, second = (games.play(4, np.random.default_rng(9), games.as_stated) for _ in range(2))
+    first, second = (games.play(SIZE, np.random.default_rng(9), games.as_stated) for _ in range(2))
     assert np.array_equal(first.confidences, second.confidences)
     assert np.array_equal(first.members, second.members)

@@ -47,7 +47,13 @@ class Federation:
 
     @classmethod
     def make(
-        cls, folder: Path, *, rounds: int, names: tuple[str, ...] = NAMES, enrolled: tuple[str, ...] = ()
+        cls,
+        folder: Path,
+        *,
+        rounds: int,
+        names: tuple[str, ...] = NAMES,
+        enrolled: tuple[str, ...] = (),
+        deadline_s: float = 60.0,
     ) -> Federation:
         policy = yaml.safe_load((ROOT / "configs" / "policies" / "public-data.yaml").read_text())
         policy["delta"]["most_records"] = 2000
@@ -63,7 +69,7 @@ class Federation:
             folder / "study.yaml",
             files,
             server=f"127.0.0.1:{free_port()}",
-            rules=Rules(quorum=len(files) // 2 + 1, deadline_s=60.0),
+            rules=Rules(quorum=len(files) // 2 + 1, deadline_s=deadline_s),
         )
         made = cls(folder, server, sites)
         for name in enrolled or names:

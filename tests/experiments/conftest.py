@@ -24,7 +24,8 @@ def pictures(tmp_path_factory) -> Path:
         writer.writerow(["path", "label", "domain"])
         for index in range(48):
             label = ("dark", "light")[index % 2]
-            pixels = rng.integers(0, 100, (8, 8, 3)) + (155 if label == "light" else 0)
+            brightness = rng.normal(170 if label == "light" else 90, 30)  # some are hard to tell
+            pixels = np.clip(brightness + rng.normal(0, 20, (8, 8, 3)), 0, 255)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
             writer.writerow([f"{index}.png", label, ("lab", "ward")[index // 2 % 2]])
     return folder / "manifest.csv"

@@ -14,7 +14,7 @@ from secure_triplay.config import parse_study
 from secure_triplay.data.split import split_study
 from secure_triplay.errors import AssetError, ConfigError, DataError, RunError
 from secure_triplay.experiments.grid import load_grid
-from secure_triplay.experiments.methods import METHODS, method
+from secure_triplay.experiments.methods import METHODS
 from secure_triplay.experiments.run import run_experiment
 from secure_triplay.experiments.show import HOLE
 from secure_triplay.planner.measured import read_measurements
@@ -29,13 +29,18 @@ def figures(result):
 
 def test_every_impossible_combination_is_named_and_nothing_is_started(grid_file, tmp_path):
     file = grid_file(
-        methods=["eps8", "eps200", "no-dp"],
-        change={"no-dp": {"training.rounds": 0}, "eps8": {"privacy.l2_clip_norm": -1.0}},
+        methods=["eps8", "eps3", "eps200", "no-dp"],
+        change={
+            "no-dp": {"training.rounds": 0},
+            "eps8": {"privacy.l2_clip_norm": -1.0},
+            "eps3": {"codec.range": 1e-35},  # a study, but not an encoding
+        },
     )
     with pytest.raises(ConfigError) as caught:
         run_experiment(file, tmp_path / "out")
-    for said in ("eps200 on pictures", "no-dp on pictures", "eps8 on pictures", "nothing was started"):
-        assert said in str(caught.value)
+    for method_name in ("eps8", "eps3", "eps200", "no-dp"):
+        assert f"{method_name} on pictures" in str(caught.value)
+    assert "nothing was started" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -63,6 +68,15 @@ def test_a_study_without_privacy_cannot_be_run_at_an_epsilon(grid_file, tmp_path
     privacy = {"unsafe_dp_off": True, "sampling_rate": 0.5, "expected_batch_size": 8}
     with pytest.raises(ConfigError, match=r"eps8 on pictures.*without privacy"):
         run_experiment(grid_file({"privacy": privacy}, methods=["eps8"]), tmp_path / "out")
+
+
+def test_counts_of_records_are_not_released_where_the_unit_is_the_patient(grid_file, tmp_path):
+    privacy = {
+        "epsilon": 8.0, "delta": 1e-5, "unit": "patient", "max_units_per_site": 1000, "max_records_per_patient": 4,
+        "sampling_rate": 0.25, "expected_batch_size": 50, "l2_clip_norm": 10.0,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"personalised on pictures.*one record.*the patient"):
+        run_experiment(grid_file({"privacy": privacy}, methods=["personalised", "eps3"]), tmp_path / "out")
 
 
 def test_missing_data_leave_a_hole_with_its_reason_and_no_row(grid_file, tmp_path):
@@ -132,7 +146,8 @@ def test_mean_and_spread_are_those_of_the_cells(grid_file, tmp_path):
     assert row["accuracy_std"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-5)
     assert row["seeds"] == [1, 2, 3]
     assert row["worst_site_mean"] == pytest.approx(sum(c["worst_site"] for c in cells) / 3, abs=1e-5)
-    assert mean > 0.8  # dark and light are easily told apart
+    assert row["accuracy_std"] > 0  # or the line above would say nothing
+    assert mean > 0.7
 
 
 def test_a_left_out_domain_is_the_test_set_and_at_no_site(grid_file):
@@ -155,10 +170,10 @@ def test_a_private_methods_study_holds_its_epsilon_and_no_other_method_has_one(g
     )
     found = {cell.method.name: cell.study for cell in grid.cells}
     epsilons = {name: study.dp.epsilon for name, study in found.items() if study.dp}
-    assert epsilons == {"eps3": 3.0, "eps0.5": 0.5, "personalised": 8.0}
+    assert epsilons == {"eps3": 3.0, "eps0.5": 0.5, "personalised": 7.9}
     assert found["tripleplay"].adapter.kind == "lora"
     assert found["eps3"].total_steps == found["personalised"].total_steps == 2
-    assert method("eps3").private
+    assert {row_method.name for row_method in grid.methods if row_method.private} == set(epsilons)
 
 
 @pytest.fixture(scope="module")
@@ -210,11 +225,11 @@ def test_the_planner_reads_the_table(real):
 def test_rounds_that_are_sent_and_epsilon_stand_in_the_rows(real):
     rows = {row["method"]: row for row in real[1]["rows"]}
     assert {name: row["rounds"] for name, row in rows.items()} == {
-        "start": 0, "alone": 0, "eps8": 4, "eps1": 4, "personalised": 3,
+        "start": 0, "alone": 0, "eps8": 4, "eps1": 4, "personalised": 4,
     }  # fmt: skip
-    assert {name: row["epsilon"] for name, row in rows.items() if row["epsilon"]} == {
-        "eps8": 8.0, "eps1": 1.0, "personalised": 8.0,
-    }  # fmt: skip
+    epsilons = {name: row["epsilon"] for name, row in rows.items() if row["epsilon"]}
+    assert 7.9 < epsilons.pop("personalised") <= 8.0  # training and counts, composed
+    assert epsilons == {"eps8": 8.0, "eps1": 1.0}
     assert rows["eps8"]["upload_bytes"] == rows["eps1"]["upload_bytes"] > 0
     assert np.isfinite([row["accuracy_mean"] for row in rows.values()]).all()
 

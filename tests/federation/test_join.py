@@ -225,6 +225,8 @@ def test_a_later_epoch_needs_a_person_where_somebody_is_new(world, tmp_path):
         join.succeed(site, after, again, world.server.public_bundle.read_bytes())
     asked = world.look("north")
     join.confirm(site, asked, code=asked.bundle.code, approved_by="Dr. north")
+    assert list(world.joined("north").bundle.members) == ["north", "east"]  # until the server goes on to it
+    join.succeed(site, after, again, world.server.public_bundle.read_bytes())
     assert list(world.joined("north").bundle.members) == ["north", "east", "south"]
 
 

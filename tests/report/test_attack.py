@@ -207,6 +207,14 @@ def test_a_study_without_privacy_is_marked_in_red_and_has_no_ceiling(content, tm
     notice = text[text.index('class="warning"') : text.index("Controls valid")]
     assert "This study runs without differential privacy" in notice
     assert "most that ε" not in text
+    assert "without it there is no bound" in text
+
+
+def test_the_lead_counts_what_is_not_protected(content, tmp_path):
+    assert "at stake" not in lead(AttackReport.model_validate_json(json.dumps(content)))
+    content["threat_models"][0]["assets"][0] |= {"verdict": "leaks, as stated", "protected": False}
+    said = lead(AttackReport.model_validate_json(json.dumps(content)))
+    assert said.endswith("1 thing at stake is not protected; see below.")
 
 
 def test_roc_curves_are_drawn_with_guessing_and_the_ceiling_of_the_claimed_epsilon(content):
@@ -218,6 +226,9 @@ def test_roc_curves_are_drawn_with_guessing_and_the_ceiling_of_the_claimed_epsil
         "guessing",
     ]
     assert plot.svg.count("var(--danger)") == 1
+    assert ">0.01 %<" in plot.svg
+    assert ">100 %<" in plot.svg
+    assert "mathdefault" not in plot.svg
     assert not re.search(r"#[0-9a-f]{6}\b", plot.svg)
 
 

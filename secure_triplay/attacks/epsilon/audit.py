@@ -175,7 +175,8 @@ def audit_training(
             "f_dp": _counts(*found.fdp)
             | {
                 "ideal_ceiling": _short(fdp_ceiling),
-                "family": "subsampled Gaussian of the study's rate and steps, noise open: the bound is for such a curve",
+                "family": "subsampled Gaussian of the study's rate and steps, noise open",
+                "holds_for": "training whose trade-off curve is of that family",
                 "gaussian_family_lower_bound": _short(found.fdp_gaussian),
             },
         },

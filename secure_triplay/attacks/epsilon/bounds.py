@@ -96,6 +96,7 @@ def steinke_p_value(found: Guesses, epsilon: float, delta: float) -> float:
     return min(1.0, tail + 2 * found.canaries * delta * worst)
 
 
+@lru_cache(maxsize=1024)
 def steinke_bound(found: Guesses, delta: float, significance: float) -> float:
     """The largest epsilon that these guesses refute at `delta`; 0 where they refute none."""
     if steinke_p_value(found, 0.0, delta) > significance:
@@ -132,6 +133,7 @@ def fdp_refuted(inverse: Inverse, found: Guesses, significance: float) -> bool:
     return right + wrong > n / m
 
 
+@lru_cache(maxsize=1024)
 def fdp_bound(family: Family, found: Guesses, delta: float, significance: float) -> float:
     """Epsilon at `delta` of the least private curve of a family that the guesses refute; 0 for none.
 

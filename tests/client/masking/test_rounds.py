@@ -1,0 +1,156 @@
+"""Whole rounds against plain integer sums: whoever vanishes, whenever, and whatever restarts."""
+
+import random
+
+import numpy as np
+import pytest
+
+from secure_triplay.client.ckks import CkksSecretKey
+from secure_triplay.crypto.packing import add_mod
+from secure_triplay.errors import CryptoError, ProtocolError
+
+STEPS = ("advertise", "share", "mask", "agree", "reveal")
+
+
+def schedule(seed):
+    """Size, threshold and who answers in each step; whoever is gone stays away."""
+    draw = random.Random(seed)
+    n = draw.randint(3, 7)
+    colluders = draw.randint(0, (n - 2) // 2)
+    least = (n + colluders) // 2 + 1
+    threshold = draw.choice([least, least, draw.randint(least, n)])
+    names = [f"site-{i:02d}" for i in range(n)]
+    loss, present, here = draw.choice([0.0, 0.05, 0.1, 0.1, 0.3]), {}, names
+    for step in STEPS:
+        here = [name for name in here if draw.random() >= loss]
+        present[step] = here
+    return draw, n, colluders, threshold, present
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_every_schedule_gives_the_plain_sum_or_is_declared_failed(new_round, block):
+    completed = failed = lost_after_sharing = 0
+    for seed in range(50 * block, 50 * block + 50):
+        draw, n, colluders, threshold, present = schedule(seed)
+        this = new_round(n, colluders=colluders, dropouts=0, threshold=threshold, seed=seed)
+
+        def restart_some(step, this=this, draw=draw):
+            for name in this.sites:
+                if draw.random() < 0.2:
+                    this.sites[name] = this.restarted(name)
+
+        enough = all(len(present[step]) >= threshold for step in STEPS)
+        try:
+            sums = this.run(present, restart_some)
+        except ProtocolError:
+            assert not enough, f"schedule {seed} failed with enough sites"
+            failed += 1
+            continue
+        assert enough, f"schedule {seed} completed with too few sites"
+        assert sums.tolist() == this.plain_sums(), f"schedule {seed}"
+        completed += 1
+        lost_after_sharing += this.members != this.survivors
+    print("CNT", completed, failed, lost_after_sharing)
+    assert completed >= 10
+    assert failed >= 5
+    assert lost_after_sharing >= 2
+
+
+def test_the_sum_through_real_ciphertexts_is_the_plain_sum(new_round):
+    this = new_round(3, n_params=9_000)
+    this.run()
+    key = CkksSecretKey.generate(this.codec.parameters)
+    sealed = [
+        key.encrypt(this.codec.to_slots(residues), this.codec.encode_tolerance)
+        for residues in this.uploads.values()
+    ]
+    total = sealed[0].c0.copy()
+    for one in sealed[1:]:
+        add_mod(total, one.c0)
+    decoded = this.codec.sum_from_slots(key.decrypt(total, [one.seeds for one in sealed]), 3)
+    this.uploads = {name: decoded if name == "site-00" else 0 * decoded for name in this.survivors}
+    sums = this.unmask()
+    assert sums.tolist() == this.plain_sums()
+    mean = this.codec.mean(sums, 3)
+    expected = [(total - 3 * this.codec.levels) * this.codec.step / 3 for total in this.plain_sums()]
+    assert np.allclose(mean, expected, rtol=0, atol=1e-12)
+
+
+def test_sixty_sites_on_a_sparse_graph_complete_with_six_lost(new_round):
+    this = new_round(60, colluders=2, dropouts=6)
+    assert not this.parameters.complete
+    names = list(this.sites)
+    away = set(random.Random(1).sample(names, 6))
+    left = [name for name in names if name not in away]
+    sums = this.run({"advertise": names, "share": names, "mask": left, "agree": left, "reveal": left})
+    assert sums.tolist() == this.plain_sums()
+    peers = this.parameters.peers
+    assert peers < 59
+    assert all(len(one.sealed) == peers for one in this.sealed)
+
+
+def test_a_sum_stays_masked_until_the_last_share_is_there(new_round):
+    this = new_round(5, threshold=4)
+    this.run()
+    this.revealed = this.revealed[:3]
+    with pytest.raises(ProtocolError, match="cannot be taken off"):
+        this.unmask()
+
+
+def test_one_upload_looks_uniform(new_round):
+    """Against 16 equal bins of the residues; the bound is passed by chance once in a million."""
+    this = new_round(3, n_params=20_000)
+    this.values = {name: np.zeros(20_000, np.int64) for name in this.sites}
+    this.run()
+    bins = 16
+    for residues in this.uploads.values():
+        counts = np.bincount(residues * bins >> this.codec.integer_bits, minlength=bins)
+        chi2 = ((counts - 20_000 / bins) ** 2 / (20_000 / bins)).sum()
+        assert chi2 < 59.0
+
+
+def test_a_site_that_was_declared_lost_is_not_unmasked(new_round):
+    """Its upload arrives late. All that was revealed takes off its pairwise masks; its self mask stays."""
+    this = new_round(4, threshold=3, n_params=20_000)
+    names = list(this.sites)
+    late = names[2]
+    left = [name for name in names if name != late]
+    this.run({"advertise": names, "share": names, "mask": left, "agree": left, "reveal": left})
+    residues, membership = this.sites[late].mask(this.codec, this.members, this.sealed, this.values[late])
+    assert late not in this.recovered.survivors
+    assert all(one.shares[late] == this.sites[one.site]._state["held"][late][:16] for one in this.revealed)
+    with pytest.raises(ProtocolError, match="without this site"):
+        this.sites[late].agree(this.survivors, [*this.memberships, membership])
+    everyone = tuple(names)
+    for name in left:
+        with pytest.raises(ProtocolError, match="another list"):
+            this.sites[name].agree(everyone, [*this.memberships, membership])
+    # what an attacker can do: take off what the recovered mask key gives
+    from secure_triplay.crypto.masking.expand import add_mask, mask_private_key, pair_mask_key, subtracts
+
+    total = residues.astype("<u2")
+    private = mask_private_key(this.context, late, this.recovered.lost[late])
+    keys = {one.site: one.mask_key for one in this.keys}
+    for peer in left:
+        key = pair_mask_key(this.context, private, keys[peer], late, peer)
+        add_mask(total, key, subtract=not subtracts(late, peer))
+    bits = this.codec.integer_bits
+    rest = (total.astype(np.int64) - this.values[late]) % (1 << bits)
+    counts = np.bincount(rest * 16 >> bits, minlength=16)
+    assert ((counts - 1250.0) ** 2 / 1250.0).sum() < 59.0
+
+
+def test_secrets_of_two_rounds_have_nothing_in_common(new_round):
+    """The very same site, roster and store: nothing of round 1 is drawn again in round 2."""
+    one, two = new_round(3, number=1), new_round(3, number=2)
+    two.stores = one.stores
+    two.sites = {name: two.restarted(name) for name in two.sites}
+    one.run()
+    two.run()
+    for name in one.sites:
+        first, second = one.sites[name]._state, two.sites[name]._state
+        for secret in ("self_seed", "mask_seed", "seal_key"):
+            assert first[secret] != second[secret]
+    with pytest.raises(CryptoError):
+        two.revealed = one.revealed
+        two.unmask()
