@@ -281,8 +281,8 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_no_process(tmp_path):
     assert not alive
 
 
-def test_epsilon_rises_by_round_to_the_final_figure(run):
+def test_epsilon_rises_by_round_and_the_published_accuracy_comes_on_top(run):
     for claim in run[1]["privacy"]:
         series = claim["epsilon_by_round"]
         assert series == sorted(series)
-        assert math.isclose(series[-1], claim["epsilon"])
+        assert series[-1] < claim["epsilon"] <= 8.0

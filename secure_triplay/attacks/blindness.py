@@ -12,13 +12,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -183,21 +184,36 @@ class _Federation:
 
     def search(self, looked: Looked, moment: str) -> None:
         """The memory of every process of the server, and of the workers for control."""
-        needles = self.needles()
         looked.moments.append(moment)
-        mine = set(children(os.getpid()))
-        for root in ("server", "run"):
-            for pid in children(self._processes[root].pid):
-                label = _name(pid)
-                if label is not None:
-                    looked.take(f"memory of {label}", _tried(pid, needles, label), looked.server)
-        for pid in mine:
+        with self._workers_stopped() as workers:  # so that the round goes on only after the search
+            needles = self.needles()
+            for name, pid in workers.items():
+                if name == next(iter(self.sites)):
+                    looked.take(
+                        "memory of a client", search_process(pid, needles, "a client"), looked.control
+                    )
+            for root in ("server", "run"):
+                for pid in children(self._processes[root].pid):
+                    label = _name(pid)
+                    if label is not None:
+                        looked.take(f"memory of {label}", _tried(pid, needles, label), looked.server)
+
+    @contextmanager
+    def _workers_stopped(self) -> Iterator[dict[str, int]]:
+        found: dict[str, int] = {}
+        for pid in children(os.getpid()):
             command = _command(pid)
-            if (
-                "secure_triplay.attacks.telling" in command
-                and str(next(iter(self.sites.values())).path) in command
-            ):
-                looked.take("memory of a client", _tried(pid, needles, "a client"), looked.control)
+            for name, site in self.sites.items():
+                if "secure_triplay.attacks.telling" in command and f"{site.path} " in command:
+                    found.setdefault(name, pid)
+        try:
+            for pid in found.values():
+                os.kill(pid, signal.SIGSTOP)
+            yield found
+        finally:
+            for pid in found.values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def needles(self) -> tuple[Needle, ...]:
         """What sites hold by now, in every form."""
@@ -225,10 +241,9 @@ class _Federation:
         found = []
         for form, content in key_forms(site, joined, self._codec()).items():
             found.append(Needle.of("CKKS key", form, content))
-            found.append(Needle.text("CKKS key", f"{form}, hexadecimal", content[64:128].hex()))
-            found.append(
-                Needle.text("CKKS key", f"{form}, base64", base64.b64encode(content[60:120]).decode())
-            )
+            part = content[: len(content) // 24 * 24][-48:]  # base64 of a whole has this part's base64 in it
+            found.append(Needle.text("CKKS key", f"{form}, hexadecimal", part.hex()))
+            found.append(Needle.text("CKKS key", f"{form}, base64", base64.b64encode(part).decode()[:-4]))
         return found
 
     def _encoded_needles(self, site: SiteFolder, joined: JoinedStudy) -> list[Needle]:

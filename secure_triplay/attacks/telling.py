@@ -69,10 +69,6 @@ class Telling:
         self._held = [*self._held[:2], update, adapter + update]
         return update
 
-    @property
-    def published(self) -> Published | None:
-        return self._learns.published
-
     def start(self) -> NDArray[np.float32]:
         return self._learns.start()
 

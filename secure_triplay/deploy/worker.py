@@ -71,10 +71,6 @@ class Learns(Protocol):
 
     @property
     def published(self) -> Published | None:
-        """What the count round releases, where the study publishes an accuracy."""
-
-    @property
-    def published(self) -> Published | None:
         """What it releases after the last training round; None where the study publishes no accuracy."""
 
     def start(self) -> NDArray[np.float32]:

@@ -22,12 +22,16 @@ from secure_triplay.schema import Frozen, lists_to_tuples, read_yaml, readable_e
 _PATHS = ("manifest", "public_manifest", "test_manifest")
 
 
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
 class DataEntry(Frozen):
     """One data set of a grid: a study file, with what is changed in it."""
 
     name: Name
     study: str = Field(description="study file, relative to the experiment's own folder")
     change: dict[str, Any] = Field({}, description="dotted key of the study: value")
+    seeds: Seeds | None = Field(None, description="where they are others than the grid's")
 
 
 class Experiment(Frozen):
@@ -36,7 +40,7 @@ class Experiment(Frozen):
     experiment: Name
     data: Annotated[tuple[DataEntry, ...], Field(min_length=1)]
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Seeds
     change: dict[str, dict[str, Any]] = Field({}, description="method: {dotted key of the study: value}")
 
 
@@ -88,7 +92,7 @@ def load_grid(path: Path) -> Grid:
         if reason:
             skipped[entry.name] = reason
             continue
-        for seed in experiment.seeds:
+        for seed in entry.seeds or experiment.seeds:
             for name in experiment.methods:
                 try:
                     cells.append(_cell(experiment, entry, base, name, seed))
@@ -118,6 +122,7 @@ def _wrong_names(experiment: Experiment) -> list[str]:
         ("method", experiment.methods),
         ("data", [entry.name for entry in experiment.data]),
         ("seed", experiment.seeds),
+        *(("seed", entry.seeds or ()) for entry in experiment.data),
     ):
         if len(set(names)) != len(names):
             wrong.append(f"a {kind} is named twice")
@@ -141,8 +146,17 @@ def _cell(experiment: Experiment, entry: DataEntry, base: dict[str, Any], name: 
         content = changed(content, key, value)
     study = parse_study(content, where=entry.name)
     chosen.check(study)
-    said = json.dumps([__version__, entry.name, name, study.sha256])
-    return Cell(entry.name, chosen, seed, study, hashlib.sha256(said.encode()).hexdigest())
+    return Cell(entry.name, chosen, seed, study, _identity(entry.name, name, study))
+
+
+def _identity(data: str, name: str, study: Study) -> str:
+    """Hash of what is set in a study: neither paths, nor keys that are left out (a new one parts no cells)."""
+    settings = study.model_dump(mode="json", exclude_defaults=True)
+    for part in (settings["data"], *settings["sites"]):
+        for key in _PATHS:
+            part.pop(key, None)
+    said = json.dumps([__version__, data, name, settings], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -85,12 +85,20 @@ def _at(epsilon: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def _without_dp(content: dict[str, Any]) -> dict[str, Any]:
-    """The same rounds, batches and optimiser, with a range that mean gradients stay inside without clipping."""
-    kept = {key: _private(content)[key] for key in ("sampling_rate", "expected_batch_size")}
-    limit = 2.0 * _private(content)["l2_clip_norm"] * content["training"].get("learning_rate", 1.0)
+    """The same rounds, batches and optimiser, with a range that mean gradients stay inside without clipping.
+
+    Without DP there are records only; where the study draws patients, a batch is as many as they may give.
+    """
+    dp = _private(content)
+    limit = 2.0 * dp["l2_clip_norm"] * content["training"].get("learning_rate", 1.0)
+    batch = dp["expected_batch_size"] * (dp.get("max_records_per_patient") or 1)
     return {
         **content,
-        "privacy": {"unsafe_dp_off": True, **kept},
+        "privacy": {
+            "unsafe_dp_off": True,
+            "sampling_rate": dp["sampling_rate"],
+            "expected_batch_size": batch,
+        },
         "codec": {"value_bits": 16, "range": limit},
     }
 

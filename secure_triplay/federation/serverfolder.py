@@ -55,7 +55,7 @@ class ServerFolder:
     ) -> ServerFolder:
         """Make CA, server certificate, coordinator's keys and the founding bundle. Leaves nothing where it fails.
 
-        `server` is host:port as sites reach it; `started_by` stands in the coordinator's audit log. Raises ConfigError, CryptoError or RunError.
+        `server` is host:port as sites reach it. Raises ConfigError, CryptoError or RunError.
         """
         path = path.absolute()
         if path.exists() and any(path.iterdir()):

@@ -51,6 +51,14 @@ def grid_file(tmp_path, pictures):
         }
         content["sites"] = [{"name": "north"}, {"name": "south", "weight": 2.0}]
         content["training"] |= {"rounds": 2}
+        content["privacy"] = {
+            "epsilon": 8.0,
+            "delta": 5.0e-6,
+            "max_units_per_site": 2000,
+            "sampling_rate": 0.25,
+            "expected_batch_size": 10,
+            "l2_clip_norm": 10.0,
+        }
         content["server_optimiser"] |= {"average_last": 1}
         content |= study or {}
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))

@@ -1,0 +1,271 @@
+"""What masks cost: our round unmasked and masked, and Flower's SecAgg+, on the same updates, in one run.
+
+*Unmasked* is the round of `bench.crypto`: quantise, encrypt, tag, add, verify, decrypt. *Masked* is the same round on
+the codec of masked values, with every step of `crypto.masking`: keys, shares, masks, signatures, recovery, masks off.
+*Flower* runs its own SecAgg+ client functions, and its server's arithmetic as in its workflow: no ciphertexts, no
+signatures, at its default modulus of 2^32. It draws masks from a generator seeded with 32 bits.
+
+Times are processor seconds of the whole round: every site's upload, the server, and one opening at each site (one is
+measured and counted for all). The library of shares is written in Python and is most of what masks cost at small
+sizes; it does not depend on the number of parameters.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_triplay.client.ckks import CkksSecretKey
+from secure_triplay.client.masking import MaskingSite
+from secure_triplay.client.tag import TagKey
+from secure_triplay.crypto.codec import Codec, Integers
+from secure_triplay.crypto.identity import SIGNATURE_BYTES, SigningIdentity
+from secure_triplay.crypto.masking import MaskContext, MaskingParameters, masked_codec, recover, remove_masks
+from secure_triplay.crypto.packing import add_mod, pack60, unpack60
+from secure_triplay.privacy.noise import NoiseSource
+
+UNMASKED, MASKED, FLOWER = "unmasked", "masked", "Flower SecAgg+"
+GRID = ((100_000, 8), (100_000, 32), (1_000_000, 32))
+QUICK_GRID = ((5_000, 4),)
+COLLUDING = DROPPING = 0.25
+RANGE_STDS, UPDATE_STD = 5.0, 0.01
+
+Result = TypeVar("Result")
+
+
+class _Memory(dict[str, bytes]):
+    """A store without a disk: what the vault costs is not part of the comparison."""
+
+    def save(self, name: str, content: bytes) -> None:
+        self[name] = content
+
+    def load(self, name: str) -> bytes | None:
+        return self.get(name)
+
+
+class _Clock:
+    """Processor seconds by step."""
+
+    def __init__(self) -> None:
+        self.cpu: dict[str, float] = {}
+
+    def time(self, step: str, work: Callable[[], Result], times: int = 1) -> Result:
+        started = time.process_time()
+        result = work()
+        self.cpu[step] = self.cpu.get(step, 0.0) + times * (time.process_time() - started)
+        return result
+
+    def row(self) -> dict[str, Any]:
+        steps = {f"{step}_cpu_s": round(seconds, 4) for step, seconds in self.cpu.items()}
+        return {**steps, "round_cpu_s": round(sum(self.cpu.values()), 4)}
+
+
+def run_masking_bench(
+    *,
+    grid: tuple[tuple[int, int], ...] | None = None,
+    value_bits: int = 9,
+    seed: int = 0,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Measure the three ways for every (n_params, n_sites) of the grid; some minutes on one core, `quick` seconds.
+
+    Raises:
+        ConfigError: if `value_bits` do not fit the number of sites.
+    """
+    rows: list[dict[str, Any]] = []
+    for n_params, n_sites in grid or (QUICK_GRID if quick else GRID):
+        updates = [_update(site, n_params, seed) for site in range(n_sites)]
+        limit = RANGE_STDS * UPDATE_STD
+        plain = Codec.choose(n_sites=n_sites, value_bits=value_bits, n_params=n_params, limit=limit)
+        masked = masked_codec(n_sites=n_sites, value_bits=value_bits, n_params=n_params, limit=limit)
+        found = [
+            _ours(plain, updates, None),
+            _ours(masked, updates, _sites(n_sites)),
+            _flower(plain, updates),
+        ]
+        unmasked = found[0]["round_cpu_s"]
+        for row in found:
+            times = round(row["round_cpu_s"] / unmasked, 2)
+            rows.append({"n_params": n_params, "n_sites": n_sites, **row, "times_unmasked": times})
+    return {
+        "suite": "masking",
+        "settings": {"value_bits": value_bits, "seed": seed, "colluding": COLLUDING, "dropping": DROPPING,
+                     "omp_num_threads": os.environ.get("OMP_NUM_THREADS")},
+        "rows": rows,
+    }  # fmt: skip
+
+
+def _update(site: int, n_params: int, seed: int) -> NDArray[np.float32]:
+    values = np.random.default_rng((seed, site)).standard_normal(n_params, np.float32)
+    bound = np.float32(RANGE_STDS * UPDATE_STD * (1 - 1e-6))
+    clipped: NDArray[np.float32] = np.clip(values * np.float32(UPDATE_STD), -bound, bound)
+    return clipped
+
+
+def _sites(n_sites: int) -> dict[str, MaskingSite]:
+    signers = {f"site-{i:04d}": SigningIdentity.generate() for i in range(n_sites)}
+    parameters = MaskingParameters.choose(
+        n_sites, colluders=min(int(COLLUDING * n_sites), n_sites - 2), dropouts=int(DROPPING * n_sites)
+    )
+    roster = {name: signer.identity for name, signer in signers.items()}
+    context = MaskContext("00" * 32, 0, 1, roster, parameters, bytes(32))
+    return {name: MaskingSite(context, name, signer, _Memory()) for name, signer in signers.items()}
+
+
+def _ours(
+    codec: Codec, updates: list[NDArray[np.float32]], masking: dict[str, MaskingSite] | None
+) -> dict[str, Any]:
+    """One round of ours; with masks where there are sites to mask."""
+    clock, noise = _Clock(), NoiseSource()
+    key, tag_key = CkksSecretKey.generate(codec.parameters), TagKey.generate()
+    n = codec.n_sites
+    names = tuple(f"site-{i:04d}" for i in range(n))
+    sites = masking or {}
+    keys = [clock.time("share", site.advertise) for site in sites.values()]
+    sealed = [clock.time("share", lambda site=site: site.share(keys)) for site in sites.values()]  # type: ignore[misc]
+    memberships, seeds = [], []
+    exact = np.zeros(codec.n_params, np.int64)
+    total = np.zeros((codec.n_chunks, codec.parameters.degree), np.uint64)
+    total_tags = np.zeros(codec.n_chunks, np.uint64)
+    upload_bytes = 0
+    for name, update in zip(names, updates, strict=True):
+        integers: Integers = clock.time("encrypt", lambda update=update: codec.quantise(update, noise))  # type: ignore[misc]
+        exact += integers
+        if masking is not None:
+            integers, membership = clock.time(
+                "mask", lambda name=name, own=integers: sites[name].mask(codec, names, sealed, own)  # type: ignore[misc]
+            )  # fmt: skip
+            memberships.append(membership)
+
+        def send(integers: Integers = integers, name: str = name) -> tuple[bytes, Any, Any]:
+            ciphertexts = key.encrypt(codec.to_slots(integers), codec.encode_tolerance)
+            tags = tag_key.tag(ciphertexts.c0, epoch=0, round_number=1, site=name)
+            return pack60(ciphertexts.c0), ciphertexts.seeds, tags
+
+        content, site_seeds, tags = clock.time("encrypt", send)
+        upload_bytes = len(content) + site_seeds.nbytes + tags.nbytes
+        seeds.append(site_seeds)
+
+        def add(content: bytes = content, tags: Any = tags) -> None:
+            add_mod(total, unpack60(content, codec.n_chunks))
+            add_mod(total_tags, tags)
+
+        clock.time("add", add)
+
+    def receive() -> Integers:
+        tag_key.verify_sum(total, total_tags, epoch=0, round_number=1, sites=list(names))
+        return codec.sum_from_slots(key.decrypt(total, seeds), n)
+
+    sums = clock.time("decrypt", receive, times=n)
+    more = 0
+    if masking is not None:
+        signed = [clock.time("agree", lambda s=s: s.agree(names, memberships)) for s in sites.values()]  # type: ignore[misc]
+        revealed = [clock.time("agree", lambda s=s: s.reveal(signed)) for s in sites.values()]  # type: ignore[misc]
+        context = sites[names[0]].context
+        by_site = {one.site: one for one in keys}
+        recovered = clock.time("recover", lambda: recover(context, by_site, names, names, revealed))
+        masked_sums = sums
+        sums = clock.time(
+            "unmask",
+            lambda: remove_masks(context, codec, by_site, names, names, recovered, masked_sums),
+            times=n,
+        )
+        shares = sum(len(one) for one in sealed[0].sealed.values()) + sum(
+            map(len, revealed[0].shares.values())
+        )
+        more = shares + 3 * 32 + 4 * SIGNATURE_BYTES
+    decoded = clock.time("decrypt", lambda: codec.mean(sums, n), times=n)
+    mean = np.mean(updates, axis=0, dtype=np.float64)
+    return {
+        "way": UNMASKED if masking is None else MASKED,
+        "fields": codec.fields, "field_bits": codec.field_bits,
+        "upload_bytes_per_param": round((upload_bytes + more) / codec.n_params, 4), "masking_bytes": more,
+        "integer_sums_exact": bool(np.array_equal(sums, exact)),
+        "largest_error": float(np.abs(decoded - mean).max()), **clock.row(),
+    }  # fmt: skip
+
+
+def _flower(codec: Codec, updates: list[NDArray[np.float32]]) -> dict[str, Any]:
+    """SecAgg+ as flwr 1.41 runs it, on a complete graph as ours up to 50 sites."""
+    from flwr.common import bytes_to_ndarray, ndarrays_to_parameters
+    from flwr.common.secure_aggregation.crypto.shamir import combine_shares
+    from flwr.common.secure_aggregation.ndarrays_arithmetic import (
+        factor_extract,
+        get_parameters_shape,
+        parameters_addition,
+        parameters_mod,
+        parameters_subtraction,
+    )
+    from flwr.common.secure_aggregation.quantization import dequantize
+    from flwr.common.secure_aggregation.secaggplus_constants import Key
+    from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+
+    # the package exports a function of the module's name
+    client = import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
+    clock, n = _Clock(), len(updates)
+    levels, modulus = 2 * codec.levels, 2**32
+    threshold = (n + min(int(COLLUDING * n), n - 2)) // 2 + 1
+    settings = {
+        Key.SAMPLE_NUMBER: n, Key.SHARE_NUMBER: n, Key.THRESHOLD: threshold, Key.CLIPPING_RANGE: codec.limit,
+        Key.TARGET_RANGE: levels, Key.MOD_RANGE: modulus, Key.MAX_WEIGHT: 1.0,
+    }  # fmt: skip
+    states = {i: client.SecAggPlusState() for i in range(1, n + 1)}
+    public: dict[str, Any] = {}
+    for nid, state in states.items():
+        state.nid = nid
+        sent = clock.time("share", lambda state=state: client._setup(state, settings))  # type: ignore[misc]
+        public[str(nid)] = (sent[Key.PUBLIC_KEY_1], sent[Key.PUBLIC_KEY_2])
+    inbox: dict[int, dict[str, list[Any]]] = {nid: {"from": [], "what": []} for nid in states}
+    share_bytes = 0
+    for nid, state in states.items():
+        sent = clock.time("share", lambda state=state: client._share_keys(state, public))  # type: ignore[misc]
+        share_bytes = sum(map(len, sent[Key.CIPHERTEXT_LIST]))
+        for to, what in zip(sent[Key.DESTINATION_LIST], sent[Key.CIPHERTEXT_LIST], strict=True):
+            inbox[to]["from"].append(nid)
+            inbox[to]["what"].append(what)
+    total: list[NDArray[Any]] | None = None
+    upload_bytes = 0
+    for (nid, state), update in zip(states.items(), updates, strict=True):
+        record = {Key.CIPHERTEXT_LIST: inbox[nid]["what"], Key.SOURCE_LIST: inbox[nid]["from"]}
+        parameters = ndarrays_to_parameters([update])
+        sent = clock.time(
+            "mask", lambda s=state, r=record, p=parameters: client._collect_masked_vectors(s, r, 1, p)  # type: ignore[misc]
+        )  # fmt: skip
+        upload_bytes = sum(map(len, sent[Key.MASKED_PARAMETERS]))
+
+        def add(sent: Any = sent, so_far: list[NDArray[Any]] | None = total) -> list[NDArray[Any]]:
+            arrived = [bytes_to_ndarray(content) for content in sent[Key.MASKED_PARAMETERS]]
+            return arrived if so_far is None else parameters_addition(so_far, arrived)
+
+        total = clock.time("add", add)
+    request = {Key.ACTIVE_NODE_ID_LIST: list(states), Key.DEAD_NODE_ID_LIST: []}
+    answers = [clock.time("agree", lambda s=s: client._unmask(s, request)) for s in states.values()]  # type: ignore[misc]
+    shares: dict[int, list[bytes]] = {nid: [] for nid in states}
+    for answer in answers:
+        for nid, share in zip(answer[Key.NODE_ID_LIST], answer[Key.SHARE_LIST], strict=True):
+            shares[nid].append(share)
+    more = share_bytes + sum(map(len, answers[0][Key.SHARE_LIST])) + sum(map(len, public["1"]))
+    recovered = clock.time("recover", lambda: [combine_shares(shares[nid]) for nid in states])
+
+    def unmask() -> NDArray[np.float64]:
+        rest = total
+        for seed in recovered:
+            mask = pseudo_rand_gen(seed, modulus, get_parameters_shape(rest))
+            rest = parameters_subtraction(rest, mask)
+        factor, rest = factor_extract(parameters_mod(rest, modulus))
+        mean = dequantize(rest, codec.limit, levels)[0] - (n - 1) * codec.limit
+        result: NDArray[np.float64] = mean * (levels / factor)
+        return result
+
+    decoded = clock.time("unmask", unmask)
+    mean = np.mean(updates, axis=0, dtype=np.float64)
+    return {
+        "way": FLOWER, "upload_bytes_per_param": round((upload_bytes + more) / codec.n_params, 4),
+        "masking_bytes": more, "largest_error": float(np.abs(decoded - mean).max()), **clock.row(),
+    }  # fmt: skip

@@ -1,0 +1,63 @@
+"""The verdict of the audit of server blindness, and the forms in which it looks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from secure_triplay.attacks.blindness import KINDS, Looked, _array_needles, _long_windows, judge
+from secure_triplay.attacks.memory import Hit, Needle, Searched, search_process
+
+EVERY_KIND = [Hit(f"{kind} of north", "float32", "a client", 8) for kind in KINDS]
+
+
+def test_nothing_found_is_a_pass_only_where_the_control_found_every_kind():
+    assert judge(Looked(control=EVERY_KIND), ())["verdict"] == "pass"
+    for missing in range(len(KINDS)):
+        control = EVERY_KIND[:missing] + EVERY_KIND[missing + 1 :]
+        result = judge(Looked(control=control), ())
+        assert result["verdict"] == "invalid"
+        assert KINDS[missing] in result["reason"]
+
+
+def test_one_hit_at_the_server_is_a_failure():
+    hit = Hit("CKKS key", "words", "the SuperLink", 1)
+    result = judge(Looked(server=[hit], control=EVERY_KIND), ())
+    assert (result["verdict"], len(result["server_hits"])) == ("fail", 1)
+
+
+def test_a_heap_that_could_not_be_read_proves_nothing():
+    looked = Looked(control=EVERY_KIND)
+    looked.take("memory", Searched((), 10, ("the SuperLink [heap]",)), looked.server)
+    assert judge(looked, ())["verdict"] == "invalid"
+
+
+@pytest.mark.parametrize("offset", [0, 1, 7])
+def test_an_update_is_found_as_float_and_as_encoded_integers_at_every_offset(offset):
+    rng = np.random.default_rng(1)
+    update = rng.normal(0, 1e-3, 5000).astype(np.float32)
+    integers = rng.integers(0, 512, 5000)
+    needles = _array_needles("update of north", update, "update-1")
+    needles.append(Needle("update of north", "encoded integers", _long_windows(integers.tobytes())))
+    code = (
+        "import sys, numpy as np; rng = np.random.default_rng(1)\n"
+        "a = rng.normal(0, 1e-3, 5000).astype(np.float32).tobytes()\n"
+        "b = rng.integers(0, 512, 5000).tobytes()\n"
+        f"kept = bytearray({offset}) + a + bytes(8) + b\n"
+        "del a, b; print('ready', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ)
+    ) as child:
+        assert child.stdout.readline() == b"ready\n"
+        found = {hit.form for hit in search_process(child.pid, needles).hits}
+        child.stdin.close()
+    assert found >= {"float32 (update-1)", "encoded integers"}
+
+
+def test_a_fresh_adapter_which_is_all_zeros_is_no_needle():
+    assert _array_needles("adapter of north", np.zeros(1000, np.float32), "global-0") == []

@@ -1,0 +1,73 @@
+"""What is kept alive, and who may ask a SuperLink for what."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import pytest
+
+from secure_triplay.deploy.processes import Kept
+from secure_triplay.deploy.superlinkmain import may_pass
+from secure_triplay.errors import RunError
+
+
+def kept(tmp_path, code: str) -> Kept:
+    (tmp_path / "empty").mkdir()
+    return Kept("thing", [sys.executable, "-c", code], tmp_path, dict(os.environ))
+
+
+def look_until(one: Kept, true, seconds: float = 20) -> list[str]:
+    said: list[str] = []
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        one.look(said.append)
+        time.sleep(0.02)
+    return said
+
+
+def test_what_is_killed_is_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("secure_triplay.deploy.processes._FIRST_PAUSE_S", 0.05)
+    one = kept(tmp_path, "import time; time.sleep(60)")
+    one._pause_s = 0.05
+    look_until(one, lambda: one.pid is not None)
+    first = one.pid
+    os.kill(first, 9)
+    said = look_until(one, lambda: one.pid not in (None, first))
+    assert "is started again" in said[0]
+    one.stop()
+    assert one.pid is None
+
+
+def test_what_has_done_its_work_is_not_started_again(tmp_path):
+    one = kept(tmp_path, "pass")
+    look_until(one, lambda: one.ended)
+    one.look(print)
+    assert (one.pid, one.restarts) == (None, 0)
+
+
+def test_an_error_in_words_is_passed_on_instead_of_repeated(tmp_path):
+    one = kept(tmp_path, "import sys; sys.stderr.write('no data here'); sys.exit(4)")
+    with pytest.raises(RunError, match="no data here"):
+        look_until(one, lambda: False)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/control/start-run", "/v1/runtime/pull-task-input", "/", "/v1/fleet", "/docs"]
+)
+def test_from_another_machine_only_supernodes_requests_pass(path):
+    assert not may_pass("http", path, ("10.1.2.3", 1))
+    assert not may_pass("http", path, None)
+    assert may_pass("http", path, ("127.0.0.1", 1))
+    assert may_pass("http", "/v1/fleet/pull-messages", ("10.1.2.3", 1))
+
+
+@pytest.mark.parametrize("path", ["/v1/fleet/../control/start-run", "/v1/control/x?/v1/fleet/"])
+def test_no_way_round_through_a_path(path):
+    assert not may_pass("http", path, ("10.1.2.3", 1))
+
+
+def test_a_websocket_from_another_machine_does_not_pass():
+    assert not may_pass("websocket", "/v1/fleet/x", ("10.1.2.3", 1))

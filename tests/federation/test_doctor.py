@@ -1,0 +1,118 @@
+"""The doctor sees what is wrong with a line, a certificate, a clock and a folder."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+
+import pytest
+
+from secure_triplay.federation import doctor
+from secure_triplay.federation.ca import make_ca, make_server_certificate
+from secure_triplay.federation.doctor import examine_server, examine_site, reach
+from secure_triplay.federation.processes import free_port
+
+
+@contextmanager
+def answering(folder, issued, clock_s: float = 0.0) -> Iterator[str]:
+    """A TLS server that tells a time that is `clock_s` off; yields host:port."""
+    (folder / "crt").write_bytes(issued.certificate)
+    (folder / "key").write_bytes(issued.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "crt", folder / "key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            try:
+                with listener.accept()[0] as plain, context.wrap_socket(plain, server_side=True) as line:
+                    line.recv(1000)
+                    head = f"HTTP/1.1 404\r\nDate: {formatdate(time.time() + clock_s, usegmt=True)}\r\n\r\n"
+                    line.sendall(head.encode())
+            except OSError:
+                pass  # a client that does not trust us hangs up
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def ca():
+    return make_ca("study")
+
+
+def verdicts(findings) -> dict[str, str]:
+    return {finding.what: finding.verdict for finding in findings}
+
+
+def test_a_server_with_the_studys_certificate_and_a_right_clock_is_well(tmp_path, ca):
+    with answering(tmp_path, make_server_certificate(ca, ("127.0.0.1",))) as server:
+        found = verdicts(reach(server, ca.certificate.decode()))
+    assert found == {"server": "ok", "its certificate": "ok", "clock": "ok"}
+
+
+def test_a_server_of_another_authority_is_told_from_one_that_is_down(tmp_path, ca):
+    other = make_ca("study")
+    with answering(tmp_path, make_server_certificate(other, ("127.0.0.1",))) as server:
+        (found,) = reach(server, ca.certificate.decode())
+    assert (found.verdict, "not the study's" in found.words) == ("wrong", True)
+    (found,) = reach(f"127.0.0.1:{free_port()}", ca.certificate.decode())
+    assert (found.verdict, "cannot be reached" in found.words) == ("wrong", True)
+
+
+def test_a_certificate_for_another_host_is_refused(tmp_path, ca):
+    with answering(tmp_path, make_server_certificate(ca, ("fl.example.org",))) as server:
+        (found,) = reach(server, ca.certificate.decode())
+    assert found.verdict == "wrong"
+
+
+@pytest.mark.parametrize("off", [-600.0, 600.0])
+def test_a_clock_that_is_off_is_seen(tmp_path, ca, off):
+    with answering(tmp_path, make_server_certificate(ca, ("127.0.0.1",)), off) as server:
+        found = {finding.what: finding for finding in reach(server, ca.certificate.decode())}
+    assert found["clock"].verdict == "warning"
+    assert ("behind" if off > 0 else "ahead") in found["clock"].words
+
+
+def test_a_certificate_that_ends_soon_is_a_warning(tmp_path, ca, monkeypatch):
+    monkeypatch.setattr("secure_triplay.federation.ca.SERVER_DAYS", 10)
+    with answering(tmp_path, make_server_certificate(ca, ("127.0.0.1",))) as server:
+        assert verdicts(reach(server, ca.certificate.decode()))["its certificate"] == "warning"
+
+
+def test_at_a_site_everything_but_the_missing_server_is_well(world):
+    world.join("north")
+    found = verdicts(examine_site(world.sites["north"]))
+    assert [what for what, verdict in found.items() if verdict != "ok"] == ["server"]
+
+
+def test_what_was_broken_at_a_site_is_named(world, monkeypatch):
+    world.join("north")
+    site = world.sites["north"]
+    (world.joined("north").folder / "trusted.yaml").write_text("{}")
+    (site.ledger / "ledger.sqlite").unlink()
+    monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 1 << 60)
+    found = verdicts(examine_site(site))
+    assert (found["app"], found["ledger"], found["free disk"]) == ("wrong", "wrong", "warning")
+
+
+def test_at_the_server_a_missing_confirmation_is_named(world):
+    world.server.take_confirmation(world.join("north"))
+    found = {finding.what: finding for finding in examine_server(world.server)}
+    assert found["confirmations"].verdict == "wrong"
+    assert "east, south" in found["confirmations"].words
+    assert found["server certificate"].verdict == "ok"
+
+
+def test_a_renewed_certificate_is_taken_by_sites_that_joined_before(world, tmp_path):
+    before = world.server.tls[1].read_bytes()
+    world.server.renew_certificate()
+    _, certificate, key = (path.read_bytes() for path in world.server.tls)
+    assert certificate != before
+    issued = type(make_ca("x"))(certificate, key)
+    with answering(tmp_path, issued) as server:
+        assert verdicts(reach(server, world.server.bundle.ca_certificate))["server"] == "ok"
