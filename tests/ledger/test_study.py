@@ -11,7 +11,8 @@ from secure_triplay.config import parse_study
 from secure_triplay.errors import PrivacyError
 from secure_triplay.ledger.budget import Unprotected, figures
 from secure_triplay.ledger.ledger import Ledger
-from secure_triplay.ledger.study import simulated_limits, training_release
+from secure_triplay.ledger.study import policy_limits, simulated_limits, training_release
+from secure_triplay.policy import load_policy
 from secure_triplay.privacy.accounting import noise_multiplier_for
 
 
@@ -53,3 +54,15 @@ def test_a_study_without_privacy_is_charged_without_bound(demo, tmp_path, identi
 def test_a_private_study_without_noise_is_refused(demo):
     with pytest.raises(PrivacyError):
         training_release(parse_study(demo), 0.0)
+
+
+@pytest.mark.parametrize("name", ["strict", "research", "public-data"])
+def test_a_ledger_can_be_started_under_every_ready_made_policy(root, name):
+    policy = load_policy(root / "configs" / "policies" / f"{name}.yaml")
+    limits = policy_limits(policy)
+    assert limits.unit == policy.smallest_privacy_unit
+    assert limits.delta * limits.max_units * policy.delta.times_patients == pytest.approx(1)
+    assert (limits.epsilon_per_study, limits.epsilon_per_year) == (
+        policy.epsilon_per_study,
+        policy.epsilon_per_year,
+    )
