@@ -15,7 +15,7 @@ test: $(READY)            ## lint, types, layering and every test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)           ## the quick half of `make test`, for before a commit
 	$(BIN)/ruff check .

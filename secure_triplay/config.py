@@ -317,7 +317,9 @@ class Study(Frozen):
         if self.server_optimiser.average_last > self.training.rounds:
             raise ValueError("server_optimiser.average_last is larger than training.rounds")
         if self.published_accuracy is not None and isinstance(self.privacy, DpOff):
-            raise ValueError("published_accuracy has a charge of its own, and a study without privacy has none")
+            raise ValueError(
+                "published_accuracy has a charge of its own, and a study without privacy has none"
+            )
         most = self.dp.max_records_per_patient if self.dp else None
         if most is not None and most > self.training.physical_batch_size:
             raise ValueError(

@@ -162,7 +162,7 @@ class _Federation:
         self._spawn("run", "study", "run", "--dir", str(self.server.path))
 
     def moments(self) -> Iterator[str]:
-        """Yield while rounds go on, when uploads arrived and when a round was closed; once more at the end."""
+        """Yield while rounds go on, each time that a sum was just formed, and once more at the end."""
         deadline = time.monotonic() + _STUDY_S
         log = self.server.path / "rounds" / "epoch-1" / "events.jsonl"
         seen: set[tuple[str, int]] = set()
@@ -173,12 +173,12 @@ class _Federation:
             new = [
                 (event["event"], event["round"])
                 for event in events
-                if event["event"] in ("received", "closed") and (event["event"], event["round"]) not in seen
+                if event["event"] == "closed" and (event["event"], event["round"]) not in seen
             ]
             if new and self.needles():
                 seen.update(new)
                 kind, number = new[-1]
-                yield f"round {number}: " + ("uploads arrive" if kind == "received" else "closed")
+                yield f"round {number} was just {kind}"
             time.sleep(0.2)
         yield "after the study"
 
@@ -190,7 +190,9 @@ class _Federation:
             for name, pid in workers.items():
                 if name == next(iter(self.sites)):
                     looked.take(
-                        "memory of a client", search_process(pid, needles, "a client"), looked.control
+                        "memory of a client",
+                        search_process(pid, needles, "a client", written_only=True),
+                        looked.control,
                     )
             for root in ("server", "run"):
                 for pid in children(self._processes[root].pid):
@@ -329,7 +331,7 @@ class _Federation:
             process.terminate()
         for process in self._processes.values():
             try:
-                process.wait(30)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 stop_group(process)
         for thread in self._threads:
@@ -377,7 +379,7 @@ def _loaded(file: Path) -> Any:
 
 def _tried(pid: int, needles: tuple[Needle, ...], label: str) -> Searched:
     try:
-        return search_process(pid, needles, label)
+        return search_process(pid, needles, label, written_only=True)
     except RunError:
         if Path(f"/proc/{pid}").exists() and _command(pid):
             raise

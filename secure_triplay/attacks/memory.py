@@ -21,8 +21,10 @@ from secure_triplay.errors import RunError
 WINDOW_BYTES = 32
 WINDOWS = 8
 _LEAST_DIFFERENT_BYTES = 9
-_PIECE_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 22
 _TABLE_BITS = 20
+_LONGEST_TAIL_BYTES = 256
+_LEAST_DIFFERENT_IN_8 = 5
 _MAP_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+\s*(.*)")
 
 
@@ -90,8 +92,12 @@ class Searched:
         )
 
 
-def search_process(pid: int, needles: Iterable[Needle], name: str = "") -> Searched:
+def search_process(
+    pid: int, needles: Iterable[Needle], name: str = "", *, written_only: bool = False
+) -> Searched:
     """Everything that a process has mapped and that can be read, device memory apart.
+
+    With `written_only` not what it maps of files and cannot write to: program code, as it lies on the disk.
 
     The process is not stopped: what it frees meanwhile may be missed, so a search is repeated at several moments.
     Raises RunError where the process is gone or may not be looked into.
@@ -101,7 +107,7 @@ def search_process(pid: int, needles: Iterable[Needle], name: str = "") -> Searc
     total, unreadable = 0, []
     try:
         with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-            for start, end, where in _regions(maps.read()):
+            for start, end, where in _regions(maps.read(), written_only):
                 tail = b""
                 for at in range(start, end, _PIECE_BYTES):
                     try:
@@ -150,12 +156,14 @@ def children(pid: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _regions(maps: str) -> Iterator[tuple[int, int, str]]:
+def _regions(maps: str, written_only: bool) -> Iterator[tuple[int, int, str]]:
     for line in maps.splitlines():
         match = _MAP_LINE.fullmatch(line)
         if match is None:
             continue
         start, end, rights, where = match.groups()
+        if written_only and "w" not in rights and where.startswith("/"):
+            continue
         if rights.startswith("r") and not where.startswith(("/dev/", "[vvar", "[vsyscall")):
             yield int(start, 16), int(end, 16), where
 
@@ -165,12 +173,14 @@ def _look(piece: bytes, counts: Mapping[Needle, set[bytes]]) -> bytes:
 
     All windows at once: a table tells of each 8 bytes of the piece, at every offset, whether a window may begin so.
     """
+    if piece.count(0) == len(piece):  # memory that was reserved and never written
+        return piece[-_LONGEST_TAIL_BYTES:]
     starts: dict[bytes, list[tuple[bytes, set[bytes]]]] = {}
     for needle, found in counts.items():
         for window in needle.windows:
             if window in found:
                 continue
-            if len(window) < 8:
+            if len(set(window[:8])) < _LEAST_DIFFERENT_IN_8:  # too short, or it begins like much else
                 found.update({window} if window in piece else ())
             else:
                 starts.setdefault(window[:8], []).append((window, found))

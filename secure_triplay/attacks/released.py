@@ -129,13 +129,13 @@ def nearer_to_members(
 def run(setting: Setting) -> Outcome:
     """Base model and released adapter, trained on few records so that it has every reason to remember them."""
     study, quick = setting.study, setting.quick
-    n, iterations, rounds = (40, 30, 4) if quick else (200, 60, study.training.rounds)
+    n, iterations, rounds = (40, 30, 4) if quick else (120, 40, study.training.rounds)
     records, chosen = victims(study, 2 * n, setting.seed)
     inside, outside = chosen[:n], chosen[n:]
     present = [
         label for label in range(len(study.classes))
         if min((records.labels[inside] == label).sum(), (records.labels[outside] == label).sum()) >= 2
-    ][: 4 if quick else 10]  # fmt: skip
+    ][: 4 if quick else 6]  # fmt: skip
     size = study.backbone.image_size
     members, strangers = (
         [_of_class(records, part, label, size) for label in present] for part in (inside, outside)

@@ -20,7 +20,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
 
+from secure_triplay.bench.crypto import RANGE_STDS, UPDATE_STD, update_of
 from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.client.masking import MaskingSite
 from secure_triplay.client.tag import TagKey
@@ -34,7 +37,6 @@ UNMASKED, MASKED, FLOWER = "unmasked", "masked", "Flower SecAgg+"
 GRID = ((100_000, 8), (100_000, 32), (1_000_000, 32))
 QUICK_GRID = ((5_000, 4),)
 COLLUDING = DROPPING = 0.25
-RANGE_STDS, UPDATE_STD = 5.0, 0.01
 
 Result = TypeVar("Result")
 
@@ -80,7 +82,7 @@ def run_masking_bench(
     """
     rows: list[dict[str, Any]] = []
     for n_params, n_sites in grid or (QUICK_GRID if quick else GRID):
-        updates = [_update(site, n_params, seed) for site in range(n_sites)]
+        updates = [update_of(site, n_params, seed) for site in range(n_sites)]
         limit = RANGE_STDS * UPDATE_STD
         plain = Codec.choose(n_sites=n_sites, value_bits=value_bits, n_params=n_params, limit=limit)
         masked = masked_codec(n_sites=n_sites, value_bits=value_bits, n_params=n_params, limit=limit)
@@ -101,11 +103,24 @@ def run_masking_bench(
     }  # fmt: skip
 
 
-def _update(site: int, n_params: int, seed: int) -> NDArray[np.float32]:
-    values = np.random.default_rng((seed, site)).standard_normal(n_params, np.float32)
-    bound = np.float32(RANGE_STDS * UPDATE_STD * (1 - 1e-6))
-    clipped: NDArray[np.float32] = np.clip(values * np.float32(UPDATE_STD), -bound, bound)
-    return clipped
+def masking_table(result: dict[str, Any]) -> Table:
+    """The rows of a result as a table for a terminal of 80 columns."""
+    table = Table(
+        title="What masks cost: bytes a parameter up, processor seconds of a whole round",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for heading in ("way", "params", "sites", "up", "round", "times unmasked", "exact"):
+        table.add_column(heading, justify="left" if heading == "way" else "right", no_wrap=True)
+    for row in result["rows"]:
+        exact = {True: "yes", False: "NO", None: "-"}[row.get("integer_sums_exact")]
+        table.add_row(
+            row["way"], f"{row['n_params'] / 1e6:g} M", str(row["n_sites"]),
+            f"{row['upload_bytes_per_param']:.2f}", f"{row['round_cpu_s']:.2f} s",
+            f"{row['times_unmasked']:.2f}", exact, end_section=row["way"] == FLOWER,
+        )  # fmt: skip
+    table.caption = "Flower SecAgg+ adds plain masked integers: no encryption, no signatures"
+    return table
 
 
 def _sites(n_sites: int) -> dict[str, MaskingSite]:

@@ -173,10 +173,14 @@ def audit_server_blindness(
     else:
         sys.stdout.write(
             f"{result['verdict'].upper()}: {result['reason']}\n"
-            f"At the server: {len(result['server_hits'])} hits in {sum(result['searched'].values()):,} bytes; "
+            f"At the server: {len(result['server_hits'])} hits in {_server_bytes(result):,} bytes; "
             f"at a client, for control: {len(result['control_hits'])} hits.\n"
         )
     raise typer.Exit(0 if result["verdict"] == "pass" else 1)
+
+
+def _server_bytes(result: dict[str, Any]) -> int:
+    return sum(size for where, size in result["searched"].items() if "client" not in where)
 
 
 @contextmanager

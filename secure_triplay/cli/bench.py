@@ -24,10 +24,12 @@ def bench_crypto(
 ) -> None:
     """Pair our encoding with the usual one (one value a slot) on the same updates."""
     from secure_triplay.bench.crypto import bench_table, plot_crypto_bench, run_crypto_bench
+    from secure_triplay.bench.masking import masking_table, run_masking_bench
 
     console = Console(stderr=True)
     with console.status("measuring"):
         result = run_crypto_bench(quick=quick)
+        result["masking"] = run_masking_bench(quick=quick)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -36,6 +38,7 @@ def bench_crypto(
         print_json(result)
     else:
         Console().print(bench_table(result))
+        Console().print(masking_table(result["masking"]))
 
 
 @app.command("backbone", epilog="Example:  secure-triplay bench backbone --out audits/backbone-memory")

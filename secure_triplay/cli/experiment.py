@@ -17,6 +17,9 @@ app = typer.Typer()
 def experiment(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The grid.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the results; a stopped grid goes on in it.")],
+    only_collect: Annotated[
+        bool, typer.Option("--only-collect", help="Run nothing: the table of the cells that are there.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure methods x data x seeds side by side: a table with spread, a plot, and JSON; stops and resumes."""
@@ -25,11 +28,15 @@ def experiment(
 
     console = Console(stderr=True, highlight=False)
     with console.status("reading the grid") as status:
-        result = run_experiment(file, out, lambda text: status.update(text.replace("[", r"\[")))
+        result = run_experiment(
+            file, out, lambda text: status.update(text.replace("[", r"\[")), only_collect=only_collect
+        )
     if as_json:
         print_json(result)
         return
     printer = Console(highlight=False)
     for table in tables(result):
         printer.print(table)
+    if result["missing"]:
+        printer.print(f"{len(result['missing'])} cells are not measured yet; run the same command to go on.")
     printer.print(f"Written to [bold]{out}[/]: result.json, table.txt, accuracy.svg, cells/")

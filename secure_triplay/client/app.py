@@ -7,6 +7,7 @@ of an uncaught exception to the server, and such a text can hold a path, a shape
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,10 @@ def make_app(socket_path: Callable[[Context], Path]) -> ClientApp:
 def ask_worker(path: Path, request: bytes) -> bytes:
     """The worker's answer to one request; OSError or ProtocolError when there is none."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.connect(str(path))
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:  # a socket's own path may have 107 bytes only
+            connection.connect(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.close(folder)
         send_frame(connection, request)
         return receive_frame(connection)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +38,7 @@ Notify = Callable[[Event], None]
 _REGISTERED, _RUN = "registered.json", "run.json"
 _MOST_RUNS = 30
 _START_S = 90.0
+_END_S = 8.0
 
 
 def start_server(
@@ -87,6 +90,7 @@ def start_server(
                 time.sleep(0.3)
         finally:
             link.stop()
+            _end_serverapp(folder)
 
 
 def _until_registered(
@@ -107,6 +111,18 @@ def _until_registered(
                     raise
                 time.sleep(1.0)
     write_public(file, json.dumps(sorted(known)).encode())
+
+
+def _end_serverapp(folder: ServerFolder) -> None:
+    """Flower starts the ServerApp in a session of its own, so it does not end with the SuperLink."""
+    with suppress(OSError, ValueError, KeyError):
+        pid = int(json.loads((folder.path / ROUNDS / RUNNING).read_bytes())["pid"])
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            if is_running(folder):
+                os.kill(pid, sign)
+            deadline = time.monotonic() + _END_S
+            while is_running(folder) and time.monotonic() < deadline:
+                time.sleep(0.1)
 
 
 def _shut_out(folder: ServerFolder, flower: Path, env: dict[str, str]) -> None:

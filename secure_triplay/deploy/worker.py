@@ -354,20 +354,15 @@ def _serve_one(listener: socket.socket, worker: SiteWorker, reply_after_s: float
 
 
 def listening(path: Path) -> socket.socket:
-    """A listening socket that only this user reaches; a dead worker's one is replaced.
-
-    A socket's path may have 107 bytes only, so it is bound by its name from within its folder.
-    """
+    """A listening socket that only this user reaches, in a folder with a path of any length; a dead one is replaced."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     path.unlink(missing_ok=True)
-    before = os.open(".", os.O_RDONLY)
-    try:
-        os.chdir(path.parent)
-        listener.bind(path.name)
-        os.chmod(path.name, 0o600)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:  # a socket's own path may have 107 bytes only
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
     finally:
-        os.fchdir(before)
-        os.close(before)
+        os.close(folder)
+    path.chmod(0o600)
     listener.listen(16)
     return listener
 

@@ -22,11 +22,14 @@ Tell = Callable[[str], None]
 _MEANS = ("accuracy", "worst_site", "worst_site_public", "mean_site", "head", "middle", "tail", "worst_class")
 
 
-def run_experiment(file: Path, out: Path, tell: Tell = lambda _: None) -> dict[str, Any]:
+def run_experiment(
+    file: Path, out: Path, tell: Tell = lambda _: None, *, only_collect: bool = False
+) -> dict[str, Any]:
     """Run what is missing of a grid in `out`, and write result.json, table.txt and the plot there.
 
-    Returns the content of result.json. Raises ConfigError before anything runs where a combination is
-    impossible, RunError where `out` holds cells of another grid or another run is writing there.
+    With `only_collect` nothing is run: the table is that of the cells that are here, and the result names the
+    others as `missing`. Returns the content of result.json. Raises ConfigError before anything runs where a
+    combination is impossible, RunError where `out` holds cells of another grid or another run is writing there.
     """
     from secure_triplay.experiments.show import write_plot, write_table
 
@@ -39,14 +42,14 @@ def run_experiment(file: Path, out: Path, tell: Tell = lambda _: None) -> dict[s
             tell(f"{len(done)} of {len(grid.cells)} cells are here already")
         setting = None
         for number, cell in enumerate(grid.cells, start=1):
-            if cell.file in done:
+            if cell.file in done or only_collect:
                 continue
             if setting is None or setting[0] != (cell.data, cell.seed):
                 setting = ((cell.data, cell.seed), _setting(cell, tell))
             tell(f"[{number}/{len(grid.cells)}] {cell.method.name} on {cell.data}, seed {cell.seed}")
             done[cell.file] = measure(cell, setting[1])
             _write(out / "cells" / cell.file, done[cell.file])
-        result = collect(grid, [done[cell.file] for cell in grid.cells])
+        result = collect(grid, [done[cell.file] for cell in grid.cells if cell.file in done])
         _write(out / "result.json", result)
         write_table(result, out / "table.txt")
         write_plot(result, out / "accuracy.svg")
@@ -83,6 +86,7 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
 def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and spread over seeds of every (data, method) that was measured; no row where nothing was."""
     rows = []
+    found = {f"{cell['data']}--{cell['method']}--{cell['seed']}.json" for cell in cells}
     for data in grid.data:
         for method in grid.methods:
             own = [cell for cell in cells if (cell["data"], cell["method"]) == (data, method.name)]
@@ -95,6 +99,7 @@ def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
         "methods": [method.name for method in grid.methods],
         "seeds": list(grid.seeds),
         "skipped": [{"data": name, "reason": reason} for name, reason in grid.skipped.items()],
+        "missing": [cell.file.removesuffix(".json") for cell in grid.cells if cell.file not in found],
         "rows": rows,
     }
 

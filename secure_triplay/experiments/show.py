@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 HOLE = "–"
+_COLUMNS = ("accu-\nracy", "±", "seeds", "worst\nsite", "worst\npublic", "head", "tail", "KB\nsent", "CPU\ns")
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -21,23 +22,15 @@ def tables(result: dict[str, Any]) -> list[Table]:
     found = []
     for data in result["data"]:
         rows = {row["method"]: row for row in result["rows"] if row["data"] == data}
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=data, title_justify="left")
+        table = Table(
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=data, title_justify="left"
+        )
         table.add_column("method", min_width=12)
-        for title in (
-            "accuracy",
-            "±",
-            "seeds",
-            "worst\nsite",
-            "worst\npublic",
-            "head",
-            "tail",
-            "KB\nsent",
-            "CPU s",
-        ):
+        for title in _COLUMNS:
             table.add_column(title, justify="right")
         for name in result["methods"]:
             row = rows.get(name)
-            table.add_row(name, *([HOLE] * 9 if row is None else _figures(row)))
+            table.add_row(name, *([HOLE] * len(_COLUMNS) if row is None else _figures(row)))
         if data in reasons:
             table.caption, table.caption_justify = f"not measured: {reasons[data]}", "left"
         found.append(table)
@@ -79,11 +72,13 @@ def write_table(result: dict[str, Any], path: Path) -> None:
 
 
 def write_plot(result: dict[str, Any], path: Path) -> None:
-    """Accuracy by method, a panel for each data set: the mean, a dot for each seed; SVG."""
+    """Accuracy by method, a panel for each data set that was measured: the mean, a dot for each seed; SVG."""
     names = result["methods"]
-    figure = Figure(figsize=(4.2 * len(result["data"]), 0.4 * len(names) + 1.2), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(result["data"]), sharey=True))
-    for axes, data in zip(panels, result["data"], strict=True):
+    measured = [name for name in result["data"] if any(row["data"] == name for row in result["rows"])]
+    shown = measured or result["data"]
+    figure = Figure(figsize=(4.2 * len(shown), 0.4 * len(names) + 1.2), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
+    for axes, data in zip(panels, shown, strict=True):
         rows = {row["method"]: row for row in result["rows"] if row["data"] == data}
         for place, name in enumerate(names):
             row = rows.get(name)

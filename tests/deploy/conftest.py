@@ -152,6 +152,6 @@ def running(federation: Federation) -> Iterator[Federation]:
                 process.terminate()
         for process in federation.processes.values():
             try:
-                process.wait(25)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 stop_group(process)

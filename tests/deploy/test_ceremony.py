@@ -274,3 +274,13 @@ def test_cut_and_foreign_messages_are_refused_in_words(sites):
         for bad in (b"", content[:5], content[:60], content[:4] + b"\x09" + content[5:], b"S3PL" + bytes(99)):
             with pytest.raises(ProtocolError):
                 kind.from_bytes(bad)
+
+
+@pytest.mark.parametrize("half", ["Ed25519", "ML-DSA-65"])
+def test_who_breaks_one_of_two_signature_schemes_forges_no_key(sites, half):
+    message = sites.delivered()["south"]
+    signed = message.head.signature
+    forged = bytes(64) + signed[64:] if half == "Ed25519" else signed[:64] + bytes(len(signed) - 64)
+    with pytest.raises(SecureTriplayError):
+        sites.site("south").answer(replace(message, head=replace(message.head, signature=forged)))
+    assert sites.site("south").keys() is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,6 +63,9 @@ class DictionaryGrid:
         self.workers.pop(name).close()
         self.nodes = {node: site for node, site in self.nodes.items() if site != name}
 
+    def answer(self, name: str, request: bytes) -> bytes:
+        return self.workers[name].answer(request)
+
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)
 
@@ -71,7 +75,7 @@ class DictionaryGrid:
             name = self.nodes[message.metadata.dst_node_id]
             request = self.alter(name, message.content[RECORD][RECORD])
             self.heard.append((name, request))
-            reply = self.workers[name].answer(request)
+            reply = self.answer(name, request)
             number = str(next(self.numbers))
             self.replies[number] = SimpleNamespace(
                 metadata=SimpleNamespace(reply_to_message_id=number),
@@ -292,3 +296,46 @@ def test_what_the_server_keeps_of_an_epoch_is_public(grid):
     )
     assert len(content) > 10_000
     assert not [window for window in windows if window in content]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_lost_messages_and_killed_workers_change_nothing(grid, seed):
+    """Any request or reply is lost, any worker dies before or after it answered, in ceremony and rounds alike."""
+    rng = np.random.default_rng(seed)
+    plain = grid.answer
+
+    def bad_day(name: str, request: bytes) -> bytes:
+        what = rng.choice(
+            ["well", "request lost", "reply lost", "killed before", "killed after"], p=[0.6] + [0.1] * 4
+        )
+        if what == "request lost":
+            return b""
+        if what == "killed before":
+            grid.start(name)
+        reply = plain(name, request)
+        if what == "killed after":
+            grid.start(name)
+        return b"" if what in ("reply lost", "killed after") else reply
+
+    def run(until: int | None) -> None:
+        for _ in range(20):  # a round that failed is declared so, and `study run` starts the ServerApp again
+            with suppress(RunError):
+                grid.run(until)
+                return
+        raise AssertionError("20 starts")
+
+    grid.answer = bad_day
+    run(until=1)
+    change_roster(grid.made.server)
+    run(until=None)
+    grid.answer = plain
+    found = adapters(grid, *NAMES[:3])
+    rounds = [grid.workers[name].session.state.round for name in NAMES[:3]]
+    assert rounds.count(ROUNDS) >= 2  # whoever lost the very last message catches up when it is asked again
+    last = [one for one, number in zip(found, rounds, strict=True) if number == ROUNDS]
+    assert all((one == last[0]).all() for one in last)
+    assert np.abs(last[0] - expected(grid)).max() < ROUNDS * 0.01 / 2**8
+    for name in NAMES[:3]:
+        with Ledger.open(grid.made.sites[name].ledger, None) as ledger:
+            charged = [made.round for made in ledger.books.reservations.values() if made.what == TRAINING]
+        assert len(charged) == len(set(charged)) <= ROUNDS

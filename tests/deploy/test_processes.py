@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 
 import pytest
 
+from secure_triplay.client.app import ask_worker
+from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.deploy.processes import Kept
 from secure_triplay.deploy.superlinkmain import may_pass
+from secure_triplay.deploy.worker import listening
 from secure_triplay.errors import RunError
 
 
@@ -71,3 +75,26 @@ def test_no_way_round_through_a_path(path):
 
 def test_a_websocket_from_another_machine_does_not_pass():
     assert not may_pass("websocket", "/v1/fleet/x", ("10.1.2.3", 1))
+
+
+def test_the_serverapp_loads_nothing_that_trains_or_decrypts(fresh_imports):
+    loaded = fresh_imports("secure_triplay.deploy.serverapp")
+    assert "secure_triplay.federation.relay" in loaded
+    forbidden = ("torch", "tenseal", "peft", "opacus", "PIL", "secure_triplay.client", "secure_triplay.model")
+    assert not [name for name in loaded if name.startswith(forbidden)]
+
+
+def test_a_site_may_lie_in_a_folder_with_a_long_path(tmp_path):
+    folder = tmp_path / ("long-" * 40) / ("path-" * 20)
+    folder.mkdir(parents=True)
+    with listening(folder / "worker.sock") as listener:
+        assert (folder / "worker.sock").stat().st_mode & 0o077 == 0
+
+        def echo() -> None:
+            with listener.accept()[0] as connection:
+                send_frame(connection, receive_frame(connection)[::-1])
+
+        thread = threading.Thread(target=echo)
+        thread.start()
+        assert ask_worker(folder / "worker.sock", b"abc") == b"cba"
+        thread.join()

@@ -113,8 +113,14 @@ def test_a_stopped_grid_goes_on_without_repeating_or_losing_a_cell(grid_file, tm
     before = (cells[0].stat().st_mtime_ns, cells[0].read_bytes())
     assert not (out / "result.json").exists()
 
+    partial = run_experiment(file, out, only_collect=True)
+    assert partial["missing"] == ["pictures--fedavg-cnn--2", "pictures--fedavg-cnn--3"]
+    assert [row["seeds"] for row in partial["rows"]] == [[1]]
+    assert partial["rows"][0]["accuracy_std"] is None  # one seed has no spread
+
     told = []
     resumed = run_experiment(file, out, told.append)
+    assert resumed["missing"] == []
     assert [text for text in told if text.startswith("[")] == [
         "[2/3] fedavg-cnn on pictures, seed 2",
         "[3/3] fedavg-cnn on pictures, seed 3",

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
@@ -15,7 +16,7 @@ from secure_triplay.federation.enrolment import Enrolment
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.ledger.start import start
 
-from .conftest import ROOT, make_site
+from .conftest import ROOT, make_site, policy_content
 
 
 def secrets_of(site: SiteFolder) -> list[bytes]:
@@ -71,10 +72,12 @@ def test_a_site_without_a_policy_of_its_own_starts_with_the_strict_one(tmp_path)
 
 
 def test_a_policy_without_limits_leaves_nothing_behind(tmp_path):
+    content = policy_content()
+    content["delta"]["most_records"] = None
+    file = tmp_path / "policy.yaml"
+    file.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match="how many records"):
-        SiteFolder.init(
-            tmp_path / "a", "st-mary", ROOT / "configs" / "policies" / "public-data.yaml", with_ledger=True
-        )
+        SiteFolder.init(tmp_path / "a", "st-mary", file, with_ledger=True)
     assert not (tmp_path / "a").exists()
 
 

@@ -82,6 +82,11 @@ class MaskingSite:
             raise _again("with another roster or other parameters")
 
     @property
+    def context(self) -> MaskContext:
+        """The round that this is."""
+        return self._context
+
+    @property
     def _file(self) -> str:
         return f"mask-{self._context.round}"
 

@@ -1,11 +1,21 @@
 """Whole rounds against plain integer sums: whoever vanishes, whenever, and whatever restarts."""
 
 import random
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from secure_triplay.client.ckks import CkksSecretKey
+from secure_triplay.crypto.masking.expand import (
+    add_mask,
+    mask_private_key,
+    pair_mask_key,
+    self_mask_check,
+    self_mask_key,
+    subtracts,
+)
+from secure_triplay.crypto.masking.sharing import combine
 from secure_triplay.crypto.packing import add_mod
 from secure_triplay.errors import CryptoError, ProtocolError
 
@@ -20,10 +30,17 @@ def schedule(seed):
     least = (n + colluders) // 2 + 1
     threshold = draw.choice([least, least, draw.randint(least, n)])
     names = [f"site-{i:02d}" for i in range(n)]
-    loss, present, here = draw.choice([0.0, 0.05, 0.1, 0.1, 0.3]), {}, names
-    for step in STEPS:
-        here = [name for name in here if draw.random() >= loss]
-        present[step] = here
+    present, here = {}, names
+    if draw.random() < 0.5:  # as many as may vanish do, each in a step of its own
+        gone = {name: draw.choice(STEPS) for name in draw.sample(names, n - threshold)}
+        for step in STEPS:
+            here = [name for name in here if gone.get(name) != step]
+            present[step] = here
+    else:
+        loss = draw.choice([0.05, 0.1, 0.3])
+        for step in STEPS:
+            here = [name for name in here if draw.random() >= loss]
+            present[step] = here
     return draw, n, colluders, threshold, present
 
 
@@ -50,10 +67,9 @@ def test_every_schedule_gives_the_plain_sum_or_is_declared_failed(new_round, blo
         assert sums.tolist() == this.plain_sums(), f"schedule {seed}"
         completed += 1
         lost_after_sharing += this.members != this.survivors
-    print("CNT", completed, failed, lost_after_sharing)
     assert completed >= 10
     assert failed >= 5
-    assert lost_after_sharing >= 2
+    assert lost_after_sharing >= 5
 
 
 def test_the_sum_through_real_ciphertexts_is_the_plain_sum(new_round):
@@ -87,6 +103,57 @@ def test_sixty_sites_on_a_sparse_graph_complete_with_six_lost(new_round):
     peers = this.parameters.peers
     assert peers < 59
     assert all(len(one.sealed) == peers for one in this.sealed)
+
+
+def test_two_sites_complete_and_are_told_what_the_sum_shows(new_round):
+    this = new_round(2)
+    assert this.run().tolist() == this.plain_sums()
+    assert "tells each of them the other's update" in this.parameters.in_words()
+
+
+def opened_by(this, victim, helpers, revealed=()):
+    """The victim's values, from its upload and all that helpers hold and others revealed; None if masks stay."""
+    keys = {one.site: one for one in this.keys}
+    held = [(name, this.sites[name]._state["held"][victim]) for name in helpers]
+    mask_shares = {this.context.holders(victim).index(name) + 1: both[:16] for name, both in held}
+    self_shares = {this.context.holders(victim).index(name) + 1: both[16:] for name, both in held}
+    for one in revealed:
+        self_shares[this.context.holders(victim).index(one.site) + 1] = one.shares[victim]
+    found = []
+    for shares, right in (
+        (self_shares, lambda s: self_mask_check(this.context, victim, s) == keys[victim].self_mask_check),
+        (
+            mask_shares,
+            lambda s: (
+                mask_private_key(this.context, victim, s).public_key().public_bytes_raw()
+                == keys[victim].mask_key
+            ),
+        ),
+    ):
+        threshold = min(this.parameters.share_threshold, len(shares))
+        found.append(combine(shares, threshold, right) if threshold else None)
+    if None in found:
+        return None
+    self_seed, mask_seed = found
+    total = this.uploads[victim].astype("<u2")
+    add_mask(total, self_mask_key(this.context, victim, self_seed), subtract=True)
+    private = mask_private_key(this.context, victim, mask_seed)
+    for peer in this.context.peers(victim):
+        key = pair_mask_key(this.context, private, keys[peer].mask_key, victim, peer)
+        add_mask(total, key, subtract=not subtracts(victim, peer))
+    return (total & (2**this.codec.integer_bits - 1)).tolist()
+
+
+def test_server_and_fewer_sites_than_the_threshold_open_nobody_and_the_threshold_opens_everybody(new_round):
+    this = new_round(6, colluders=1, threshold=4)
+    this.run()
+    names = list(this.sites)
+    for victim in names:
+        others = [name for name in names if name != victim]
+        for helpers in combinations(others, 3):
+            assert opened_by(this, victim, helpers) is None
+        assert opened_by(this, victim, others[:1], this.revealed) is None
+        assert opened_by(this, victim, others[:4]) == this.values[victim].tolist()
 
 
 def test_a_sum_stays_masked_until_the_last_share_is_there(new_round):
@@ -126,8 +193,6 @@ def test_a_site_that_was_declared_lost_is_not_unmasked(new_round):
         with pytest.raises(ProtocolError, match="another list"):
             this.sites[name].agree(everyone, [*this.memberships, membership])
     # what an attacker can do: take off what the recovered mask key gives
-    from secure_triplay.crypto.masking.expand import add_mask, mask_private_key, pair_mask_key, subtracts
-
     total = residues.astype("<u2")
     private = mask_private_key(this.context, late, this.recovered.lost[late])
     keys = {one.site: one.mask_key for one in this.keys}
