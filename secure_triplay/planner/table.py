@@ -68,10 +68,10 @@ def accuracy_line(plan: BudgetPlan) -> str:
     """Where the accuracy column comes from, or that there is none."""
     if plan.accuracy_missing:
         return f"Cost in accuracy: {plan.accuracy_missing}."
+    names = sorted({one.data for meaning in plan.meanings for one in meaning.measured})
     return (
-        f"Accuracy: measured, {plan.accuracy_source}, mean over seeds; on the data set named there, "
-        "not a forecast for "
-        "other data."
+        f"Accuracy: measured on {' and '.join(names) or 'the data set named there'} ({plan.accuracy_source}), "
+        "mean over seeds; not a forecast for other data."
     )
 
 
@@ -88,9 +88,10 @@ def epsilon_heads(plan: BudgetPlan) -> list[str]:
     return [f"ε = {epsilon:g}" for epsilon in plan.epsilons]
 
 
-def accuracy(meaning: Meaning) -> str:
+def accuracy(meaning: Meaning, *, named: bool = True) -> str:
     """Measured accuracy at one epsilon, by data set; a dash where it was not measured."""
-    return "; ".join(f"{m.data} {words.percent(m.accuracy)}" for m in meaning.measured) or "–"
+    found = (f"{m.data} " * named + words.percent(m.accuracy) for m in meaning.measured)
+    return "; ".join(found) or "–"
 
 
 def percent_up(share: float) -> str:
@@ -121,7 +122,8 @@ def _meanings(plan: BudgetPlan) -> Table:
         cells = [_both(ceiling) for _, ceiling in (*meaning.membership, *meaning.gallery)]
         row = [f"{meaning.epsilon:.4g}", noise(meaning.noise_multiplier), *cells]
         if not plan.accuracy_missing:
-            row.append(accuracy(meaning))
+            one = len({found.data for each in plan.meanings for found in each.measured}) == 1
+            row.append(accuracy(meaning, named=not one))
         table.add_row(*row, style="bold" if meaning.epsilon == plan.chosen.epsilon else "")
     return table
 
