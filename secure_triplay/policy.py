@@ -370,12 +370,26 @@ def _backbone(policy: SitePolicy, study: Study) -> list[Refusal]:
     return refusals
 
 
+def _published(policy: SitePolicy, study: Study) -> list[Refusal]:
+    if study.published_accuracy is None or "accuracy" in policy.may_export:
+        return []
+    return [
+        Refusal(
+            "may_export",
+            "The study publishes how many held-back records the adapter gets right, with noise",
+            f"the policy lets out: {', '.join(policy.may_export) or 'nothing'}",
+            "The study leaves published_accuracy out, or a person adds accuracy to may_export.",
+        )
+    ]
+
+
 _RULES: tuple[Callable[[SitePolicy, Study], list[Refusal]], ...] = (
     _epsilon,
     _unit,
     _delta,
     _participants,
     _backbone,
+    _published,
 )
 
 

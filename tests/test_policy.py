@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from secure_triplay.config import DpOff, load_study
+from secure_triplay.config import DpOff, PublishedAccuracy, load_study
 from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.policy import (
     check_export,
@@ -174,6 +174,13 @@ def test_a_refusal_by_the_hour_says_when_it_opens(made, demo):
 def test_a_time_without_a_zone_is_refused(made):
     with pytest.raises(PrivacyError):
         check_hours(made(), NOON.replace(tzinfo=None))
+
+
+def test_a_published_accuracy_needs_the_right_to_export_one(made, demo):
+    publishing = demo.model_copy(update={"published_accuracy": PublishedAccuracy()})
+    assert check_terms(made(), publishing) == []
+    assert "may_export" in rules(check_terms(made(may_export=["adapter"]), publishing))
+    assert check_terms(made(may_export=["adapter"]), demo) == []
 
 
 def test_exports_need_a_right(made):
