@@ -113,8 +113,8 @@ class Federation:
         self.start("server", "server", str(self.server.path))
         self.until(lambda: "lets in" in self.said("server"), 60)
 
-    def start_site(self, name: str) -> None:
-        self.start(name, "site", str(self.sites[name].path))
+    def start_site(self, name: str, *superlink: str) -> None:
+        self.start(name, "site", str(self.sites[name].path), *superlink)
 
     def start_run(self) -> None:
         self.start("run", "run", str(self.server.path))

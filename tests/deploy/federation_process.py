@@ -1,4 +1,4 @@
-"""One process of a test's federation: python federation_process.py server|site|run FOLDER."""
+"""One process of a test's federation: python federation_process.py server|site|run FOLDER [SUPERLINK]."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main() -> None:
         site = SiteFolder.open(folder)
         joined = JoinedStudy.open(site)
         command = [sys.executable, str(WORKER), str(site.path), joined.study.study]
-        start_site(site, joined, say, worker_command=command)
+        start_site(site, joined, say, worker_command=command, superlink=(sys.argv[3:] or [None])[0])
 
 
 if __name__ == "__main__":
