@@ -46,6 +46,12 @@ def test_an_unknown_key_is_an_error_with_exit_code_3(tmp_path, demo):
     assert_plain_error(run("config", "check", str(path)), 3, "did you mean `training`?", "study.yaml")
 
 
+def test_a_path_in_an_error_is_never_broken_in_two(tmp_path):
+    path = tmp_path / ("a-long-folder-name-" * 8) / "study.yaml"
+    done = run("config", "check", str(path))
+    assert str(path) in done.stderr
+
+
 def test_an_output_folder_that_exists_is_left_alone(tmp_path, root):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("kept")

@@ -79,11 +79,11 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except SecureTriplayError as error:
-        console.print(f"[bold red]Error:[/] {_escaped(error.what)}")
+        console.print(f"[bold red]Error:[/] {_escaped(error.what)}", soft_wrap=True)
         if error.where:
-            console.print(f"[bold]Where:[/] {_escaped(error.where)}")
+            console.print(f"[bold]Where:[/] {_escaped(error.where)}", soft_wrap=True)
         if error.fix:
-            console.print(f"[bold]What to do:[/] {_escaped(error.fix)}")
+            console.print(f"[bold]What to do:[/] {_escaped(error.fix)}", soft_wrap=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         console.print(_STOPPED)
