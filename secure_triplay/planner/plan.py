@@ -39,7 +39,7 @@ FAMILIES = (2, 3, 4)
 MOST_ROUNDS = 10_000  # as in a study file
 MOST_EPSILON = 100.0  # as in a study file
 
-_ROUND_FACTORS = (0.5, 1, 2, 5)
+_ROUND_FACTORS = (0.5, 1, 4)
 _SIZE_FACTORS = (0.5, 1, 2, 5)
 
 
