@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from secure_triplay.config import Study
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.errors import ConfigError
-from secure_triplay.experiments.scores import Answers
+from secure_triplay.experiments.scores import Answers, Result
 from secure_triplay.prepare import Model, choose_codec, round_rule
 from secure_triplay.privacy.mechanisms import GaussianCharge
 
@@ -24,20 +24,6 @@ COUNT_NOISE = 20.0
 """`personalised`: standard deviation of the noise on each of a site's class counts, in records."""
 _FOR_COUNTS = 0.1
 """`personalised`: epsilon kept back for the counts; the composed figure is what the cell reports."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """Answers, and what they cost: rounds, trained parameters, bytes that one site sends in one round.
-
-    `epsilon` is given where more was released than the study's own training.
-    """
-
-    answers: Answers
-    rounds: int = 0
-    n_params: int = 0
-    upload_bytes: int = 0
-    epsilon: float | None = None
 
 
 @dataclass(frozen=True)

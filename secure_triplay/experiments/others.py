@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secure_triplay.config import Study
-from secure_triplay.experiments.methods import Result
-from secure_triplay.experiments.scores import Answers, Labels
+from secure_triplay.experiments.scores import Answers, Labels, Result
 
 if TYPE_CHECKING:
     from secure_triplay.experiments.setting import Setting

@@ -28,6 +28,20 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Result:
+    """Answers, and what they cost: rounds, trained parameters, bytes that one site sends in one round.
+
+    `epsilon` is given where more was released than the study's own training.
+    """
+
+    answers: Answers
+    rounds: int = 0
+    n_params: int = 0
+    upload_bytes: int = 0
+    epsilon: float | None = None
+
+
+@dataclass(frozen=True)
 class Truth:
     """The right answers, and how many training records of each class all sites have together."""
 
