@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,14 +35,43 @@ class DataEntry(Frozen):
     seeds: Seeds | None = Field(None, description="where they are others than the grid's")
 
 
+Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.]{0,23}$")]
+
+
+class Variants(Frozen):
+    """One method at every combination of some settings; each is called METHOD-LABEL-LABEL."""
+
+    method: str
+    axes: Annotated[
+        dict[str, Annotated[dict[Label, Any], Field(min_length=1)]],
+        Field(min_length=1, description="dotted key of the study: {label: value}; the first changes slowest"),
+    ]
+
+    def named(self) -> list[tuple[str, dict[str, Any]]]:
+        """(name, {dotted key: value}) of every combination."""
+        axes = [
+            [(label, (key, value)) for label, value in values.items()] for key, values in self.axes.items()
+        ]
+        return [
+            ("-".join([self.method, *(label for label, _ in chosen)]), dict(pair for _, pair in chosen))
+            for chosen in itertools.product(*axes)
+        ]
+
+
 class Experiment(Frozen):
-    """A grid of methods x data x seeds."""
+    """A grid of methods x data x seeds; `variants` are methods too, and come after those in `methods`."""
 
     experiment: Name
     data: Annotated[tuple[DataEntry, ...], Field(min_length=1)]
-    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    methods: tuple[str, ...] = ()
+    variants: tuple[Variants, ...] = ()
     seeds: Seeds
     change: dict[str, dict[str, Any]] = Field({}, description="method: {dotted key of the study: value}")
+
+    def chosen(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(name, method, {dotted key: value}) of everything that is measured on each data set, in order."""
+        plain = [(name, name, self.change.get(name, {})) for name in self.methods]
+        return plain + [(n, entry.method, change) for entry in self.variants for n, change in entry.named()]
 
 
 @dataclass(frozen=True)
@@ -83,6 +113,7 @@ def load_grid(path: Path) -> Grid:
         experiment = Experiment.model_validate(lists_to_tuples(content))
     except ValidationError as error:
         raise readable_error(error, str(path), __name__) from error
+    chosen = experiment.chosen()
     problems = _wrong_names(experiment)
     cells: list[Cell] = []
     skipped: dict[str, str] = {}
@@ -93,9 +124,9 @@ def load_grid(path: Path) -> Grid:
             skipped[entry.name] = reason
             continue
         for seed in entry.seeds or experiment.seeds:
-            for name in experiment.methods:
+            for name, of, change in chosen:
                 try:
-                    cells.append(_cell(experiment, entry, base, name, seed))
+                    cells.append(_cell(entry, base, replace(method(of), name=name), change, seed))
                 except SecureTriplayError as error:
                     problems.append(f"{name} on {entry.name}: {error.what}")
     if problems:
@@ -105,21 +136,21 @@ def load_grid(path: Path) -> Grid:
             where=str(path),
             fix="mend them or leave them out of the grid",
         )
-    methods = tuple(method(name) for name in experiment.methods)
+    methods = tuple(replace(method(of), name=name) for name, of, _ in chosen)
     names = tuple(entry.name for entry in experiment.data)
     return Grid(experiment.experiment, names, methods, experiment.seeds, tuple(cells), skipped)
 
 
 def _wrong_names(experiment: Experiment) -> list[str]:
-    wrong = []
-    for name in experiment.methods:
+    wrong = [] if experiment.chosen() else ["no methods and no variants are given"]
+    for name in (*experiment.methods, *(entry.method for entry in experiment.variants)):
         try:
             method(name)
         except ConfigError as error:
             nearest = difflib.get_close_matches(name, [*METHODS, "eps8"], n=1, cutoff=0)[0]
             wrong.append(f"{error.what}; the nearest is {nearest!r}")
     for kind, names in (
-        ("method", experiment.methods),
+        ("method", [name for name, _, _ in experiment.chosen()]),
         ("data", [entry.name for entry in experiment.data]),
         ("seed", experiment.seeds),
         *(("seed", entry.seeds or ()) for entry in experiment.data),
@@ -139,14 +170,13 @@ def _base(entry: DataEntry, folder: Path) -> dict[str, Any]:
     return content
 
 
-def _cell(experiment: Experiment, entry: DataEntry, base: dict[str, Any], name: str, seed: int) -> Cell:
-    chosen = method(name)
+def _cell(entry: DataEntry, base: dict[str, Any], chosen: Method, change: dict[str, Any], seed: int) -> Cell:
     content = chosen.change(base | {"seed": seed})
-    for key, value in experiment.change.get(name, {}).items():
+    for key, value in change.items():
         content = changed(content, key, value)
     study = parse_study(content, where=entry.name)
     chosen.check(study)
-    return Cell(entry.name, chosen, seed, study, _identity(entry.name, name, study))
+    return Cell(entry.name, chosen, seed, study, _identity(entry.name, chosen.name, study))
 
 
 def _identity(data: str, name: str, study: Study) -> str:

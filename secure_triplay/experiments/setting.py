@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
@@ -35,7 +36,8 @@ class Setting:
         self.study, self.tell = study, tell
         self.sites = [site.name for site in study.sites]
         self._model: tuple[str, Model, Vector] | None = None
-        self._encoded: dict[tuple[int, str], Encoded] = {}
+        self._encoded: dict[tuple[str, str], Encoded] = {}
+        self.encoded_images, self.encoding_cpu_seconds = 0, 0.0
 
     @cached_property
     def split(self) -> Split:
@@ -72,6 +74,11 @@ class Setting:
             self._model = (key, model, model.adapter.vector())
         return self._model[1]
 
+    @property
+    def image_frozen_bytes(self) -> int | None:
+        """Bytes of the image tower's frozen weights in the model that was loaded last; None before one was."""
+        return None if self._model is None else self._model[1].backbone.image_frozen_bytes
+
     def start(self, model: Model) -> Vector:
         """The untrained adapter (n_params,) of a model that `model` gave last."""
         if self._model is None or self._model[1] is not model:
@@ -92,13 +99,16 @@ class Setting:
 
     def encoded(self, model: Model, part: str) -> Encoded:
         """Records by name after the frozen blocks; encoded when first asked for."""
-        key = (model.adapter.first_block, part)
+        key = (f"{model.adapter.first_block} {model.backbone.quantization}", part)
         if key not in self._encoded:
-            if any(first != key[0] for first, _ in self._encoded):
-                self._encoded.clear()  # another cut of the tower: the old tokens are of no more use
+            if any(tower != key[0] for tower, _ in self._encoded):
+                self._encoded.clear()  # another tower, or another cut: the old tokens are of no more use
             records = self.records(part)
             self.tell(f"encoding {len(records):,} images ({part})")
+            began = time.process_time()
             self._encoded[key] = encode_records(model, records, lambda done, total: None)
+            self.encoded_images += len(records)
+            self.encoding_cpu_seconds += time.process_time() - began
         return self._encoded[key]
 
     def train(self, model: Model) -> dict[str, Encoded]:

@@ -20,7 +20,7 @@ from secure_triplay.experiments.show import HOLE
 from secure_triplay.planner.measured import read_measurements
 
 ROOT = Path(__file__).parent.parent.parent
-TIMES = ("cpu_seconds_mean",)
+TIMES = ("cpu_seconds_mean", "cpu_seconds_without_encoding_mean")
 
 
 def figures(result):
@@ -62,6 +62,41 @@ def test_a_method_that_does_not_exist_is_named_with_the_nearest(grid_file, tmp_p
 def test_a_grid_that_makes_no_sense_is_refused(grid_file, tmp_path, change, said):
     with pytest.raises(ConfigError, match=said):
         run_experiment(grid_file(**change), tmp_path / "out")
+
+
+def test_variants_are_every_combination_of_their_axes_and_each_has_its_own_settings(grid_file):
+    axes = {"adapter.rank": {"r2": 2, "r8": 8}, "server_optimiser": {"plain": {"kind": "fedavg"}}}
+    grid = load_grid(
+        grid_file(
+            methods=["eps3"], variants=[{"method": "eps8", "axes": axes}, {"method": "no-dp", "axes": axes}]
+        )
+    )
+    found = {cell.method.name: cell.study for cell in grid.cells if cell.seed == 1}
+    expected = ["eps3", "eps8-r2-plain", "eps8-r8-plain", "no-dp-r2-plain", "no-dp-r8-plain"]
+    assert list(found) == [method.name for method in grid.methods] == expected
+    assert found["eps8-r2-plain"].adapter.rank == 2
+    assert found["eps8-r8-plain"].adapter.rank == 8
+    assert found["eps8-r8-plain"].server_optimiser.kind == "fedavg"
+    assert found["eps3"].server_optimiser.kind == "fedadam"
+    assert found["eps8-r8-plain"].dp.epsilon == 8.0
+    assert found["no-dp-r2-plain"].dp is None
+    assert len({cell.identity for cell in grid.cells}) == len(grid.cells)
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ([{"method": "epz8", "axes": {"adapter.rank": {"r2": 2}}}], "epz8"),
+        ([{"method": "eps8", "axes": {"adapter.rank": {"r0": 0}}}], "eps8-r0 on pictures"),
+        ([{"method": "eps8", "axes": {"adapter.rank": {"a": 1}}}] * 2, "method is named twice"),
+        ([{"method": "eps8", "axes": {}}], "axes"),
+        ([], "no methods and no variants"),
+    ],
+)
+def test_variants_that_make_no_sense_are_named_and_nothing_is_started(grid_file, tmp_path, variants, said):
+    with pytest.raises(ConfigError, match=said):
+        run_experiment(grid_file(methods=[], variants=variants), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_without_privacy_cannot_be_run_at_an_epsilon(grid_file, tmp_path):
@@ -201,6 +236,7 @@ def real(tmp_path_factory, pictures):
         "seeds": [1],
         "data": [{"name": "pictures", "study": "study.yaml"}],
         "methods": ["start", "alone", "eps8", "eps1", "personalised"],
+        "variants": [{"method": "start", "axes": {"backbone.quantization": {"fp32": "none"}}}],
     }
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
     told: list[str] = []
@@ -213,9 +249,19 @@ def real(tmp_path_factory, pictures):
 
 def test_the_frozen_blocks_run_once_for_all_methods(real):
     encoded = [text for text in real[2] if text.startswith("encoding")]
-    # two sites' training and held-back records, and the test set
-    assert len(encoded) == len(set(encoded)) == 5
-    assert real[2].count("loading the model") == 1
+    # two sites' training and held-back records, and the test set; another tower encodes what it needs anew
+    assert len(encoded[:5]) == len(set(encoded[:5])) == 5
+    assert len(encoded[5:]) == len(set(encoded[5:])) == 3
+    assert real[2].count("loading the model") == 2
+
+
+def test_memory_and_time_to_encode_are_those_of_the_tower_that_was_used(real):
+    rows = {row["method"]: row for row in real[1]["rows"]}
+    assert rows["start"]["image_frozen_bytes"] == rows["eps8"]["image_frozen_bytes"]
+    assert rows["start-fp32"]["image_frozen_bytes"] > 5 * rows["start"]["image_frozen_bytes"]
+    assert rows["start"]["encoding_cpu_ms_per_image"] > 0
+    assert rows["eps1"]["encoding_cpu_ms_per_image"] is None  # its images were encoded before
+    assert 0 <= rows["start"]["cpu_seconds_without_encoding_mean"] <= rows["start"]["cpu_seconds_mean"]
 
 
 def test_the_planner_reads_the_table(real):
@@ -231,7 +277,7 @@ def test_the_planner_reads_the_table(real):
 def test_rounds_that_are_sent_and_epsilon_stand_in_the_rows(real):
     rows = {row["method"]: row for row in real[1]["rows"]}
     assert {name: row["rounds"] for name, row in rows.items()} == {
-        "start": 0, "alone": 0, "eps8": 4, "eps1": 4, "personalised": 4,
+        "start": 0, "alone": 0, "eps8": 4, "eps1": 4, "personalised": 4, "start-fp32": 0,
     }  # fmt: skip
     epsilons = {name: row["epsilon"] for name, row in rows.items() if row["epsilon"]}
     assert 7.9 < epsilons.pop("personalised") <= 8.0  # training and counts, composed
