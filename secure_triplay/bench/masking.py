@@ -144,7 +144,7 @@ def _ours(
     sites = masking or {}
     keys = [clock.time("share", site.advertise) for site in sites.values()]
     sealed = [clock.time("share", lambda site=site: site.share(keys)) for site in sites.values()]  # type: ignore[misc]
-    memberships, seeds = [], []
+    masked_with, seeds = {}, []
     exact = np.zeros(codec.n_params, np.int64)
     total = np.zeros((codec.n_chunks, codec.parameters.degree), np.uint64)
     total_tags = np.zeros(codec.n_chunks, np.uint64)
@@ -153,10 +153,10 @@ def _ours(
         integers: Integers = clock.time("encrypt", lambda update=update: codec.quantise(update, noise))  # type: ignore[misc]
         exact += integers
         if masking is not None:
-            integers, membership = clock.time(
-                "mask", lambda name=name, own=integers: sites[name].mask(codec, names, sealed, own)  # type: ignore[misc]
+            to_me = {one.site: one.sealed[name] for one in sealed if name in one.sealed}
+            integers, masked_with[name] = clock.time(
+                "mask", lambda s=sites[name], to_me=to_me, own=integers: s.mask(codec, names, to_me, own)  # type: ignore[misc]
             )  # fmt: skip
-            memberships.append(membership)
 
         def send(integers: Integers = integers, name: str = name) -> tuple[bytes, Any, Any]:
             ciphertexts = key.encrypt(codec.to_slots(integers), codec.encode_tolerance)
@@ -180,8 +180,9 @@ def _ours(
     sums = clock.time("decrypt", receive, times=n)
     more = 0
     if masking is not None:
-        signed = [clock.time("agree", lambda s=s: s.agree(names, memberships)) for s in sites.values()]  # type: ignore[misc]
-        revealed = [clock.time("agree", lambda s=s: s.reveal(signed)) for s in sites.values()]  # type: ignore[misc]
+        for site in sites.values():
+            clock.time("agree", lambda s=site: s.agree(names, masked_with))  # type: ignore[misc]
+        revealed = [clock.time("agree", lambda s=s: s.reveal(names, names)) for s in sites.values()]  # type: ignore[misc]
         context = sites[names[0]].context
         by_site = {one.site: one for one in keys}
         recovered = clock.time("recover", lambda: recover(context, by_site, names, names, revealed))
@@ -194,7 +195,7 @@ def _ours(
         shares = sum(len(one) for one in sealed[0].sealed.values()) + sum(
             map(len, revealed[0].shares.values())
         )
-        more = shares + 3 * 32 + 4 * SIGNATURE_BYTES
+        more = shares + 3 * 32 + 32 + 3 * SIGNATURE_BYTES  # keys, the hash of members, signatures
     decoded = clock.time("decrypt", lambda: codec.mean(sums, n), times=n)
     mean = np.mean(updates, axis=0, dtype=np.float64)
     return {

@@ -50,8 +50,7 @@ class Purpose(Enum):
     CONFIRMATION = b"study confirmed 1"
     CEREMONY = b"key ceremony 1"
     MASK_KEYS = b"mask keys 1"
-    MASK_MEMBERS = b"masked with 1"
-    MASK_SURVIVORS = b"survivors to unmask 1"
+    MASK_SEALED = b"sealed mask shares 1"
     MASK_SHARES = b"revealed shares 1"
 
 

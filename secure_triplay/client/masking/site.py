@@ -8,13 +8,15 @@ again gets the same answer, also after a restart, and any other one is refused. 
     mask        one input and one list of members    else two inputs under one mask: their difference shows
     agree       one list of survivors                else both kinds of share of one peer
     reveal      only once enough sites signed it     else that list may not be the only one
+
+Signatures under uploads, sums and lists are one and the same in a round, and `client.masks` verifies them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn, Protocol
 
 import msgpack
@@ -41,10 +43,8 @@ from secure_triplay.crypto.masking.expand import (
 )
 from secure_triplay.crypto.masking.messages import (
     MaskKeys,
-    Membership,
     Revealed,
     SealedShares,
-    SurvivorsSignature,
     by_site,
     lists_hash,
     members_hash,
@@ -123,7 +123,7 @@ class MaskingSite:
         if "keys" in self._state:
             if self._state["keys"] != listed:
                 raise _again("with other keys")
-            return SealedShares(self._name, self._state["sealed"])
+            return self._sealed()
         for one in found.values():
             one.verify(self._context)
         holders, threshold = self._context.holders(self._name), self._context.parameters.share_threshold
@@ -141,17 +141,23 @@ class MaskingSite:
             if peer != self._name and peer in found
         }
         self._keep(keys=listed, sealed=sealed, held={self._name: shares[self._name]})
-        return SealedShares(self._name, sealed)
+        return self._sealed()
+
+    @property
+    def shared(self) -> bool:
+        """Whether this site shared its secrets in this round, and may still take part in it."""
+        return "keys" in self._state
 
     # round 2, MaskedInputCollection
 
     def mask(
-        self, codec: Codec, members: tuple[str, ...], sealed: Iterable[SealedShares], integers: Integers
-    ) -> tuple[Integers, Membership]:
+        self, codec: Codec, members: tuple[str, ...], sealed: Mapping[str, bytes], integers: Integers
+    ) -> tuple[Integers, bytes]:
         """Values (n_params,) int64 in [0, 2 levels] -> residues (n_params,) below 2^integer_bits, to be encrypted.
 
-        `members` are the sites that shared, in order; those of them that are peers are masked with. A peer's share
-        that does not open is noted as missing: others hold theirs.
+        `members` are the sites that shared, in order; those of them that are peers are masked with. `sealed` is what
+        peers sealed to this site; a share that does not open is noted as missing: others hold theirs. The second
+        value is `members_hash`, which the upload's signed header carries.
 
         Raises:
             ProtocolError: if members are too few or unknown, or members or values are not those of the first call.
@@ -160,9 +166,7 @@ class MaskingSite:
         self._require_open()
         require_masked(codec)
         keys = self._keys()
-        signature = Membership.signed(
-            self._context, self._name, self._signer, members_hash(self._context, members)
-        )
+        masked_with = members_hash(self._context, members)
         if self._name not in members or not set(members) <= set(keys):
             raise _refused("a member sent no keys, or this site is none")
         if integers.shape != (codec.n_params,) or integers.min() < 0 or integers.max() > 2 * codec.levels:
@@ -179,10 +183,9 @@ class MaskingSite:
             raise _again("with other members")
         if self._state.get("input", once) != once:
             raise _again("with another update, whose difference to the first would show")
-        sent = by_site(sealed)
         held = dict(self._state["held"])
         for peer in peers:
-            content = self._opened(keys[peer], sent[peer]) if peer in sent and peer not in held else None
+            content = self._opened(keys[peer], sealed.get(peer, b"")) if peer not in held else None
             if content is not None:
                 held[peer] = content
         self._keep(members=list(members), input=once, held=held)
@@ -192,52 +195,46 @@ class MaskingSite:
         for peer in peers:
             key = pair_mask_key(self._context, private, keys[peer].mask_key, self._name, peer)
             add_mask(total, key, subtract=subtracts(self._name, peer))
-        return residues(codec, total), signature
+        return residues(codec, total), masked_with
 
     # round 3, ConsistencyCheck
 
-    def agree(self, survivors: tuple[str, ...], memberships: Iterable[Membership]) -> SurvivorsSignature:
-        """This site's signature under the list of those whose inputs are in the sum: one list a round, for good.
+    def agree(self, survivors: tuple[str, ...], masked_with: Mapping[str, bytes]) -> None:
+        """Take this list of survivors for the round's one: the caller signs the sum over them, and no other.
+
+        `masked_with` is, by survivor, the `members_hash` in the header that it signed; the caller verified these.
 
         Raises:
-            ProtocolError: if another list was signed, this site is not on it, it has too few sites, or one of
-                them did not sign the members that this site masked with.
-            CryptoError: if a signature does not verify.
+            ProtocolError: if another list was agreed to, this site is not on it, it has too few sites, or one of
+                them masked with other members than this site.
         """
         self._require_open()
         members = self._members()
-        lists = lists_hash(self._context, members, survivors)
+        lists_hash(self._context, members, survivors)
         if self._name not in survivors:
             raise _refused("the round goes on without this site")
         if self._state.get("survivors", list(survivors)) != list(survivors):
             raise _again("with another list of survivors")
-        signed, expected = by_site(memberships), members_hash(self._context, members)
-        for name in survivors:
-            if name not in signed:
-                raise _refused("a survivor did not say with whom it masked")
-            signed[name].verify(self._context, expected)
+        expected = members_hash(self._context, members)
+        if any(masked_with.get(name) != expected for name in survivors):
+            raise _refused("a survivor masked with other members")
         self._keep(survivors=list(survivors))
-        return SurvivorsSignature.signed(self._context, self._name, self._signer, lists)
 
     # round 4, Unmasking
 
-    def reveal(self, signatures: Iterable[SurvivorsSignature]) -> Revealed:
+    def reveal(self, survivors: tuple[str, ...], signers: Collection[str]) -> Revealed:
         """By peer, the share of its self mask if it survived, else of its mask key, once `threshold` sites signed.
 
-        Raises:
-            ProtocolError: if no list was agreed on, or fewer signed it.
-            CryptoError: if a signature does not verify.
+        `signers` are those whose signature under the sum over `survivors` the caller verified.
+        Raises ProtocolError if this is not the list that was agreed to, or fewer signed it.
         """
         self._require_open()
-        if "survivors" not in self._state:
-            raise _refused("this site has not signed a list of survivors")
-        members, survivors = self._members(), tuple(self._state["survivors"])
+        if self._state.get("survivors") != list(survivors):
+            raise _refused("this site has not agreed to this list of survivors")
+        if len(set(signers) & set(self._context.roster)) < self._context.parameters.threshold:
+            raise _refused("too few sites signed the list")
+        members = self._members()
         lists = lists_hash(self._context, members, survivors)
-        signed = by_site(signatures)
-        for one in signed.values():
-            one.verify(self._context, lists)
-        if len(signed) < self._context.parameters.threshold or not set(signed) <= set(survivors):
-            raise _refused("too few survivors signed the list, or others did")
         shares = {
             peer: content[SEED_BYTES:] if peer in survivors else content[:SEED_BYTES]
             for peer, content in self._state["held"].items()
@@ -269,19 +266,19 @@ class MaskingSite:
             raise _refused("this site has masked nothing")
         return tuple(self._state["members"])
 
+    def _sealed(self) -> SealedShares:
+        return SealedShares.signed(self._context, self._name, self._signer, self._state["sealed"])
+
     def _seal_key(self, peer: MaskKeys, sender: str, recipient: str) -> bytes:
         secret = agree(X25519PrivateKey.from_private_bytes(self._state["seal_key"]), peer.seal_key)
         fields = (self._context.sha256, sender.encode(), recipient.encode())
         return derive(secret, b"sealed shares 1", *fields)
 
-    def _opened(self, peer: MaskKeys, sent: SealedShares) -> bytes | None:
-        content = sent.sealed.get(self._name)
-        if content is None:
-            return None
+    def _opened(self, peer: MaskKeys, content: bytes) -> bytes | None:
         try:
             cipher = ChaCha20Poly1305(self._seal_key(peer, peer.site, self._name))
             return cipher.decrypt(_NONCE, content, None)
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             return None
 
     def __repr__(self) -> str:

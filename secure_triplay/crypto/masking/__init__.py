@@ -12,8 +12,8 @@ figure 4, in the version against active adversaries (section 6); above 50 sites 
 | setup: n, t, field, signing keys d | `MaskingParameters`, `MaskContext`; identities of the roster |
 | round 0, AdvertiseKeys: c, s, signed | `MaskingSite.advertise` -> `MaskKeys` |
 | round 1, ShareKeys: t-of-n shares of s and b, sealed to each peer | `MaskingSite.share` -> `SealedShares` |
-| round 2, MaskedInputCollection: y = x + PRG(b) +/- PRG(s) | `MaskingSite.mask` -> residues, `Membership` |
-| round 3, ConsistencyCheck: signatures over the list of survivors | `MaskingSite.agree` -> `SurvivorsSignature` |
+| round 2, MaskedInputCollection: y = x + PRG(b) +/- PRG(s) | `MaskingSite.mask` -> residues, `members_hash` |
+| round 3, ConsistencyCheck: signatures over the list of survivors | `MaskingSite.agree`, then the sum is signed |
 | round 4, Unmasking: t signatures, then one kind of share a peer | `MaskingSite.reveal` -> `Revealed` |
 | server: reconstruct, take the masks off | `recover`, then `remove_masks` at each site that opened the sum |
 
@@ -25,8 +25,8 @@ Differences, and why each is harmless:
   against what its owner signed in round 0: the mask key by its public half, the self mask by a second output of the
   HKDF that makes the mask. Outputs of a HKDF tell nothing of each other.
 - Secrets are 16 bytes (the library's field), from which HKDF derives keys.
-- Every site signs the list of members that it masked with, and nobody signs a list of survivors without such a
-  signature of each of them over one and the same list. On a sparse graph this, with `accepts`, keeps a server from
+- Every site signs, in its upload's header, the hash of the members that it masked with, and nobody signs a sum whose
+  survivors did not all sign one and the same. On a sparse graph this, with `accepts`, keeps a server from
   surrounding a site with peers that it then declares lost. The paper's complete graph does not need it.
 
 **What the theorem says** (Bonawitz et al., section 6, for a curious and for an active server with at most c sites on
@@ -49,8 +49,8 @@ and bound to it, and none is derived from anything that another round has. Whate
 it included, is therefore independent of every secret of another round.
 
 **Where it fits into a round.** Keys of round t + 1 go up with the report of t, shares with the approval of t. Masked
-uploads take the place of uploads, with `Membership` under the signature of the header. The list of survivors is that
-of the sum, so `SurvivorsSignature` is what an approval is today and the quorum is `threshold`. Shares may be revealed
+uploads take the place of uploads, with the hash of the members under the signature of the header. The list of
+survivors is that of the sum, so its signature is the approval, and the quorum is `threshold`. Shares may be revealed
 only after `threshold` sites signed, which is one exchange more than a round has now: keys, shares and signatures ride
 along, `Revealed` does not. An upload whose round failed after anybody revealed shares must not be sent again under new
 masks: the failed sum may yet be opened, and two sums over different sites show their difference.
@@ -61,13 +61,7 @@ Nothing here makes a site's input honest. A server that leaves out messages can 
 
 from secure_triplay.crypto.masking.arithmetic import masked_codec, residues, word_type
 from secure_triplay.crypto.masking.context import MaskContext
-from secure_triplay.crypto.masking.messages import (
-    MaskKeys,
-    Membership,
-    Revealed,
-    SealedShares,
-    SurvivorsSignature,
-)
+from secure_triplay.crypto.masking.messages import MaskKeys, Revealed, SealedShares
 from secure_triplay.crypto.masking.parameters import MaskingParameters
 from secure_triplay.crypto.masking.recover import Recovered, recover, remove_masks
 
@@ -75,11 +69,9 @@ __all__ = [
     "MaskContext",
     "MaskKeys",
     "MaskingParameters",
-    "Membership",
     "Recovered",
     "Revealed",
     "SealedShares",
-    "SurvivorsSignature",
     "masked_codec",
     "recover",
     "remove_masks",

@@ -1,13 +1,13 @@
 """What travels in a masked round. Nothing here is secret but `SealedShares`, which only their recipients open.
 
 Each message is checked for its form when it is made, and for its truth by `verify`, which the server calls before it
-passes a message on and every site calls again. They get their encoding as bytes when they join the wire's closed set.
+passes a message on; sites verify again what is theirs to judge. `wire.masks` makes bytes of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -75,57 +75,38 @@ class MaskKeys:
 
 @dataclass(frozen=True)
 class SealedShares:
-    """Round 1: shares of s and b of `site`, sealed to each of its peers."""
+    """Round 1: shares of s and b of `site`, sealed to each of its peers.
+
+    The signature is for the server, which can open none: nobody takes another's place in a round with bytes that open
+    for nobody.
+    """
 
     site: str
     sealed: Mapping[str, bytes]
+    signature: bytes
 
     def __post_init__(self) -> None:
         for content in self.sealed.values():
             _require_bytes(content, SEALED_BYTES, "a sealed share")
-
-
-@dataclass(frozen=True)
-class Membership:
-    """Round 2, with the masked input: the members that `site` masked with are these, by their hash."""
-
-    site: str
-    signature: bytes
-
-    def __post_init__(self) -> None:
-        _require_bytes(self.signature, SIGNATURE_BYTES, "a signature")
-
-    @classmethod
-    def signed(cls, context: MaskContext, site: str, signer: SigningIdentity, members: bytes) -> Membership:
-        """The site's signature over the hash of the members."""
-        return cls(site, signer.sign(Purpose.MASK_MEMBERS, context.sha256, site.encode(), members))
-
-    def verify(self, context: MaskContext, members: bytes) -> None:
-        """Return nothing if the site masked with exactly these. Raises ProtocolError or CryptoError."""
-        identity = context.identity(self.site)
-        identity.verify(self.signature, Purpose.MASK_MEMBERS, context.sha256, self.site.encode(), members)
-
-
-@dataclass(frozen=True)
-class SurvivorsSignature:
-    """Round 3: `site` saw these survivors, of these members, and will answer for no others."""
-
-    site: str
-    signature: bytes
-
-    def __post_init__(self) -> None:
         _require_bytes(self.signature, SIGNATURE_BYTES, "a signature")
 
     @classmethod
     def signed(
-        cls, context: MaskContext, site: str, signer: SigningIdentity, lists: bytes
-    ) -> SurvivorsSignature:
-        """The site's signature over the hash of members and survivors."""
-        return cls(site, signer.sign(Purpose.MASK_SURVIVORS, context.sha256, lists))
+        cls, context: MaskContext, site: str, signer: SigningIdentity, sealed: Mapping[str, bytes]
+    ) -> SealedShares:
+        """The sealed shares under the site's signature."""
+        fields = (context.sha256, site.encode(), *_flat(sealed))
+        return cls(site, dict(sealed), signer.sign(Purpose.MASK_SEALED, *fields))
 
-    def verify(self, context: MaskContext, lists: bytes) -> None:
-        """Return nothing if the site signed these lists. Raises ProtocolError or CryptoError."""
-        context.identity(self.site).verify(self.signature, Purpose.MASK_SURVIVORS, context.sha256, lists)
+    def verify(self, context: MaskContext, advertised: Collection[str]) -> None:
+        """Return nothing if the site signed this and sealed to each of its peers among those that sent keys.
+
+        Raises ProtocolError or CryptoError.
+        """
+        fields = (context.sha256, self.site.encode(), *_flat(self.sealed))
+        context.identity(self.site).verify(self.signature, Purpose.MASK_SEALED, *fields)
+        if set(self.sealed) != set(context.peers(self.site)) & set(advertised):
+            raise _wrong("a site did not share its secrets with each of its peers")
 
 
 @dataclass(frozen=True)
@@ -167,9 +148,13 @@ class Revealed:
 
 
 def members_hash(context: MaskContext, members: tuple[str, ...]) -> bytes:
-    """Hash `(32,)` of the list of members. Raises ProtocolError if the list is too short or out of order."""
+    """Hash `(32,)` of round and list of members. Raises ProtocolError if the list is too short or out of order.
+
+    It stands in the signed header of each masked upload: with whom its site masked.
+    """
     context.require_list(members, "members")
-    return hashlib.sha256(transcript(b"members 1", *(name.encode() for name in members))).digest()
+    names = (name.encode() for name in members)
+    return hashlib.sha256(transcript(b"members 1", context.sha256, *names)).digest()
 
 
 def lists_hash(context: MaskContext, members: tuple[str, ...], survivors: tuple[str, ...]) -> bytes:
@@ -197,8 +182,11 @@ def by_site(messages: Iterable[M]) -> dict[str, M]:
 def _revealed(
     context: MaskContext, site: str, lists: bytes, shares: Mapping[str, bytes]
 ) -> tuple[bytes, ...]:
-    flat = [part for peer in sorted(shares) for part in (peer.encode(), shares[peer])]
-    return context.sha256, site.encode(), lists, *flat
+    return context.sha256, site.encode(), lists, *_flat(shares)
+
+
+def _flat(by_peer: Mapping[str, bytes]) -> list[bytes]:
+    return [part for peer in sorted(by_peer) for part in (peer.encode(), by_peer[peer])]
 
 
 def _require_bytes(value: object, length: int, what: str) -> None:

@@ -64,19 +64,29 @@ class Round:
         self.sealed = [self.sites[name].share(self.keys) for name in who["share"]]
         self.members = tuple(sorted(who["share"]))
         before("mask")
-        self.uploads, self.memberships = {}, []
+        self.uploads, self.masked_with = {}, {}
         for name in who["mask"]:
-            residues, membership = self.sites[name].mask(
-                self.codec, self.members, self.sealed, self.values[name]
-            )
-            self.uploads[name] = residues
-            self.memberships.append(membership)
+            self.mask(name)
         self.survivors = tuple(sorted(who["mask"]))
         before("agree")
-        self.signatures = [self.sites[name].agree(self.survivors, self.memberships) for name in who["agree"]]
+        self.signers = []
+        for name in who["agree"]:
+            self.sites[name].agree(self.survivors, self.masked_with)
+            self.signers.append(name)
         before("reveal")
-        self.revealed = [self.sites[name].reveal(self.signatures) for name in who["reveal"]]
+        self.revealed = [self.sites[name].reveal(self.survivors, self.signers) for name in who["reveal"]]
         return self.unmask()
+
+    def mask(self, name):
+        """One site's masked upload, and with whom it masked."""
+        self.uploads[name], self.masked_with[name] = self.sites[name].mask(
+            self.codec, self.members, self.sealed_to(name), self.values[name]
+        )
+        return self.uploads[name]
+
+    def sealed_to(self, name):
+        """What the server hands on to one site."""
+        return {one.site: one.sealed[name] for one in self.sealed if name in one.sealed}
 
     def unmask(self):
         by_site = {one.site: one for one in self.keys}

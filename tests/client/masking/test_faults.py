@@ -7,8 +7,8 @@ import pytest
 
 from secure_triplay.client.masking import MaskingSite
 from secure_triplay.client.vault import Vault, new_storage_key
-from secure_triplay.crypto.masking import MaskKeys, Revealed
-from secure_triplay.crypto.masking.messages import lists_hash
+from secure_triplay.crypto.masking import MaskKeys, Revealed, SealedShares
+from secure_triplay.crypto.masking.messages import lists_hash, members_hash
 from secure_triplay.errors import CryptoError, ProtocolError
 
 REFUSED = (CryptoError, ProtocolError)
@@ -77,7 +77,7 @@ def test_keys_of_small_order_are_refused_by_server_and_site(new_round):
         with pytest.raises(ProtocolError, match="no secret"):
             keys = [site.advertise(), bad, this.keys[2]]
             sealed = site.share(keys)
-            site.mask(this.codec, tuple(this.sites), [sealed], this.values["site-00"])
+            site.mask(this.codec, tuple(this.sites), sealed.sealed, this.values["site-00"])
     for one in this.keys:
         one.require_usable()
 
@@ -95,15 +95,16 @@ def test_a_site_shares_its_secrets_once(new_round):
 def test_a_site_masks_one_update_with_one_list(new_round):
     this = until(new_round(4, threshold=3), "agree")
     site, values = this.restarted("site-00"), this.values["site-00"]
-    again, membership = site.mask(this.codec, this.members, this.sealed, values)
+    sealed = this.sealed_to("site-00")
+    again, masked_with = site.mask(this.codec, this.members, sealed, values)
     assert again.tolist() == this.uploads["site-00"].tolist()
-    assert membership == this.memberships[0]
+    assert masked_with == this.masked_with["site-00"]
     other = values.copy()
     other[0] = 1 - min(int(other[0]), 1)
     with pytest.raises(ProtocolError, match="another update"):
-        site.mask(this.codec, this.members, this.sealed, other)
+        site.mask(this.codec, this.members, sealed, other)
     with pytest.raises(ProtocolError, match="other members"):
-        site.mask(this.codec, this.members[:3], this.sealed, values)
+        site.mask(this.codec, this.members[:3], sealed, values)
 
 
 @pytest.mark.parametrize("wrong", ["low", "high", "short"])
@@ -113,52 +114,48 @@ def test_values_out_of_range_are_not_masked(new_round, wrong):
     values[0] = {"low": -1, "high": 2 * this.codec.levels + 1, "short": 0}[wrong]
     with pytest.raises(CryptoError):
         this.sites["site-00"].mask(
-            this.codec, this.members, this.sealed, values[: -1 if wrong == "short" else None]
+            this.codec, this.members, this.sealed_to("site-00"), values[: -1 if wrong == "short" else None]
         )
 
 
-def test_no_site_signs_a_second_list_even_after_a_restart(new_round):
+def test_no_site_agrees_to_a_second_list_even_after_a_restart(new_round):
     this = until(new_round(5, colluders=0, threshold=3), "agree")
     lists = [list(each) for size in (3, 4, 5) for each in itertools.combinations(this.members, size)]
     mine = [tuple(each) for each in lists if "site-00" in each]
-    signed = this.sites["site-00"].agree(mine[3], this.memberships)
-    assert this.restarted("site-00").agree(mine[3], this.memberships) == signed
+    this.sites["site-00"].agree(mine[3], this.masked_with)
+    this.restarted("site-00").agree(mine[3], this.masked_with)
     for each in mine[:3] + mine[4:]:
         for site in (this.sites["site-00"], this.restarted("site-00")):
             with pytest.raises(ProtocolError, match="another list"):
-                site.agree(each, this.memberships)
+                site.agree(each, this.masked_with)
+            with pytest.raises(ProtocolError, match="not agreed"):
+                site.reveal(each, this.members)
 
 
 def test_a_list_needs_the_word_of_every_survivor_on_the_same_members(new_round):
     this = until(new_round(4, threshold=3), "agree")
     site, every = this.sites["site-00"], this.survivors
-    with pytest.raises(ProtocolError):
-        site.agree(every, this.memberships[:3])
-    swapped = [
-        *this.memberships[:2],
-        dataclasses.replace(this.memberships[2], site="site-03"),
-        dataclasses.replace(this.memberships[3], site="site-02"),
-    ]
-    with pytest.raises(CryptoError):
-        site.agree(every, swapped)
+    other = new_round(4, threshold=3, number=2).context
+    for wrong in (bytes(32), members_hash(this.context, this.members[:3]), members_hash(other, this.members)):
+        with pytest.raises(ProtocolError, match="other members"):
+            site.agree(every, {**this.masked_with, "site-02": wrong})
+    with pytest.raises(ProtocolError, match="other members"):
+        site.agree(every, {name: this.masked_with[name] for name in every[:3]})
     for names in (every[:2], every[::-1], (*every[:3], "stranger"), (*every, "site-00")):
         with pytest.raises(ProtocolError):
-            site.agree(tuple(names), this.memberships)
+            site.agree(tuple(names), this.masked_with)
 
 
-def test_nothing_is_revealed_before_enough_survivors_signed_the_same_list(new_round):
+def test_nothing_is_revealed_before_enough_sites_signed_the_same_list(new_round):
     this = until(new_round(5, colluders=0, threshold=4), "reveal")
-    site = this.sites["site-00"]
-    for signatures in (
-        [],
-        this.signatures[:3],
-        this.signatures[:3] + this.signatures[:1],
-        [*this.signatures[:3], dataclasses.replace(this.signatures[3], site="site-04")],
-        [*this.signatures[:3], dataclasses.replace(this.signatures[3], signature=bytes(64))],
-    ):
-        with pytest.raises(REFUSED):
-            site.reveal(signatures)
-    assert set(site.reveal(this.signatures[:4]).shares) == set(this.members)
+    site, names = this.sites["site-00"], list(this.sites)
+    for signers in ([], names[:3], names[:3] + names[:1], [*names[:3], "stranger"]):
+        with pytest.raises(ProtocolError, match="too few"):
+            site.reveal(this.survivors, signers)
+    assert set(site.reveal(this.survivors, names[:4]).shares) == set(this.members)
+    fresh = until(new_round(5, colluders=0, threshold=4), "agree").sites["site-00"]
+    with pytest.raises(ProtocolError, match="not agreed"):
+        fresh.reveal(this.survivors, names)
 
 
 def test_a_site_reveals_one_kind_of_share_of_each_peer(new_round):
@@ -225,11 +222,24 @@ def test_sealed_shares_that_are_changed_swapped_or_replayed_open_for_nobody(new_
         before.sealed[1].sealed[me],
     ):
         site = this.restarted(me)
-        opened = site._opened(site._keys()["site-01"], dataclasses.replace(one, sealed={me: bad}))
-        assert opened is None
+        assert site._opened(site._keys()["site-01"], bad) is None
     for length in (0, 47, 49):
         with pytest.raises(ProtocolError):
             dataclasses.replace(one, sealed={me: bytes(length)})
+        assert site._opened(site._keys()["site-01"], bytes(length)) is None
+    for altered in (
+        dataclasses.replace(one, site="site-02"),
+        dataclasses.replace(one, sealed={**one.sealed, me: flipped(content)}),
+        before.sealed[1],
+    ):
+        with pytest.raises(CryptoError):
+            altered.verify(this.context, this.members)
+    short = {peer: sealed for peer, sealed in one.sealed.items() if peer != me}
+    with pytest.raises(ProtocolError, match="each of its peers"):
+        SealedShares.signed(this.context, "site-01", this.sites["site-01"]._signer, short).verify(
+            this.context, this.members
+        )
+    one.verify(this.context, this.members)
     # the round goes on: others hold shares of that peer
     this.sealed[1] = dataclasses.replace(one, sealed={**one.sealed, me: flipped(content)})
     everybody = list(this.sites)
@@ -239,15 +249,13 @@ def test_sealed_shares_that_are_changed_swapped_or_replayed_open_for_nobody(new_
 
 
 def this_run_from_mask(this, names):
-    this.uploads, this.memberships = {}, []
+    this.uploads, this.masked_with = {}, {}
     for name in names:
-        this.uploads[name], membership = this.sites[name].mask(
-            this.codec, this.members, this.sealed, this.values[name]
-        )
-        this.memberships.append(membership)
+        this.mask(name)
     this.survivors = tuple(names)
-    this.signatures = [this.sites[name].agree(this.survivors, this.memberships) for name in names]
-    this.revealed = [this.sites[name].reveal(this.signatures) for name in names]
+    for name in names:
+        this.sites[name].agree(this.survivors, this.masked_with)
+    this.revealed = [this.sites[name].reveal(this.survivors, names) for name in names]
     return this.unmask()
 
 
@@ -277,8 +285,8 @@ def test_a_closed_round_answers_nothing_and_keeps_no_secret(new_round):
         for ask in (
             site.advertise,
             lambda site=site: site.share(this.keys),
-            lambda site=site: site.reveal(this.signatures),
-            lambda site=site: site.agree(this.survivors, this.memberships),
+            lambda site=site: site.reveal(this.survivors, this.signers),
+            lambda site=site: site.agree(this.survivors, this.masked_with),
         ):
             with pytest.raises(ProtocolError, match="closed"):
                 ask()

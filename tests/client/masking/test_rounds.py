@@ -183,15 +183,15 @@ def test_a_site_that_was_declared_lost_is_not_unmasked(new_round):
     late = names[2]
     left = [name for name in names if name != late]
     this.run({"advertise": names, "share": names, "mask": left, "agree": left, "reveal": left})
-    residues, membership = this.sites[late].mask(this.codec, this.members, this.sealed, this.values[late])
+    residues = this.mask(late)
     assert late not in this.recovered.survivors
     assert all(one.shares[late] == this.sites[one.site]._state["held"][late][:16] for one in this.revealed)
     with pytest.raises(ProtocolError, match="without this site"):
-        this.sites[late].agree(this.survivors, [*this.memberships, membership])
+        this.sites[late].agree(this.survivors, this.masked_with)
     everyone = tuple(names)
     for name in left:
         with pytest.raises(ProtocolError, match="another list"):
-            this.sites[name].agree(everyone, [*this.memberships, membership])
+            this.sites[name].agree(everyone, this.masked_with)
     # what an attacker can do: take off what the recovered mask key gives
     total = residues.astype("<u2")
     private = mask_private_key(this.context, late, this.recovered.lost[late])
