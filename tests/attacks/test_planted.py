@@ -8,14 +8,15 @@ import re
 
 import pytest
 
-from secure_triplay.attacks.planted.audit import audit_planted, plant, project_root, working_copy
+from secure_triplay.attacks.planted import fresh
+from secure_triplay.attacks.planted.audit import audit_planted, plant, project_root, run_tests, working_copy
 from secure_triplay.attacks.planted.patch import Edit, Patch, load_patch, load_patches
 from secure_triplay.errors import ConfigError, RunError
 
 ASKED_FOR = {
     "no-noise",
     "noise-before-clipping",
-    "clip-norm-per-layer",
+    "wrong-clip-norm",
     "shuffled-batches",
     "skipped-empty-batches",
     "accountant-reset-each-round",
@@ -24,6 +25,7 @@ ASKED_FOR = {
     "data-dependent-clip",
     "reused-noise-seed",
     "secret-key-at-the-server",
+    "key-relayed-in-the-clear",
     "unrounded-release",
     "replay-accepted",
     "duplicated-site-accepted",
@@ -87,6 +89,39 @@ def test_a_change_that_no_test_sees_is_missed_and_one_that_does_not_load_is_brok
         assert (broken["outcome"], broken["caught_by"]) == ("broken", [])
         assert "a_module_that_is_nowhere" in broken["said"]
         assert (copy / "secure_triplay/server/sum.py").read_text() == before
+
+
+DRAWS = """
+import os
+import numpy as np
+import torch
+from secure_triplay.privacy.noise import NoiseSource
+
+def test_draws():
+    drawn = [NoiseSource.unsafe_from_seed(4).gaussian(1, 1.0)[0], np.random.default_rng(4).random(),
+             np.random.default_rng([4, 1]).random(), torch.rand(1, generator=torch.Generator().manual_seed(4)).item()]
+    assert NoiseSource.unsafe_from_seed(4).unsafe_seeded
+    raise AssertionError("drew " + " ".join(f"{x:.9f}" for x in drawn))
+"""
+
+
+def test_clean_runs_draw_anew_where_a_test_names_a_seed_and_each_can_be_had_again():
+    """Fifty runs of one stream would be one run."""
+    with working_copy(project_root()) as copy:
+        (copy / "tests" / "test_draws.py").write_text(DRAWS)
+        drawn = []
+        for number in (0, 1, 2, 2):
+            said = run_tests(copy, ["tests/test_draws.py"], clean_run=number).said
+            drawn.append(re.search(r"AssertionError: drew ([\d. -]+)", said).group(1).split())
+    assert drawn[2] == drawn[3]
+    for first, second, third in zip(*drawn[:3], strict=True):
+        assert len({first, second, third}) == 3
+
+
+def test_the_plugin_refuses_to_run_outside_a_clean_run(monkeypatch):
+    monkeypatch.delenv(fresh.RUN, raising=False)
+    with pytest.raises(KeyError, match=fresh.RUN):
+        fresh.pytest_configure(None)
 
 
 def test_a_stale_patch_is_refused_before_any_test_runs(root):

@@ -1,7 +1,8 @@
 """Plant each mistake in a copy of this program, run the tests that should catch it, and note who did.
 
 A detector that always fails would catch everything, so the same tests also run on clean copies, where any alarm
-is false. Tests draw fresh noise, keys and samples each time: a clean run is a new try, not a repetition.
+is false. Each clean run draws noise, keys, samples and records anew, also where a test names a seed (see `fresh`):
+it is a new try, not a repetition.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from xml.etree import ElementTree
 
 import secure_triplay
 from secure_triplay import __version__
+from secure_triplay.attacks.planted import fresh
 from secure_triplay.attacks.planted.patch import Patch, load_patches
 from secure_triplay.errors import RunError
 from secure_triplay.runfolder import run_folder
@@ -69,7 +71,7 @@ def audit_planted(
     with run_folder(out) as folder, working_copy(root) as copy:
         for number in range(clean_runs):
             tell(number, total)
-            clean = run_tests(copy, nodes)
+            clean = run_tests(copy, nodes, clean_run=number + 1)
             if clean.exit_code != _PASSED:
                 alarms.append({"run": number + 1, "failed": list(clean.failed), "said": clean.said})
         for number, patch in enumerate(patches):
@@ -139,15 +141,22 @@ def working_copy(root: Path) -> Iterator[Path]:
         yield copy
 
 
-def run_tests(copy: Path, nodes: Iterable[str]) -> TestRun:
-    """Run tests of the copy, on the copy's own package, in a process of their own."""
+def run_tests(copy: Path, nodes: Iterable[str], *, clean_run: int = 0) -> TestRun:
+    """Run tests of the copy, on the copy's own package, in a process of their own.
+
+    With the number of a clean run (from 1) every seed in a test stands for another stream.
+    """
     report = copy / "planted-report.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *nodes]
+    environment = _environment(copy)
+    if clean_run:
+        command += ["-p", fresh.__name__]
+        environment[fresh.RUN] = str(clean_run)
     started = time.perf_counter()
     try:
         done = subprocess.run(
-            command, cwd=copy, env=_environment(copy), capture_output=True, text=True, timeout=_LIMIT_S
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=_LIMIT_S
         )
         exit_code = done.returncode
         said = (done.stdout + done.stderr).replace(str(copy), "COPY")[-1500:]
@@ -164,7 +173,8 @@ def readme(result: dict[str, Any]) -> str:
         "# Planted bugs",
         "",
         "Each line is a mistake that somebody really made, planted in a copy of this program. The tests named",
-        "beside it ran on that copy, and must fail; on clean copies the same tests must pass.",
+        "beside it ran on that copy, and must fail; on clean copies the same tests must pass, with other noise,",
+        "samples and records in each run.",
         "",
         f"{result['caught']} of {result['planted']} caught; {result['clean_runs']} clean runs of all "
         f"{len(result['detectors'])} tests raised {len(result['false_alarms'])} alarms."
