@@ -15,9 +15,10 @@ from typing import Literal
 import secure_triplay
 from secure_triplay.attacks.attack import Attack, Setting
 from secure_triplay.attacks.finding import Finding, Outcome, Verdict
-from secure_triplay.attacks.registry import AUDITS, load_attacks
+from secure_triplay.attacks.registry import AUDITS, load_attack, load_attacks
 from secure_triplay.attacks.standing import stand_of, worst
 from secure_triplay.attacks.threat import ThreatModel
+from secure_triplay.attacks.workers import in_workers, tell_parent
 from secure_triplay.config import Study
 from secure_triplay.errors import RunError, SecureTriplayError
 from secure_triplay.report.attack import (
@@ -61,22 +62,31 @@ def run_suite(
     *,
     seed: int = 0,
     quick: bool = False,
+    workers: int = 0,
     tell: Tell = lambda attack, done, total: None,
 ) -> AttackReport:
     """Run each attack that the threat models name once, and write report.json, report.html and pictures/.
 
-    `out` must not exist, and holds everything or does not come into being. Raises RunError, and whatever
-    keeps an attack from running at all (too few images, no weights).
+    `out` must not exist, and holds everything or does not come into being. With `workers` attacks run in so
+    many processes at a time, of one thread each, and figures do not depend on how many; without, in this one.
+    Raises RunError, and whatever keeps an attack from running at all (too few images, no weights).
     """
-    names = {name for model in models for name in model.audits}
+    attacks = load_attacks({name for model in models for name in model.audits})
     with run_folder(out) as folder:
-        ran = [
-            _run(attack, study, folder, seed=seed, quick=quick, tell=tell) for attack in load_attacks(names)
-        ]
+        if workers:
+            calls = [(attack.name, study, folder, seed, quick) for attack in attacks]
+            outcomes = in_workers(_run_in_worker, calls, workers=workers, tell=tell)
+            ran = [Ran(*pair) for pair in zip(attacks, outcomes, strict=True)]
+        else:
+            ran = [_run(attack, study, folder, seed=seed, quick=quick, tell=tell) for attack in attacks]
         report = make_report(study, models, ran, seed=seed, quick=quick)
         write_attack_report(report, folder)
         write_attack_page(report, folder)
     return report
+
+
+def _run_in_worker(name: str, study: Study, folder: Path, seed: int, quick: bool) -> Outcome:
+    return _run(load_attack(name), study, folder, seed=seed, quick=quick, tell=tell_parent).outcome
 
 
 def _run(attack: Attack, study: Study, folder: Path, *, seed: int, quick: bool, tell: Tell) -> Ran:

@@ -54,6 +54,12 @@ def attack(
         bool, typer.Option("--quick", help="Fewer images and repetitions: minutes instead of a quarter hour.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Fixes victims, noise and attacks; not keys.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Attacks at a time; figures do not depend on it. [default: cores, at most 4]"
+        ),
+    ] = None,
     folder: ThreatModels = None,
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +72,7 @@ def attack(
 
     from secure_triplay.attacks.suite import run_suite
     from secure_triplay.attacks.threat import load_threat_model, load_threat_models
+    from secure_triplay.attacks.workers import cores
     from secure_triplay.config import load_study
 
     if every and threat_model:
@@ -92,7 +99,7 @@ def attack(
         bars.update(tasks[name], completed=done, total=total)
 
     with bars:
-        report = run_suite(study, models, out, seed=seed, quick=quick, tell=tell)
+        report = run_suite(study, models, out, seed=seed, quick=quick, workers=workers or cores(), tell=tell)
     if as_json:
         sys.stdout.write(report.to_json())
     else:

@@ -27,9 +27,9 @@ def run(root):
 def test_exit_code_is_that_of_the_report(run, root, tmp_path, monkeypatch, valid, code):
     outcome = Outcome((Control("inversion", valid, "25 dB", {"psnr_db": 20.0}),), ())
 
-    def stand_in(study, models, out, *, seed, quick, tell):
+    def stand_in(study, models, out, *, seed, quick, workers, tell):
         tell("stub", 1, 2)
-        assert (seed, quick) == (7, True)
+        assert (seed, quick, workers) == (7, True, 3)
         attack = next(iter(suite.load_attacks(model.audits)[0] for model in models))
         return make_report(study, models, [Ran(attack, outcome)], seed=seed, quick=quick)
 
@@ -42,6 +42,8 @@ def test_exit_code_is_that_of_the_report(run, root, tmp_path, monkeypatch, valid
         "--quick",
         "--seed",
         7,
+        "--workers",
+        3,
         "--out",
         tmp_path / "out",
     )
