@@ -32,9 +32,7 @@ def job(what: str, number: int) -> tuple[int, int, str]:
 def test_results_come_in_the_order_of_the_calls_each_from_one_thread_and_progress_is_told(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     told = []
-    found = in_workers(
-        job, [("a", 1), ("b", 2), ("c", 3)], workers=2, tell=lambda *step: told.append(step)
-    )
+    found = in_workers(job, [("a", 1), ("b", 2), ("c", 3)], workers=2, tell=lambda *step: told.append(step))
     assert found == [(1, 1, "1"), (2, 1, "1"), (3, 1, "1")]
     assert sorted(told) == [("a", 1, 9), ("b", 2, 9), ("c", 3, 9)]
     assert os.environ["OMP_NUM_THREADS"] == "7"
