@@ -1,71 +1,33 @@
-r"""An update as integers in complex CKKS slots, such that the sum over all sites decodes exactly.
+"""An update as integers in complex CKKS slots, such that the sum over all sites decodes exactly.
 
-A value is clipped to the public range [-limit, limit], rounded stochastically to one of 2^value_bits - 1
-levels (zero is one of them) and put into a field of `field_bits` = `integer_bits` + bits of the number of
-sites, so that the sum of all sites never carries. `fields` fields make a real of B = fields * field_bits
-bits, two reals a complex slot, 2,048 slots a ciphertext. `integer_bits` is `value_bits` unless masks modulo
-2^integer_bits are added between `quantise` and `to_slots`: then fields hold every residue.
+A value is clipped to the public range [-limit, limit], rounded stochastically to one of 2^value_bits - 1 levels
+(zero is one of them) and put into a field of `field_bits` = `value_bits` + bits of the number of sites, so that the
+sum of all sites never carries. `fields` fields make a word, a word is the real or the imaginary part of a slot, and
+a ciphertext has 2,048 slots. Of several numbers of fields the largest is taken that `exactness` allows.
 
-**Why the sum is exact.** The real part of a decrypted slot of the sum is z + X + E for the true integer z.
+A `masked` encoding takes words to which masks modulo 2^(fields * field_bits) were added (`crypto.masking`): masks go
+over whole words, since sums of values fit a word that does not carry, and what it wraps to is right modulo 2^W.
 
-*Noise X.* A fresh noise coefficient of SEAL is centred binomial (rlwe.cpp, sample_poly_cbd; a test measures
-its variance, 10.5): half the sum of 42 signs, hence sub-Gaussian with proxy 42/4 = 10.5. In the real part of
-a slot, coefficient j has weight cos(j t) for an odd multiple t of pi/N, and
-
-    sum_j cos(j t)^2 = N/2 + Re(sum_j exp(2 i j t)) / 2 = N/2,
-
-because exp(2 i t) is an N-th root of unity other than 1; likewise with sines for the imaginary part. The sum
-of n sites at scale D = 2^scale_bits has n independent noises, so X is sub-Gaussian with proxy
-v = 10.5 n (N/2) / D^2, and
-
-    P(|X| > x) <= 2 exp(-x^2 / (2 v)).                                                              (1)
-
-*Everything else, E.* Encoding rounds coefficients to integers: an error of variance N/24 in the slot, in
-units of 1/D. Double precision errs by u |z| c with u = 2^-53 (measured: c <= 8.5 over random, constant and
-alternating slots of full range; c = 32 is allowed). So the encoder demands of its own plaintext, decoded
-again before it is encrypted, an error of at most
-
-    T = (128 + 32 u sqrt(2) A D / n) / D                                                            (2)
-
-where A is the largest real of the sum and A / n that of a site; 128 is 9.8 standard deviations of the
-rounding, so an honest update is never turned away. Decoding the sum is allowed 32 u sqrt(2) A more:
-
-    |E| <= n T + 32 u sqrt(2) A.                                                                    (3)
-
-*Choice of scale.* A real that is off by 1/2 would round wrongly; a residual above 1/4 is refused already.
-With R reals in a key epoch (4,096 a chunk, `ROUNDS_PER_EPOCH` rounds), `Codec.choose` takes the smallest
-scale at which, with (1), (3) and the union bound,
-
-    R P(|X| > 1/2 - |E|) <= 2^-128   no sum of honest uploads ever decodes to a wrong integer,
-    R P(|X| > 1/4 - |E|) <= 2^-64    nor is one refused.
-
-So what an epoch releases is a function of the exact integer sums alone, but for one refusal of probability
-2^-64: nothing for the attack of Li and Micciancio (2021) to work on. This holds for *honestly formed* sums;
-others are kept from the decryptor by tags and signatures.
-
-**Why it fits.** A coefficient of the encoded polynomial is a mean of slots turned by units, so at most
-sqrt(2) A D; with rounding and noise (21 + 1/2 a site at most) it must stay below q/2. SEAL encodes up to
-2^58 besides. Of several numbers of fields the largest is taken.
+    quantise        update -> integers (n_params,)
+    to_slots        integers -> slots                     masked: words of `pack`, masks added -> slots
+    sum_from_slots  decrypted slots -> sums (n_params,)   masked: sums of words; masks off, then `unpack`
+    mean            sums -> mean update
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_triplay.crypto.parameters import DEGREE, MODULUS, NOISE_MAX, NOISE_VARIANCE, SLOTS, CkksParameters
+from secure_triplay.crypto.exactness import REAL_BITS, Numbers
+from secure_triplay.crypto.parameters import DEGREE, SLOTS, CkksParameters
 from secure_triplay.errors import ConfigError, CryptoError
 
-ROUNDS_PER_EPOCH = 2**16
-WRONG_BITS, REFUSED_BITS = 128, 64
-MAX_RESIDUAL = 0.25
-_ROUNDING_UNITS = 128.0
-_FLOAT_UNITS = 32.0 * math.sqrt(2) * 2.0**-53
-_SEAL_MAX = 2.0**58
 _BLOCK = 1 << 14
 
 Integers = NDArray[np.int64]
@@ -85,33 +47,28 @@ class Codec:
     n_sites: int
     n_params: int
     value_bits: int
-    integer_bits: int
     field_bits: int
     fields: int
     scale_bits: int
     limit: float
+    masked: bool = False
 
     @classmethod
     def choose(
-        cls, *, n_sites: int, value_bits: int, n_params: int, limit: float, integer_bits: int | None = None
+        cls, *, n_sites: int, value_bits: int, n_params: int, limit: float, masked: bool = False
     ) -> Codec:
-        """The densest encoding whose sums over up to `n_sites` sites are exact (module docstring).
-
-        `integer_bits` is for integers masked modulo 2^integer_bits (Bonawitz et al. 2017).
+        """The densest encoding whose sums over up to `n_sites` sites are exact (`exactness`).
 
         Raises:
             ConfigError: if a number makes no sense or not even one value a real fits; says what would fit.
         """
         _require_sensible(n_sites, value_bits, n_params, limit)
-        bits = value_bits if integer_bits is None else integer_bits
-        if not value_bits <= bits <= 48:
-            raise _misfit(f"{bits}-bit integers cannot hold {value_bits}-bit values", "raise integer_bits")
-        field_bits = bits + (n_sites - 1).bit_length()
-        for fields in range(52 // field_bits, 0, -1):
+        field_bits = value_bits + (n_sites - 1).bit_length()
+        for fields in range(REAL_BITS // field_bits, 0, -1):
             for scale_bits in range(8, 40):
-                codec = (n_sites, n_params, value_bits, bits, field_bits, fields, scale_bits, limit)
-                if _misfits(*codec[:-1]) is None:
-                    return cls(*codec)
+                numbers = (n_sites, n_params, value_bits, field_bits, fields, scale_bits)
+                if Numbers(*numbers, masked).misfit() is None:
+                    return cls(*numbers, limit, masked)
         raise _misfit(
             f"{value_bits}-bit values of {n_sites} sites ({field_bits} bits a field) do not fit a real",
             "lower codec.value_bits, or have fewer sites",
@@ -119,8 +76,7 @@ class Codec:
 
     def __post_init__(self) -> None:
         _require_sensible(self.n_sites, self.value_bits, self.n_params, self.limit)
-        numbers = (self.n_sites, self.n_params, self.value_bits, self.integer_bits, self.field_bits)
-        why = _misfits(*numbers, self.fields, self.scale_bits)
+        why = self._numbers.misfit()
         if why is not None:
             raise _misfit(why, "take the parameters from Codec.choose")
 
@@ -141,8 +97,13 @@ class Codec:
 
     @property
     def max_integer(self) -> int:
-        """Largest integer that one site puts into a field."""
-        return _max_integer(self.value_bits, self.integer_bits)
+        """Largest integer that one site puts into a field, 2 * levels."""
+        return self._numbers.max_integer
+
+    @property
+    def word_bits(self) -> int:
+        """Bits of a word; masks are modulo 2^word_bits."""
+        return self._numbers.word_bits
 
     @property
     def values_per_chunk(self) -> int:
@@ -152,16 +113,22 @@ class Codec:
     @property
     def n_chunks(self) -> int:
         """Ciphertexts of one update."""
-        return -(-self.n_params // self.values_per_chunk)
+        return self._numbers.n_chunks
+
+    @property
+    def n_words(self) -> int:
+        """Words of one update, padding included: 4,096 a ciphertext."""
+        return DEGREE * self.n_chunks
 
     @property
     def encode_tolerance(self) -> float:
-        """T of equation (2): the largest error of an encoded real, checked before it is encrypted."""
-        return _tolerance(self.n_sites, self._centre, self.scale_bits)
+        """The largest error of an encoded real, checked before it is encrypted: T of equation (2) or (5)."""
+        return self._numbers.tolerance
 
     @property
-    def _centre(self) -> int:
-        return _centre(self.value_bits, self.integer_bits, self.field_bits, self.fields)
+    def _numbers(self) -> Numbers:
+        numbers = (self.n_sites, self.n_params, self.value_bits, self.field_bits, self.fields)
+        return Numbers(*numbers, self.scale_bits, self.masked)
 
     def encode(self, delta: NDArray[np.float32], source: Uniform) -> Slots:
         """`to_slots` of `quantise`: update (n_params,) float32 -> slots (n_chunks, 2048) complex128."""
@@ -204,61 +171,101 @@ class Codec:
         return out
 
     def to_slots(self, integers: Integers) -> Slots:
-        """Integers (n_params,) in [0, max_integer] -> centred slots (n_chunks, 2048) complex128.
+        """Integers (n_params,) in [0, max_integer], or masked words (n_words,) -> centred slots (n_chunks, 2048).
 
         Raises:
             CryptoError: if the shape is another or an integer is out of range.
         """
-        if integers.shape != (self.n_params,) or integers.min() < 0 or integers.max() > self.max_integer:
-            raise CryptoError(
-                f"integers of shape {integers.shape} do not fit the fields of this study",
-                where="encoder", fix="encode with the study's own codec",
-            )  # fmt: skip
-        slots = np.empty((self.n_chunks, SLOTS), np.complex128)
-        for chunk, row in enumerate(slots):
-            part = integers[chunk * self.values_per_chunk : (chunk + 1) * self.values_per_chunk]
-            if len(part) < self.values_per_chunk:
-                part = np.concatenate([part, np.zeros(self.values_per_chunk - len(part), np.int64)])
-            planes = part.reshape(self.fields, DEGREE)
-            real = planes[-1].copy()
-            for plane in planes[-2::-1]:
-                real <<= self.field_bits
-                real += plane
-            real -= self._centre
+        if self.masked:
+            if integers.shape != (self.n_words,) or integers.min() < 0 or integers.max() >> self.word_bits:
+                raise _unencodable(f"masked words of shape {integers.shape} do not fit this study")
+            words = iter(integers.reshape(self.n_chunks, DEGREE))
+        else:
+            words = self._packed(integers)
+        slots, centre = np.empty((self.n_chunks, SLOTS), np.complex128), self._numbers.centre
+        for row, word in zip(slots, words, strict=True):
+            real = word - centre
             row.real, row.imag = real[:SLOTS], real[SLOTS:]
         return slots
+
+    def pack(self, integers: Integers) -> Integers:
+        """Integers (n_params,) in [0, max_integer] -> words (n_words,), to which masks may be added.
+
+        Raises:
+            CryptoError: if the shape is another or an integer is out of range.
+        """
+        return np.concatenate(list(self._packed(integers)))
+
+    def unpack(self, words: Integers, n_terms: int) -> Integers:
+        """Sums of `n_terms` sites' packed words (n_words,) -> sums of their integers (n_params,).
+
+        Raises:
+            CryptoError: if padding is not empty, or a sum is out of reach of `n_terms` honest sites.
+        """
+        if words.shape != (self.n_words,) or words.min() < 0 or not 1 <= n_terms <= self.n_sites:
+            raise _undecodable()
+        return self._unpacked(iter(words.reshape(self.n_chunks, DEGREE).copy()), n_terms)
 
     def sum_from_slots(self, slots: Slots, n_terms: int) -> Integers:
         """Decrypted slots (n_chunks, 2048) of a sum of `n_terms` sites -> exact sums (n_params,) int64.
 
+        Of a masked encoding, exact sums of words (n_words,): take the masks off, then `unpack`.
+
         Raises:
-            CryptoError: with one constant message, if a residual is above 1/4 (or NaN), a sum is out of reach
+            CryptoError: with one constant message, if a residual is above its bound (or NaN), a sum is out of reach
                 of `n_terms` honest sites, padding is not empty, or shape or `n_terms` are impossible.
         """
         if not 1 <= n_terms <= self.n_sites or slots.shape != (self.n_chunks, SLOTS):
             raise _undecodable()
+        reals = self._rounded(slots, n_terms)
+        return np.concatenate(list(reals)) if self.masked else self._unpacked(reals, n_terms)
+
+    def _packed(self, integers: Integers) -> Iterator[Integers]:
+        """Words (4096,) of one chunk after the other."""
+        if integers.shape != (self.n_params,) or integers.min() < 0 or integers.max() > self.max_integer:
+            raise _unencodable(f"integers of shape {integers.shape} do not fit the fields of this study")
+        for start in range(0, self.n_params, self.values_per_chunk):
+            part = integers[start : start + self.values_per_chunk]
+            if len(part) < self.values_per_chunk:
+                part = np.concatenate([part, np.zeros(self.values_per_chunk - len(part), np.int64)])
+            planes = part.reshape(self.fields, DEGREE)
+            word = planes[-1].copy()
+            for plane in planes[-2::-1]:
+                word <<= self.field_bits
+                word += plane
+            yield word
+
+    def _unpacked(self, chunks: Iterator[Integers], n_terms: int) -> Integers:
+        """What `_packed` packed; shifts the words that it is given."""
         out = np.empty(self.n_chunks * self.values_per_chunk, np.int64)
         mask, top = 2**self.field_bits - 1, n_terms * self.max_integer
-        for row, part in zip(slots, out.reshape(self.n_chunks, self.fields, DEGREE), strict=True):
-            raw = np.concatenate([row.real, row.imag])
-            # written so that NaN fails; the first bound makes the cast to integers safe
-            if not np.abs(raw).max() < 2.0**53:
-                raise _undecodable()
-            near = np.rint(raw)
-            if np.abs(raw - near).max() > MAX_RESIDUAL:
-                raise _undecodable()
-            reals = near.astype(np.int64) + n_terms * self._centre
-            if reals.min() < 0:
-                raise _undecodable()
+        for word, part in zip(chunks, out.reshape(self.n_chunks, self.fields, DEGREE), strict=True):
             for plane in part[:-1]:
-                np.bitwise_and(reals, mask, out=plane)
-                reals >>= self.field_bits
-            part[-1] = reals
+                np.bitwise_and(word, mask, out=plane)
+                word >>= self.field_bits
+            part[-1] = word
             if part.max() > top:
                 raise _undecodable()
         if out[self.n_params :].any():
             raise _undecodable()
         return out[: self.n_params]
+
+    def _rounded(self, slots: Slots, n_terms: int) -> Iterator[Integers]:
+        """The sum of words (4096,) of one chunk after the other."""
+        numbers = self._numbers
+        most, offset, residual = n_terms * numbers.max_word, n_terms * numbers.centre, numbers.max_residual
+        for row in slots:
+            raw = np.concatenate([row.real, row.imag])
+            # written so that NaN fails; the first bound makes the cast to integers safe
+            if not np.abs(raw).max() < 2.0**53:
+                raise _undecodable()
+            near = np.rint(raw)
+            if np.abs(raw - near).max() > residual:
+                raise _undecodable()
+            reals = near.astype(np.int64) + offset
+            if reals.min() < 0 or reals.max() > most:
+                raise _undecodable()
+            yield reals
 
     def mean(self, sums: Integers, n_terms: int) -> NDArray[np.float64]:
         """Exact sums (n_params,) of unmasked values -> mean update (n_params,) float64.
@@ -273,65 +280,13 @@ class Codec:
         return (sums - n_terms * self.levels).astype(np.float64) * (self.step / n_terms)
 
     def wrong_log2(self) -> float:
-        """log2 of the bound on a wrong integer anywhere in a key epoch: at most -128."""
-        return _tail_log2(self, 0.5)
+        """log2 of the bound on a wrong integer anywhere in a key epoch: at most -128, wrapped words included."""
+        wrapped = self._numbers.wrapped_log2() if self.masked else -math.inf
+        return max(self._numbers.off_log2(0.5), wrapped)
 
     def refused_log2(self) -> float:
         """log2 of the bound on a refusal of an honest sum anywhere in a key epoch: at most -64."""
-        return _tail_log2(self, MAX_RESIDUAL)
-
-
-def noise_std(n_terms: int, scale_bits: int) -> float:
-    """Standard deviation of the noise in a decoded real of a sum, sqrt(v) of equation (1)."""
-    return math.sqrt(n_terms * NOISE_VARIANCE * DEGREE / 2) / 2.0**scale_bits
-
-
-def _max_integer(value_bits: int, integer_bits: int) -> int:
-    return (1 << value_bits) - 2 if integer_bits == value_bits else (1 << integer_bits) - 1
-
-
-def _centre(value_bits: int, integer_bits: int, field_bits: int, fields: int) -> int:
-    """What is taken off a site's real so that it lies around zero: half its largest, rounded up."""
-    largest = _max_integer(value_bits, integer_bits) * sum(1 << (field_bits * j) for j in range(fields))
-    return (largest + 1) // 2
-
-
-def _tolerance(n_sites: int, centre: int, scale_bits: int) -> float:
-    """Equation (2), with A / n = centre."""
-    return _ROUNDING_UNITS / 2.0**scale_bits + _FLOAT_UNITS * centre
-
-
-def _exceeds_log2(n_sites: int, n_chunks: int, scale_bits: int, centre: int, distance: float) -> float:
-    """log2 of R P(|X| > distance - |E|), by (1) and (3); infinite where |E| leaves no room."""
-    margin = distance - n_sites * _tolerance(n_sites, centre, scale_bits) - _FLOAT_UNITS * centre * n_sites
-    if margin <= 0:
-        return math.inf
-    reals = math.log2(DEGREE) + math.log2(n_chunks) + math.log2(ROUNDS_PER_EPOCH)
-    return reals + 1 - margin**2 / (2 * noise_std(n_sites, scale_bits) ** 2) / math.log(2)
-
-
-def _tail_log2(codec: Codec, distance: float) -> float:
-    centre = _centre(codec.value_bits, codec.integer_bits, codec.field_bits, codec.fields)
-    return _exceeds_log2(codec.n_sites, codec.n_chunks, codec.scale_bits, centre, distance)
-
-
-def _misfits(n_sites: int, n_params: int, value_bits: int, integer_bits: int, field_bits: int, fields: int,
-             scale_bits: int) -> str | None:  # fmt: skip
-    """Why sums with these numbers would not be exact, or None where they are."""
-    if not value_bits <= integer_bits or fields < 1 or fields * field_bits > 52:
-        return f"{fields} fields of {field_bits} bits do not fit a real"
-    if n_sites * _max_integer(value_bits, integer_bits) >= 2**field_bits:
-        return f"the sum of {n_sites} sites does not fit {field_bits} bits"
-    centre = _centre(value_bits, integer_bits, field_bits, fields)
-    largest = math.sqrt(2) * centre * 2.0**scale_bits
-    if largest >= _SEAL_MAX or n_sites * (largest + NOISE_MAX + 0.5) >= MODULUS / 2:
-        return f"{fields} x {field_bits} bits at scale 2^{scale_bits} do not stay below q/2"
-    n_chunks = -(-n_params // (DEGREE * fields))
-    if _exceeds_log2(n_sites, n_chunks, scale_bits, centre, 0.5) > -WRONG_BITS:
-        return f"noise could round a sum wrongly at scale 2^{scale_bits}"
-    if _exceeds_log2(n_sites, n_chunks, scale_bits, centre, MAX_RESIDUAL) > -REFUSED_BITS:
-        return f"noise could have an honest sum refused at scale 2^{scale_bits}"
-    return None
+        return self._numbers.off_log2(self._numbers.max_residual)
 
 
 def _require_sensible(n_sites: int, value_bits: int, n_params: int, limit: float) -> None:
@@ -349,6 +304,10 @@ def _require_sensible(n_sites: int, value_bits: int, n_params: int, limit: float
 
 def _misfit(what: str, fix: str) -> ConfigError:
     return ConfigError(what, where="codec", fix=fix)
+
+
+def _unencodable(what: str) -> CryptoError:
+    return CryptoError(what, where="encoder", fix="encode with the study's own codec")
 
 
 def _undecodable() -> CryptoError:

@@ -57,7 +57,10 @@ class Purpose(Enum):
 def transcript(label: bytes, *fields: bytes) -> bytes:
     """Label and fields as one byte string that no other label and fields give: all lengths go in front."""
     parts = (b"secure_triplay " + label, *fields)
-    return len(parts).to_bytes(8, "big") + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    lengths = [len(part).to_bytes(8, "big") for part in parts]
+    return len(parts).to_bytes(8, "big") + b"".join(
+        [x for pair in zip(lengths, parts, strict=True) for x in pair]
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from secure_triplay.attacks.key_recovery import Exchange, key_coefficients, reco
 from secure_triplay.client.ckks import expand_c1
 from secure_triplay.client.seal_format import new_context
 from secure_triplay.config import load_study
-from secure_triplay.crypto.codec import noise_std
+from secure_triplay.crypto.exactness import noise_std
 from secure_triplay.crypto.parameters import DEGREE, MODULUS
 from secure_triplay.privacy.noise import NoiseSource
 

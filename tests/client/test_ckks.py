@@ -19,7 +19,8 @@ from secure_triplay.client.seal_format import (
     with_header,
 )
 from secure_triplay.client.tag import TagKey
-from secure_triplay.crypto.codec import Codec, noise_std
+from secure_triplay.crypto.codec import Codec
+from secure_triplay.crypto.exactness import MAX_MASKED_RESIDUAL, noise_std
 from secure_triplay.crypto.packing import SeededCiphertexts, add_mod, pack60
 from secure_triplay.crypto.parameters import DEGREE, MODULUS, SLOTS
 from secure_triplay.errors import CryptoError
@@ -91,6 +92,35 @@ def test_sum_of_extreme_values_is_exact(n_sites, end):
     parts = [key.encrypt(slots, codec.encode_tolerance) for _ in range(n_sites)]
     sums = opened(key, total_of(parts), [part.seeds for part in parts], n_sites, codec)
     assert set(sums.tolist()) == {value * n_sites}
+
+
+@pytest.mark.parametrize("end", ["least", "most"])
+@pytest.mark.parametrize("n_sites", [2, 4, 32, 500])
+def test_sum_of_masked_words_is_exact_where_the_sum_is_longest_and_stays_far_from_a_refusal(n_sites, end):
+    """4 x 44 and 32 x 42 bits have the least room; the masks are random, the values all at one end."""
+    codec = Codec.choose(n_sites=n_sites, value_bits=9, n_params=4097, limit=0.1, masked=True)
+    key, rng = CkksSecretKey.generate(codec.parameters), np.random.default_rng(n_sites)
+    value = codec.max_integer if end == "most" else 0
+    packed, modulus = codec.pack(np.full(codec.n_params, value)), 2**codec.word_bits
+    masks = rng.integers(0, modulus, (n_sites, codec.n_words))
+    words = (packed + masks) % modulus
+    parts = [key.encrypt(codec.to_slots(each), codec.encode_tolerance) for each in words]
+    slots = key.decrypt(total_of(parts), [part.seeds for part in parts])
+    raw = np.concatenate([slots.real, slots.imag], axis=1)
+    assert np.abs(raw - np.rint(raw)).max() < MAX_MASKED_RESIDUAL / 3
+    sums = codec.sum_from_slots(slots, n_sites)
+    assert (sums == words.sum(axis=0)).all()
+    plain = codec.unpack((sums - masks.sum(axis=0)) % modulus, n_sites)
+    assert set(plain.tolist()) == {value * n_sites}
+
+
+def test_words_without_masks_overrun_the_modulus_so_that_only_masked_ones_may_be_encoded():
+    """What the bound on masked words rests on: constant words of full size do not average out, and wrap unseen."""
+    codec = Codec.choose(n_sites=32, value_bits=9, n_params=4097, limit=0.1, masked=True)
+    key = CkksSecretKey.generate(codec.parameters)
+    slots = codec.to_slots(np.zeros(codec.n_words, np.int64))
+    parts = [key.encrypt(slots, codec.encode_tolerance) for _ in range(32)]
+    assert opened(key, total_of(parts), [part.seeds for part in parts], 32, codec).any()
 
 
 def test_decrypted_mean_is_plain_federated_averaging_within_one_step(key):

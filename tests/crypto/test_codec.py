@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_triplay.crypto.codec import MAX_RESIDUAL, ROUNDS_PER_EPOCH, Codec, noise_std
+from secure_triplay.crypto.codec import Codec
+from secure_triplay.crypto.exactness import MAX_RESIDUAL, ROUNDS_PER_EPOCH, noise_std
 from secure_triplay.crypto.parameters import DEGREE, MODULUS
 from secure_triplay.errors import ConfigError, CryptoError
 
@@ -210,8 +211,8 @@ def test_every_refusal_of_a_sum_reads_the_same():
     "wrong",
     [{"n_sites": 0}, {"n_params": 0}, {"value_bits": 1}, {"value_bits": 25}, {"limit": 0.0},
      {"limit": math.nan},
-     {"limit": math.inf}, {"limit": -1.0}, {"n_sites": 1000, "value_bits": 24, "integer_bits": 40},
-     {"value_bits": 9, "integer_bits": 8}],
+     {"limit": math.inf}, {"limit": -1.0}, {"n_sites": 2**20, "value_bits": 24},
+     {"n_sites": 2**20, "value_bits": 24, "masked": True}],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_a_way_out(wrong):
     with pytest.raises(ConfigError) as refusal:
@@ -228,23 +229,22 @@ def test_codec_made_by_hand_keeps_the_same_bounds(change):
         dataclasses.replace(codec_of(n_params=1_000_000), **change)
 
 
-def test_masked_integers_have_fields_of_their_own_and_cancel_modulo():
-    """Issue 7's arithmetic: masks modulo 2^b cancel inside the exact sum."""
-    n_sites, modulus_bits = 32, 14
-    codec = codec_of(n_sites, 9, 10_000, integer_bits=modulus_bits)
-    assert (codec.field_bits, codec.fields) == (19, 2)
+def test_masked_words_cancel_modulo():
+    """Issue 7's arithmetic: masks modulo 2^W cancel inside the exact sum."""
+    n_sites = 32
+    codec = codec_of(n_sites, 9, 10_000, masked=True)
+    assert (codec.field_bits, codec.fields) == (14, 3)
     rng = np.random.default_rng(0)
     values = rng.integers(0, 2 * codec.levels + 1, (n_sites, codec.n_params))
-    masks = rng.integers(0, 2**modulus_bits, (n_sites, codec.n_params))
-    masks[-1] = -masks[:-1].sum(0) % 2**modulus_bits
-    slots = sum(codec.to_slots((v + m) % 2**modulus_bits) for v, m in zip(values, masks, strict=True))
-    sums = codec.sum_from_slots(slots, n_sites) % 2**modulus_bits
-    assert np.array_equal(sums, values.sum(0))
-    codec.mean(sums, n_sites)
+    masks = rng.integers(0, 2**codec.word_bits, (n_sites, codec.n_words))
+    masks[-1] = -masks[:-1].sum(0) % 2**codec.word_bits
+    words = [(codec.pack(v) + m) % 2**codec.word_bits for v, m in zip(values, masks, strict=True)]
+    sums = codec.sum_from_slots(sum(codec.to_slots(each) for each in words), n_sites) % 2**codec.word_bits
+    assert np.array_equal(codec.unpack(sums, n_sites), values.sum(0))
 
 
 def test_mean_refuses_a_sum_that_is_still_masked():
-    codec = codec_of(2, 9, 10, integer_bits=10)
+    codec = codec_of(2, 9, 10, masked=True)
     with pytest.raises(CryptoError):
         codec.mean(np.full(10, 2 * 2 * codec.levels + 1), 2)
 
@@ -263,7 +263,7 @@ def test_field_below_zero_is_refused_even_where_all_others_are_empty():
 
 
 def test_wrong_integers_are_excluded_on_their_own_account(monkeypatch):
-    monkeypatch.setattr("secure_triplay.crypto.codec.REFUSED_BITS", -(10**9))
+    monkeypatch.setattr("secure_triplay.crypto.exactness.REFUSED_BITS", -(10**9))
     assert codec_of(n_sites=4).wrong_log2() <= -128
-    monkeypatch.setattr("secure_triplay.crypto.codec.WRONG_BITS", -(10**9))
+    monkeypatch.setattr("secure_triplay.crypto.exactness.WRONG_BITS", -(10**9))
     assert codec_of(n_sites=4).wrong_log2() > -128

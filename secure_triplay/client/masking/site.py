@@ -17,25 +17,26 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from typing import Any, NoReturn, Protocol
 
 import msgpack
-import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from secure_triplay.crypto.codec import Codec, Integers
 from secure_triplay.crypto.identity import SigningIdentity
-from secure_triplay.crypto.masking.arithmetic import require_masked, residues, word_type
+from secure_triplay.crypto.masking.arithmetic import require_masked, residues
 from secure_triplay.crypto.masking.context import MaskContext
 from secure_triplay.crypto.masking.expand import (
     KEY_BYTES,
     SEED_BYTES,
-    add_mask,
+    add_masks,
     agree,
     derive,
     mask_private_key,
+    new_seed,
     pair_mask_key,
     self_mask_check,
     self_mask_key,
@@ -53,7 +54,6 @@ from secure_triplay.crypto.masking.sharing import split
 from secure_triplay.errors import CryptoError, ProtocolError
 
 _NONCE = bytes(12)  # each sealing key seals one message
-_SECRETS = ("self_seed", "mask_seed", "seal_key")
 
 
 class Store(Protocol):
@@ -76,6 +76,8 @@ class MaskingSite:
                 where="masking", fix="take the roster that the sites signed",
             )  # fmt: skip
         self._context, self._name, self._signer, self._store = context, name, signer, store
+        # by peers' seal keys; in memory only, since it follows from the store
+        self._agreed: dict[bytes, bytes] = {}
         kept = store.load(self._file)
         self._state: dict[str, Any] = {} if kept is None else msgpack.unpackb(kept, strict_map_key=False)
         if kept is not None and self._state.get("context") != context.sha256:
@@ -96,10 +98,10 @@ class MaskingSite:
         """Fresh keys of this round, signed; the secrets behind them are kept first."""
         self._require_open()
         if "self_seed" not in self._state:
-            drawn = {name: os.urandom(KEY_BYTES if name == "seal_key" else SEED_BYTES) for name in _SECRETS}
+            drawn = {"self_seed": new_seed(), "mask_seed": new_seed(), "seal_key": os.urandom(KEY_BYTES)}
             self._keep(context=self._context.sha256, **drawn)
         state, context = self._state, self._context
-        seal = X25519PrivateKey.from_private_bytes(state["seal_key"]).public_key().public_bytes_raw()
+        seal = self._seal_private.public_key().public_bytes_raw()
         mask = mask_private_key(context, self._name, state["mask_seed"]).public_key().public_bytes_raw()
         check = self_mask_check(context, self._name, state["self_seed"])
         return MaskKeys.signed(context, self._name, self._signer, seal, mask, check)
@@ -153,7 +155,7 @@ class MaskingSite:
     def mask(
         self, codec: Codec, members: tuple[str, ...], sealed: Mapping[str, bytes], integers: Integers
     ) -> tuple[Integers, bytes]:
-        """Values (n_params,) int64 in [0, 2 levels] -> residues (n_params,) below 2^integer_bits, to be encrypted.
+        """Values (n_params,) int64 in [0, 2 levels] -> masked words (n_words,), to be encrypted.
 
         `members` are the sites that shared, in order; those of them that are peers are masked with. `sealed` is what
         peers sealed to this site; a share that does not open is noted as missing: others hold theirs. The second
@@ -169,15 +171,10 @@ class MaskingSite:
         masked_with = members_hash(self._context, members)
         if self._name not in members or not set(members) <= set(keys):
             raise _refused("a member sent no keys, or this site is none")
-        if integers.shape != (codec.n_params,) or integers.min() < 0 or integers.max() > 2 * codec.levels:
-            raise CryptoError(
-                "the values are not ones that the codec made",
-                where="masking",
-                fix="mask what quantise returned",
-            )
+        words = codec.pack(integers)
         peers = [peer for peer in self._context.peers(self._name) if peer in members]
         once = hashlib.sha256(
-            repr(codec).encode() + b"\0" + np.ascontiguousarray(integers, "<i8").tobytes()
+            repr(codec).encode() + b"\0" + words.astype("<i8", copy=False).tobytes()
         ).digest()
         if self._state.get("members", list(members)) != list(members):
             raise _again("with other members")
@@ -189,12 +186,13 @@ class MaskingSite:
             if content is not None:
                 held[peer] = content
         self._keep(members=list(members), input=once, held=held)
-        total = integers.astype(word_type(codec.integer_bits))
-        add_mask(total, self_mask_key(self._context, self._name, self._state["self_seed"]))
         private = mask_private_key(self._context, self._name, self._state["mask_seed"])
+        masks = [(self_mask_key(self._context, self._name, self._state["self_seed"]), False)]
         for peer in peers:
             key = pair_mask_key(self._context, private, keys[peer].mask_key, self._name, peer)
-            add_mask(total, key, subtract=subtracts(self._name, peer))
+            masks.append((key, subtracts(self._name, peer)))
+        total = words.astype("<u8")
+        add_masks(total, masks)
         return residues(codec, total), masked_with
 
     # round 3, ConsistencyCheck
@@ -245,6 +243,8 @@ class MaskingSite:
     def close(self) -> None:
         """Forget every secret of this round, for good: it is over, or was declared failed."""
         self._state = {"context": self._context.sha256, "closed": True}
+        self._agreed.clear()
+        self.__dict__.pop("_seal_private", None)
         self._store.save(self._file, msgpack.packb(self._state))
 
     def _keep(self, **more: object) -> None:
@@ -270,9 +270,16 @@ class MaskingSite:
         return SealedShares.signed(self._context, self._name, self._signer, self._state["sealed"])
 
     def _seal_key(self, peer: MaskKeys, sender: str, recipient: str) -> bytes:
-        secret = agree(X25519PrivateKey.from_private_bytes(self._state["seal_key"]), peer.seal_key)
+        secret = self._agreed.get(peer.seal_key)
+        if secret is None:  # one agreement serves both directions; their keys differ by the names
+            secret = agree(self._seal_private, peer.seal_key)
+            self._agreed[peer.seal_key] = secret
         fields = (self._context.sha256, sender.encode(), recipient.encode())
         return derive(secret, b"sealed shares 1", *fields)
+
+    @cached_property
+    def _seal_private(self) -> X25519PrivateKey:
+        return X25519PrivateKey.from_private_bytes(self._state["seal_key"])
 
     def _opened(self, peer: MaskKeys, content: bytes) -> bytes | None:
         try:

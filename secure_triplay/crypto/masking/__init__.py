@@ -1,4 +1,4 @@
-"""Secure aggregation over the codec's integers: the public half. Masks modulo 2^b cancel inside the exact CKKS sum.
+"""Secure aggregation over the codec's integers: the public half. Masks modulo 2^W cancel inside the exact CKKS sum.
 
 **Not wired in yet.** No round calls this package; studies run with one shared CKKS key and no masks, and every
 statement about them stays as it was. The secret half is `secure_triplay.client.masking`.
@@ -19,12 +19,12 @@ figure 4, in the version against active adversaries (section 6); above 50 sites 
 
 Differences, and why each is harmless:
 
-- y is encrypted under CKKS and added as a ciphertext; sites decrypt the sum of the y as an integer, not modulo 2^b.
+- y is encrypted under CKKS and added as a ciphertext; sites decrypt the sum of the y as an integer, not modulo 2^W.
   It is a function of the y, which the paper's adversary sees one by one.
 - The server recovers seeds and sends these on; it cannot take masks off, since it cannot decrypt. A seed is checked
   against what its owner signed in round 0: the mask key by its public half, the self mask by a second output of the
   HKDF that makes the mask. Outputs of a HKDF tell nothing of each other.
-- Secrets are 16 bytes (the library's field), from which HKDF derives keys.
+- Secrets are 16 bytes (an element of the field in which they are shared), from which HKDF derives keys.
 - Every site signs, in its upload's header, the hash of the members that it masked with, and nobody signs a sum whose
   survivors did not all sign one and the same. On a sparse graph this, with `accepts`, keeps a server from
   surrounding a site with peers that it then declares lost. The paper's complete graph does not need it.
@@ -59,7 +59,7 @@ masks: the failed sum may yet be opened, and two sums over different sites show 
 Nothing here makes a site's input honest. A server that leaves out messages can stop a round.
 """
 
-from secure_triplay.crypto.masking.arithmetic import masked_codec, residues, word_type
+from secure_triplay.crypto.masking.arithmetic import masked_codec, residues, zero_words
 from secure_triplay.crypto.masking.context import MaskContext
 from secure_triplay.crypto.masking.messages import MaskKeys, Revealed, SealedShares
 from secure_triplay.crypto.masking.parameters import MaskingParameters
@@ -76,5 +76,5 @@ __all__ = [
     "recover",
     "remove_masks",
     "residues",
-    "word_type",
+    "zero_words",
 ]

@@ -6,6 +6,9 @@ of its stream, so its nonce may be constant.
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterable
+
 import numpy as np
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -15,11 +18,19 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from secure_triplay.crypto.identity import transcript
 from secure_triplay.crypto.masking.arithmetic import Words
 from secure_triplay.crypto.masking.context import MaskContext
+from secure_triplay.crypto.masking.sharing import PRIME
 from secure_triplay.errors import ProtocolError
 
 SEED_BYTES = 16
-"""Of a shared secret: one element of the sharing library's field, GF(2^128)."""
+"""Of a shared secret: one element of the field in which it is shared, below 2^128."""
 KEY_BYTES = 32
+_BLOCK = 1 << 13
+_ZEROS = memoryview(bytes(8 * _BLOCK))
+
+
+def new_seed() -> bytes:
+    """A secret `(16,)` to be shared, uniform below the field's prime."""
+    return secrets.randbelow(PRIME).to_bytes(SEED_BYTES, "big")
 
 
 def derive(secret: bytes, label: bytes, *fields: bytes) -> bytes:
@@ -62,11 +73,22 @@ def agree(private: X25519PrivateKey, public: bytes) -> bytes:
         ) from error
 
 
-def add_mask(total: Words, key: bytes, *, subtract: bool = False) -> None:
-    """Add PRG(key), as many words as `total` (n_params,) has, in place and modulo the word."""
-    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
-    mask = np.frombuffer(stream.update(bytes(total.nbytes)), total.dtype)
-    (np.subtract if subtract else np.add)(total, mask, out=total)
+def add_masks(total: Words, masks: Iterable[tuple[bytes, bool]]) -> None:
+    """Add PRG(key) of each (key, subtract), or subtract it, in place and modulo 2^64: `total` (n_words,) uint64.
+
+    Goes over `total` once, block by block, so that a block of it and of the keystreams stays in the cache.
+    """
+    streams = [
+        (Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor(), subtract)
+        for key, subtract in masks
+    ]
+    keystream = bytearray(len(_ZEROS))
+    for start in range(0, len(total), _BLOCK):
+        part = total[start : start + _BLOCK]
+        mask = np.frombuffer(keystream, "<u8", len(part))
+        for stream, subtract in streams:
+            stream.update_into(_ZEROS[: part.nbytes], keystream)
+            (np.subtract if subtract else np.add)(part, mask, out=part)
 
 
 def subtracts(name: str, other: str) -> bool:

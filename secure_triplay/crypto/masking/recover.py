@@ -10,13 +10,11 @@ import hmac
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from secure_triplay.crypto.codec import Codec, Integers
-from secure_triplay.crypto.masking.arithmetic import require_masked, residues, word_type
+from secure_triplay.crypto.masking.arithmetic import require_masked, residues, zero_words
 from secure_triplay.crypto.masking.context import MaskContext
 from secure_triplay.crypto.masking.expand import (
-    add_mask,
+    add_masks,
     mask_private_key,
     pair_mask_key,
     self_mask_check,
@@ -110,23 +108,25 @@ def remove_masks(
     recovered: Recovered,
     sums: Integers,
 ) -> Integers:
-    """Decoded sums (n_params,) of the survivors' residues -> the plain sums (n_params,) of their values.
+    """Decoded sums (n_words,) of the survivors' words -> the plain sums (n_params,) of their values.
 
     Raises:
-        ProtocolError, CryptoError: if the seeds are not the right ones, or the codec cannot hold masked sums.
+        ProtocolError, CryptoError: if the seeds are not the right ones, the codec cannot hold masked sums, or what is
+            left is out of reach of honest values.
     """
     require_masked(codec)
     recovered.verify(context, keys, members, survivors)
-    total = np.zeros(codec.n_params, word_type(codec.integer_bits))
-    for name, seed in recovered.survivors.items():
-        add_mask(total, self_mask_key(context, name, seed))
+    masks = [(self_mask_key(context, name, seed), False) for name, seed in recovered.survivors.items()]
     for lost, seed in recovered.lost.items():
         private = mask_private_key(context, lost, seed)
         for peer in context.peers(lost):
             if peer in recovered.survivors:
                 key = pair_mask_key(context, private, keys[peer].mask_key, lost, peer)
-                add_mask(total, key, subtract=subtracts(peer, lost))
-    return (sums - residues(codec, total)) & ((1 << codec.integer_bits) - 1)
+                masks.append((key, subtracts(peer, lost)))
+    total = zero_words(codec)
+    add_masks(total, masks)
+    left = (sums - residues(codec, total)) & ((1 << codec.word_bits) - 1)
+    return codec.unpack(left, len(survivors))
 
 
 def _is_self_mask(context: MaskContext, keys: MaskKeys, seed: bytes) -> bool:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from secure_triplay.client.ckks import CkksSecretKey
+from secure_triplay.crypto.masking import residues
 from secure_triplay.crypto.masking.expand import (
-    add_mask,
+    add_masks,
     mask_private_key,
     pair_mask_key,
     self_mask_check,
@@ -77,14 +78,14 @@ def test_the_sum_through_real_ciphertexts_is_the_plain_sum(new_round):
     this.run()
     key = CkksSecretKey.generate(this.codec.parameters)
     sealed = [
-        key.encrypt(this.codec.to_slots(residues), this.codec.encode_tolerance)
-        for residues in this.uploads.values()
+        key.encrypt(this.codec.to_slots(words), this.codec.encode_tolerance)
+        for words in this.uploads.values()
     ]
     total = sealed[0].c0.copy()
     for one in sealed[1:]:
         add_mod(total, one.c0)
     decoded = this.codec.sum_from_slots(key.decrypt(total, [one.seeds for one in sealed]), 3)
-    this.uploads = {name: decoded if name == "site-00" else 0 * decoded for name in this.survivors}
+    assert decoded.tolist() == sum(this.uploads.values()).tolist()
     sums = this.unmask()
     assert sums.tolist() == this.plain_sums()
     mean = this.codec.mean(sums, 3)
@@ -135,13 +136,14 @@ def opened_by(this, victim, helpers, revealed=()):
     if None in found:
         return None
     self_seed, mask_seed = found
-    total = this.uploads[victim].astype("<u2")
-    add_mask(total, self_mask_key(this.context, victim, self_seed), subtract=True)
+    total = this.uploads[victim].astype("<u8")
+    masks = [(self_mask_key(this.context, victim, self_seed), True)]
     private = mask_private_key(this.context, victim, mask_seed)
     for peer in this.context.peers(victim):
         key = pair_mask_key(this.context, private, keys[peer].mask_key, victim, peer)
-        add_mask(total, key, subtract=not subtracts(victim, peer))
-    return (total & (2**this.codec.integer_bits - 1)).tolist()
+        masks.append((key, not subtracts(victim, peer)))
+    add_masks(total, masks)
+    return this.codec.unpack(residues(this.codec, total), 1).tolist()
 
 
 def test_server_and_fewer_sites_than_the_threshold_open_nobody_and_the_threshold_opens_everybody(new_round):
@@ -165,15 +167,16 @@ def test_a_sum_stays_masked_until_the_last_share_is_there(new_round):
 
 
 def test_one_upload_looks_uniform(new_round):
-    """Against 16 equal bins of the residues; the bound is passed by chance once in a million."""
+    """The lowest and highest four bits of words against 16 equal bins; by chance it fails once in a million."""
     this = new_round(3, n_params=20_000)
     this.values = {name: np.zeros(20_000, np.int64) for name in this.sites}
     this.run()
     bins = 16
-    for residues in this.uploads.values():
-        counts = np.bincount(residues * bins >> this.codec.integer_bits, minlength=bins)
-        chi2 = ((counts - 20_000 / bins) ** 2 / (20_000 / bins)).sum()
-        assert chi2 < 59.0
+    for words in this.uploads.values():
+        for shift in (0, this.codec.word_bits - 4):
+            counts = np.bincount(words >> shift & (bins - 1), minlength=bins)
+            chi2 = ((counts - len(words) / bins) ** 2 / (len(words) / bins)).sum()
+            assert chi2 < 59.0
 
 
 def test_a_site_that_was_declared_lost_is_not_unmasked(new_round):
@@ -183,7 +186,7 @@ def test_a_site_that_was_declared_lost_is_not_unmasked(new_round):
     late = names[2]
     left = [name for name in names if name != late]
     this.run({"advertise": names, "share": names, "mask": left, "agree": left, "reveal": left})
-    residues = this.mask(late)
+    words = this.mask(late)
     assert late not in this.recovered.survivors
     assert all(one.shares[late] == this.sites[one.site]._state["held"][late][:16] for one in this.revealed)
     with pytest.raises(ProtocolError, match="without this site"):
@@ -193,16 +196,15 @@ def test_a_site_that_was_declared_lost_is_not_unmasked(new_round):
         with pytest.raises(ProtocolError, match="another list"):
             this.sites[name].agree(everyone, this.masked_with)
     # what an attacker can do: take off what the recovered mask key gives
-    total = residues.astype("<u2")
+    total = words.astype("<u8")
     private = mask_private_key(this.context, late, this.recovered.lost[late])
     keys = {one.site: one.mask_key for one in this.keys}
-    for peer in left:
-        key = pair_mask_key(this.context, private, keys[peer], late, peer)
-        add_mask(total, key, subtract=not subtracts(late, peer))
-    bits = this.codec.integer_bits
-    rest = (total.astype(np.int64) - this.values[late]) % (1 << bits)
-    counts = np.bincount(rest * 16 >> bits, minlength=16)
-    assert ((counts - 1250.0) ** 2 / 1250.0).sum() < 59.0
+    pairs = [pair_mask_key(this.context, private, keys[peer], late, peer) for peer in left]
+    add_masks(total, [(key, not subtracts(late, peer)) for key, peer in zip(pairs, left, strict=True)])
+    rest = residues(this.codec, total - this.codec.pack(this.values[late]).astype("<u8"))
+    for shift in (0, this.codec.word_bits - 4):
+        counts = np.bincount(rest >> shift & 15, minlength=16)
+        assert ((counts - len(rest) / 16) ** 2 / (len(rest) / 16)).sum() < 59.0
 
 
 def test_secrets_of_two_rounds_have_nothing_in_common(new_round):
