@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from secure_triplay import parcel
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.wire import Declined
-
-RECORD = "secure-triplay"
 
 
 def make_app(socket_path: Callable[[Context], Path]) -> ClientApp:
@@ -28,13 +28,9 @@ def make_app(socket_path: Callable[[Context], Path]) -> ClientApp:
     @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
         reply = Declined().to_bytes()
-        try:
-            request = message.content[RECORD][RECORD]
-            if isinstance(request, bytes):
-                reply = ask_worker(socket_path(context), request)
-        except BaseException:  # noqa: S110  (nothing of an error may reach the server, not even its kind)
-            pass
-        return Message(content=RecordDict({RECORD: ConfigRecord({RECORD: reply})}), reply_to=message)
+        with suppress(BaseException):  # nothing of an error may reach the server, not even its kind
+            reply = ask_worker(socket_path(context), parcel.unpack(message.content))
+        return Message(content=parcel.pack(reply), reply_to=message)
 
     return app
 

@@ -98,6 +98,11 @@ class Session:
         """Whether the last sum was applied."""
         return self._me is not None and self.state.round >= self._me.rounds
 
+    @property
+    def ended(self) -> bool:
+        """Whether this epoch's key was destroyed here, so that nothing more of it can be opened."""
+        return self._me is None
+
     def answer(self, content: bytes) -> Answer:
         """The reply to one request, whatever it is; what it stands on is on disk when this returns."""
         try:

@@ -16,7 +16,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 1.0, 60.0, 120.0
 
 @dataclass
 class Kept:
-    """One command that is kept running; `ended` says that its job is done and it is not started again."""
+    """One command that is kept running; `ended` says that its job is done and it is not started again.
+
+    `lasting`: its job is never done, so any end of it is followed by another start.
+    """
 
     name: str
     command: list[str]
@@ -25,6 +28,7 @@ class Kept:
     restarts: int = 0
     ended: bool = False
     most_restarts: int | None = None
+    lasting: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _pause_s: float = _FIRST_PAUSE_S
     _started: float = 0.0
@@ -51,10 +55,12 @@ class Kept:
                 return
             stop_group(self._process)  # what it started and left behind
             self._process = None
-            if code == 0:
+            if code == 0 and not self.lasting:
                 self.ended = True
                 return
-            if 3 <= code <= 9 or (self.most_restarts is not None and self.restarts >= self.most_restarts):
+            if (3 <= code <= 9 and not self.lasting) or (
+                self.most_restarts is not None and self.restarts >= self.most_restarts
+            ):
                 # an error that was said in words: starting again would say it again
                 raise RunError(
                     f"{self.name} ended: {last_lines(self.log, 1)}",

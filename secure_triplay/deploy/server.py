@@ -12,12 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from secure_triplay.deploy.epochstart import EVENTS, NODES
 from secure_triplay.deploy.processes import Kept
 from secure_triplay.deploy.serverapp import (
-    EVENTS,
     FINISHED,
     FOLDER_VARIABLE,
-    NODES,
     PAUSE,
     PAUSED,
     PLAN,

@@ -57,7 +57,9 @@ def start_site(
         flower,
         env,
     )
-    node = Kept("supernode", _node_command(site, joined, superlink or joined.bundle.server), flower, env)
+    # A SuperNode ends by itself, and says that all is well, where a line breaks in the middle of a handshake.
+    node_command = _node_command(site, joined, superlink or joined.bundle.server)
+    node = Kept("supernode", node_command, flower, env, lasting=True)
 
     def tell(text: str) -> None:
         notify({"event": "operator", "text": text})

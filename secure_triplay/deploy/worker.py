@@ -214,13 +214,17 @@ class SiteWorker:
         """
         bundle = StudyBundle.read(message.bundle, where="server's message")
         current = self._ceremony
+        anew = GlobalState.start(self._learns.start()) if message.base == 0 else None
         if bundle.epoch == current.epoch:
+            if anew is not None and self._vault(current.epoch).load(_START_STATE) is None:
+                self._vault(current.epoch).save(_START_STATE, anew.to_bytes())
             return None
-        state = None if self._session is None or message.fresh else self._session.state
+        state = anew if message.fresh else self._state or anew
         if state is None and not message.fresh:
-            return Behind(current.study, current.epoch, 0)
+            return Behind(current.study, 0, 0)  # nothing here to go on from: the others hand the state over
         if state is not None and state.round < message.base:
-            return Behind(current.study, current.epoch, state.round)
+            lost = self._session is None or self._session.ended
+            return Behind(current.study, 0 if lost else current.epoch, state.round)
         if state is not None and state.round > message.base:
             raise ProtocolError(
                 f"the server would go on after round {message.base}, and this site has applied {state.round}",
@@ -233,6 +237,14 @@ class SiteWorker:
         self._end_epoch(current)
         self._begin_epoch()
         return None
+
+    @property
+    def _state(self) -> GlobalState | None:
+        """What this site goes on from in the next epoch, also where this one never got a key."""
+        if self._session is not None:
+            return self._session.state
+        kept = self._vault(self._ceremony.epoch).load(_START_STATE)
+        return None if kept is None else GlobalState.from_bytes(kept)
 
     def _end_epoch(self, ended: SiteCeremony) -> None:
         """Destroy the keys of an epoch, and what only they open."""

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from secure_triplay.errors import RunError
 from secure_triplay.server.archive import Archive
+from secure_triplay.server.carrier import Carrier
 from secure_triplay.server.log import RoundLog
 from secure_triplay.server.process import SummingProcess
 from secure_triplay.server.rounds import Rounds
 from secure_triplay.wire import SessionPlan, require_quorum
 
-RECORD = "secure-triplay"
-"""Name of the one record, and of its one field, that a message carries."""
 CLOSED_FOLDER = "closed"
 
 
@@ -34,6 +33,7 @@ class ServerSettings:
     `quorum` is the fewest sites of which a sum is opened, and more than half of them; `deadline_s` bounds each
     exchange. The server waits `gather_s` for sites that are not connected yet, then begins with a quorum. `base` is
     the last round of the key epoch before this one. `log` is the folder of the coordinator's signing key and audit log.
+    A question without an answer is sent again after `retry_s`; None never does, where no message is lost.
     """
 
     plan: SessionPlan
@@ -45,6 +45,7 @@ class ServerSettings:
     gather_s: float | None = None
     base: int = 0
     log: Path | None = None
+    retry_s: float | None = None
 
     def __post_init__(self) -> None:
         require_quorum(self.quorum, len(self.plan.sites))
@@ -63,6 +64,7 @@ class ServerSettings:
             gather_s=raw["gather_s"],
             base=raw["base"],
             log=None if raw["log"] is None else Path(raw["log"]),
+            retry_s=raw["retry_s"],
         )
 
     def write(self, path: Path) -> None:
@@ -77,6 +79,7 @@ class ServerSettings:
             "gather_s": self.gather_s,
             "base": self.base,
             "log": None if self.log is None else str(self.log),
+            "retry_s": self.retry_s,
         }
         path.write_text(json.dumps(fields, indent=1))
 
@@ -121,7 +124,10 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
             archive=archive,
             base=settings.base,
         )
-        carrier, wanted = _Carrier(grid, settings.deadline_s), len(plan.sites)
+        carrier = Carrier(
+            grid, settings.deadline_s, settings.retry_s, lambda size: summing.note("again", bytes=size)
+        )
+        wanted = len(plan.sites)
         while not rounds.finished:
             if (rounds.exchange.kind, rounds.exchange.attempt) == ("train", 1) and pause():
                 return False
@@ -132,62 +138,24 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
     return True
 
 
-def _exchange(rounds: Rounds, carrier: _Carrier, nodes: list[int], deadline_s: float) -> None:
+def _exchange(rounds: Rounds, carrier: Carrier, nodes: list[int], deadline_s: float) -> None:
     """One exchange, until every node has answered or the deadline is over."""
     number = rounds.exchange.number
     deadline = time.monotonic() + deadline_s
+    carrier.begin()
     for node, content in rounds.begin(nodes).items():
-        carrier.send(node, number, content)
+        carrier.ask(node, number, content)
     pause_s = 0.02
     while not rounds.settled and time.monotonic() < deadline:
         quiet = True
-        for node, to, content in carrier.replies():
+        for node, to, content in carrier.answers():
             quiet = False
             more = rounds.take(node, to, content)
             if more is not None:
-                carrier.send(node, number, more)
+                carrier.ask(node, number, more)
         pause_s = min(pause_s * 1.3, 0.5) if quiet else 0.02
         time.sleep(pause_s)
     rounds.end()
-
-
-class _Carrier:
-    """Flower's grid as bytes to and from nodes; it remembers to which exchange a reply belongs."""
-
-    def __init__(self, grid: Grid, ttl_s: float) -> None:
-        self._grid, self._ttl_s = grid, ttl_s
-        self._sent: dict[str, tuple[int, int]] = {}
-
-    def send(self, node: int, number: int, content: bytes) -> None:
-        """Send one message of exchange `number`."""
-        record = RecordDict({RECORD: ConfigRecord({RECORD: content})})
-        message = Message(content=record, message_type=MessageType.TRAIN, dst_node_id=node, ttl=self._ttl_s)
-        for sent in self._grid.push_messages([message]):
-            self._sent[sent] = node, number
-
-    def replies(self) -> Iterator[tuple[int, int, bytes]]:
-        """What came since the last look: node, exchange, and the reply's bytes, one after the other.
-
-        A reply that is an error, or that is not exactly one byte string, is empty bytes, which the inbox refuses
-        and counts.
-        """
-        if not self._sent:
-            return
-        for reply in self._grid.pull_messages(list(self._sent)):
-            known = self._sent.pop(reply.metadata.reply_to_message_id, None)
-            if known is not None:
-                yield *known, _only_bytes(reply)
-
-
-def _only_bytes(reply: Message) -> bytes:
-    if reply.has_error():
-        return b""
-    try:
-        (record,) = reply.content.values()
-        (value,) = record.values()
-    except ValueError:
-        return b""
-    return value if isinstance(value, bytes) else b""
 
 
 def _wait_for_nodes(grid: Grid, wanted: int, quorum: int, gather_s: float, deadline_s: float) -> list[int]:

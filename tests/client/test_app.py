@@ -9,7 +9,8 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from secure_triplay.client.app import RECORD, make_app
+from secure_triplay import parcel
+from secure_triplay.client.app import make_app
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.wire import Declined, Done
 
@@ -25,16 +26,12 @@ DECLINED = Declined().to_bytes()
 
 
 def ask(app, content=b"anything"):
-    message = Message(
-        content=RecordDict({RECORD: ConfigRecord({RECORD: content})}), message_type="train", dst_node_id=1
-    )
+    records = content if isinstance(content, RecordDict) else parcel.pack(content)
+    message = Message(content=records, message_type="train", dst_node_id=1)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     reply = app(message, context)
     assert not reply.has_error()
-    ((name, record),) = reply.content.items()
-    ((field, value),) = record.items()
-    assert name == field == RECORD
-    return value
+    return parcel.unpack(reply.content)
 
 
 def test_a_missing_worker_is_told_as_declined_and_nothing_more(tmp_path):
@@ -51,8 +48,11 @@ def test_the_text_of_an_exception_never_reaches_the_server(error):
     assert ask(make_app(socket_path)) == DECLINED
 
 
-def test_a_request_that_is_not_bytes_is_declined(tmp_path):
-    assert ask(make_app(lambda context: tmp_path / "none"), content=7) == DECLINED
+@pytest.mark.parametrize("value", [7, "text"])
+def test_a_request_that_is_not_bytes_is_declined(tmp_path, value):
+    (name,) = parcel.pack(b"")
+    records = RecordDict({name: ConfigRecord({parcel.RECORD: value})})
+    assert ask(make_app(lambda context: tmp_path / "none"), records) == DECLINED
 
 
 def test_the_workers_answer_travels_as_it_is(tmp_path):

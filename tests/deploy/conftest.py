@@ -25,6 +25,8 @@ from secure_triplay.ledger.start import start
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parent.parent.parent
 NAMES = ("north", "east", "south")
+PATIENCE_S = 600.0
+"""After so long a test gives up; nothing waits for it where things go well."""
 
 
 def study_content(rounds: int, names: tuple[str, ...] = NAMES) -> dict:
@@ -111,7 +113,7 @@ class Federation:
 
     def start_server(self) -> None:
         self.start("server", "server", str(self.server.path))
-        self.until(lambda: "lets in" in self.said("server"), 60)
+        self.until(lambda: "lets in" in self.said("server"))
 
     def start_site(self, name: str, *superlink: str) -> None:
         self.start(name, "site", str(self.sites[name].path), *superlink)
@@ -130,15 +132,15 @@ class Federation:
     def closed(self) -> int:
         return int(status(self.server)["last_closed_round"])
 
-    def until(self, true: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
+    def until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
         while not true():
             if time.monotonic() > deadline:
                 raise AssertionError("\n".join(f"{n}: {self.said(n)[-1500:]}" for n in self.processes))
             time.sleep(0.1)
 
-    def ended(self, name: str, seconds: float) -> int:
-        self.until(lambda: self.processes[name].poll() is not None, seconds)
+    def ended(self, name: str) -> int:
+        self.until(lambda: self.processes[name].poll() is not None)
         return int(self.processes[name].returncode)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
+from secure_triplay import parcel
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import load_keys
 from secure_triplay.client.vault import Vault
@@ -28,7 +29,6 @@ from secure_triplay.federation.ceremony import Deliver
 from secure_triplay.federation.handover import StateGiven
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.ledger.ledger import TRAINING, Ledger
-from secure_triplay.server.app import RECORD
 
 from .conftest import Federation
 from .light_worker import N_PARAMS, Fixed, update_of
@@ -73,13 +73,13 @@ class DictionaryGrid:
         pushed = []
         for message in messages:
             name = self.nodes[message.metadata.dst_node_id]
-            request = self.alter(name, message.content[RECORD][RECORD])
+            request = self.alter(name, parcel.unpack(message.content))
             self.heard.append((name, request))
             reply = self.answer(name, request)
             number = str(next(self.numbers))
             self.replies[number] = SimpleNamespace(
                 metadata=SimpleNamespace(reply_to_message_id=number),
-                content={RECORD: {RECORD: reply}},
+                content=parcel.pack(reply),
                 has_error=lambda: False,
             )
             pushed.append(number)
@@ -105,8 +105,10 @@ def _short_pauses(monkeypatch):
     monkeypatch.setattr(TaskIdentity, "_run_id", 1)  # Flower stamps it on every message
     monkeypatch.setattr(TaskIdentity, "_task_id", 1)
     monkeypatch.setattr(TaskIdentity, "_node_id", 1)
-    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_PAUSE_S", 0.01)
+    for name, seconds in {"DECLINED_S": 0.01, "_TICK_S": 0.01, "_NODES_S": 0.01}.items():
+        monkeypatch.setattr(f"secure_triplay.deploy.epochstart.{name}", seconds)
     monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 1.0)
+    monkeypatch.setattr("secure_triplay.deploy.serverapp._RETRY_S", 0.05)
 
 
 @pytest.fixture(scope="module")

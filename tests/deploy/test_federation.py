@@ -39,15 +39,15 @@ def study(tmp_path_factory):
         for name in NAMES:
             made.start_site(name)
         made.start_run()
-        made.until(lambda: any(event["event"] == "uploaded" for event in made.events("east")), 120)
+        made.until(lambda: any(event["event"] == "uploaded" for event in made.events("east")))
         kill_one("light_worker.py", str(made.sites["east"].path))
-        made.until(lambda: made.closed() >= 1, 120)
+        made.until(lambda: made.closed() >= 1)
         pid = json.loads((made.server.path / "rounds" / "running.json").read_text())["pid"]
         os.kill(pid, signal.SIGKILL)
         kill_one("superlinkmain", str(made.server.path))
-        assert made.ended("run", 150) == 0
+        assert made.ended("run") == 0
         for name in NAMES:
-            assert made.ended(name, 60) == 0
+            assert made.ended(name) == 0
         yield made
 
 
