@@ -28,6 +28,18 @@ def test_a_huge_message_stays_within_the_number_of_pieces_that_is_accepted():
     assert parcel.unpack(records) == content
 
 
+def test_no_two_pieces_are_equal_since_flower_takes_no_message_with_equal_ones():
+    pieces = [record[parcel.RECORD] for record in parcel.pack(bytes(4 * parcel.PIECE_BYTES)).values()]
+    assert len(set(pieces)) == len(pieces) == 4
+
+
+def test_the_same_bytes_are_the_same_pieces_so_that_a_retry_goes_on_where_it_broke_off():
+    content = os.urandom(3 * parcel.PIECE_BYTES)
+    assert [r.object_id for r in parcel.pack(content).values()] == [
+        r.object_id for r in parcel.pack(content).values()
+    ]
+
+
 def changed(change) -> RecordDict:
     records = dict(parcel.pack(bytes(3 * parcel.PIECE_BYTES)))
     change(records, list(records))

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-_QUIET = frozenset({"encoding", "received", "train", "witness", "opened", "stopped", "started", "waiting"})
+_QUIET = frozenset({"encoding", "received", "train", "witness", "stopped", "started", "waiting"})
 
 
 def say(out: Console, event: dict[str, Any]) -> None:
@@ -35,12 +35,20 @@ def say(out: Console, event: dict[str, Any]) -> None:
         "failed": lambda: (
             f"round {event['round']} failed: only {', '.join(event['survivors']) or 'nobody'} came"
         ),
+        "missing": lambda: (
+            f"waiting for {', '.join(event['sites'])}: see whether they run, or `study remove` them"
+        ),
+        "opened": lambda: f"{event['site']} holds the epoch's key" if "site" in event else "",
+        "saved": lambda: "the study has ended; the adapter is written",
         "finished": lambda: "finished",
     }
     if kind not in words:
         return
+    text = words[kind]()
+    if not text:
+        return
     clock = time.strftime("%H:%M:%S", time.localtime(event.get("time", time.time())))
-    out.print(Text(f"{clock}  {words[kind]()}"))
+    out.print(Text(f"{clock}  {text}"))
 
 
 def _percent(event: dict[str, Any]) -> str:

@@ -123,7 +123,7 @@ class EpochStart:
             )
         if now >= self._say_at:
             self._say_at = now + _WAITING_S
-            self._note("waiting", sites=waiting)
+            self._note("missing", sites=waiting)
 
     def _newly_connected(self) -> dict[int, bytes]:
         """Nodes that were not asked yet, each with the summons."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +80,8 @@ class Kept:
             self.start()
 
     def start(self) -> None:
-        """Start it now."""
+        """Start it now; one that a killed supervisor left behind is ended first."""
+        self._end_leftover()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -88,10 +92,33 @@ class Kept:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._pid_file.write_text(str(self._process.pid))
         self._started = time.monotonic()
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / f"{self.name}.pid"
+
+    def _end_leftover(self) -> None:
+        """End the process that is noted, if it runs the very command: two of them would share ports and books."""
+        with suppress(OSError, ValueError):
+            pid = int(self._pid_file.read_text())
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1][-len(self.command) :] == [
+                word.encode() for word in self.command
+            ]:
+                os.killpg(pid, signal.SIGKILL)
+                while Path(f"/proc/{pid}").exists() and not _is_zombie(pid):
+                    time.sleep(0.05)
 
     def stop(self) -> None:
         """End it and everything that it started."""
         process, self._process = self._process, None
         if process is not None:
             stop_group(process)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -27,7 +27,7 @@ from secure_triplay.federation.processes import environment, free_port
 from secure_triplay.federation.sitefolder import SUPERNODE_KEY, SiteFolder
 
 Event = dict[str, Any]
-_LINGER_S = 20.0
+_LINGER_S = 3.0
 
 
 def start_site(

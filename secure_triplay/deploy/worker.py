@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TypeAlias, get_args
@@ -53,6 +54,8 @@ from secure_triplay.wireformat import MAGIC, VERSION, read
 SOCKET, STATE, EVIDENCE, ADAPTER = "worker.sock", "state", "evidence", "adapter"
 REPLY_AFTER_S = 0.5
 """When the answer to a sum leaves, counted from its arrival: whether it was accepted does not show in time."""
+LINGER_S = 45.0
+"""So long after the last question a worker whose study has ended still answers."""
 
 _START_STATE = "start"
 _WITNESS = MAGIC + bytes((VERSION, Witness.kind))
@@ -323,7 +326,11 @@ class SiteWorker:
 
 
 def run_worker(
-    site: SiteFolder, joined: JoinedStudy, load: Load, reply_after_s: float = REPLY_AFTER_S
+    site: SiteFolder,
+    joined: JoinedStudy,
+    load: Load,
+    reply_after_s: float = REPLY_AFTER_S,
+    linger_s: float = LINGER_S,
 ) -> None:
     """Serve one study until its last sum is applied; then write adapter and evidence. Raises SecureTriplayError."""
     os.umask(0o077)
@@ -344,6 +351,11 @@ def run_worker(
                 learns.measure(worker.session.state)  # after the reply, so that its time tells nothing
         assert worker.session is not None
         learns.save(worker.session.state, joined.folder / ADAPTER)
+        journal.write("saved", round=worker.session.state.round)
+        listener.settimeout(linger_s)
+        with suppress(TimeoutError):  # the last answer may be lost, and the server asks again
+            while True:
+                _serve_one(listener, worker, reply_after_s)
         worker.close()
         evidence = joined.folder / EVIDENCE
         if not evidence.exists():
@@ -354,6 +366,7 @@ def run_worker(
 
 def _serve_one(listener: socket.socket, worker: SiteWorker, reply_after_s: float) -> None:
     with listener.accept()[0] as connection:
+        connection.settimeout(None)
         try:
             request = receive_frame(connection)
             arrived = time.monotonic()

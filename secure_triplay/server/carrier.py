@@ -21,7 +21,7 @@ from secure_triplay import parcel
 _KIND_BYTES = 6
 """So many bytes of a question say of what kind it is."""
 _LOOK_S, _MOST_LOOKS = 1.0, 64
-_MOST_ERRORS = 5
+_MOST_ERRORS, _MOST_WAITS = 5, 3
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Carrier:
         self._sent: dict[str, tuple[_Question, float]] = {}
         self._took_s: dict[tuple[int, bytes], float] = {}
         self._looks: list[threading.Thread] = []
+        self._claimed: dict[str, list[threading.Thread]] = {}
         self._arrived: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
 
     def begin(self) -> None:
@@ -81,14 +82,14 @@ class Carrier:
         for question in list(self._open.values()):
             if not question.answered and question.due <= now:
                 self._send(question)
-        for reply in self._look():
-            known = self._sent.pop(str(reply.metadata.reply_to_message_id), None)
+        for sent, reply in self._look():
+            known = self._sent.pop(sent, None)
             if known is None:
                 continue
             question, sent_at = known
-            if reply.has_error() and self._try_again(question):
+            content = b"" if reply is None or reply.has_error() else _bytes_of(reply)
+            if not content and (reply is None or reply.has_error()) and self._try_again(question):
                 continue
-            content = _bytes_of(reply)
             if question.answered:
                 self._again(len(content))
                 continue
@@ -104,7 +105,7 @@ class Carrier:
     def _send(self, question: _Question) -> None:
         now = time.monotonic()
         question.due = now + question.wait_s
-        question.wait_s *= 2
+        question.wait_s = min(2 * question.wait_s, max(question.wait_s, _MOST_WAITS * (self._retry_s or 0.0)))
         message = Message(
             content=parcel.pack(question.content),
             message_type=MessageType.TRAIN,
@@ -127,23 +128,35 @@ class Carrier:
         question.due = min(question.due, time.monotonic() + self._retry_s)
         return True
 
-    def _look(self) -> Iterator[Message]:
-        """Answers that are whole.
+    def _look(self) -> Iterator[tuple[str, Message | None]]:
+        """What was sent and its answer, where it is whole; None for one that never will be.
 
         Flower waits, for minutes where it must, for an answer that came in part. Such a look goes on in its own
-        thread, and the next one finds what others sent.
+        thread, and the next one finds what others sent. Of what an earlier look has taken Flower then says that it is
+        not there: that is no answer while the earlier look goes on.
         """
-        self._looks = [look for look in self._looks if look.is_alive()]
-        if self._sent and len(self._looks) < _MOST_LOOKS:
-            look = threading.Thread(target=self._pull, args=(list(self._sent),), daemon=True)
-            self._looks.append(look)
+        going_on = [look for look in self._looks if look.is_alive()]
+        wanted = [sent for sent in self._sent if sent not in self._claimed]
+        self._looks = going_on
+        if wanted and len(going_on) < _MOST_LOOKS:
+            look = threading.Thread(target=self._pull, args=(wanted,), daemon=True)
+            self._looks = [*going_on, look]
             look.start()
             look.join(_LOOK_S)
+        ended = [sent for sent, looks in self._claimed.items() if not any(look.is_alive() for look in looks)]
         while not self._arrived.empty():
             found = self._arrived.get()
             if isinstance(found, Exception):
                 raise found
-            yield found
+            sent = str(found.metadata.reply_to_message_id)
+            if found.has_error() and going_on and sent not in self._claimed:
+                self._claimed[sent] = going_on
+                continue
+            self._claimed.pop(sent, None)
+            yield sent, found
+        for sent in ended:
+            if self._claimed.pop(sent, None) is not None:
+                yield sent, None
 
     def _pull(self, sent: list[str]) -> None:
         try:
@@ -154,8 +167,6 @@ class Carrier:
 
 
 def _bytes_of(reply: Message) -> bytes:
-    if reply.has_error():
-        return b""
     try:
         return parcel.unpack(reply.content)
     except ValueError:

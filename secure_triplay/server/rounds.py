@@ -116,6 +116,11 @@ class Rounds:
         """Whether everybody who was asked in this exchange has answered."""
         return not self._waiting
 
+    @property
+    def ending(self) -> bool:
+        """Whether every round is closed, and sites only have to open the last sum."""
+        return self.exchange.kind == "train" and self.exchange.round > self._rounds
+
     def begin(self, nodes: Iterable[int]) -> dict[int, bytes]:
         """Start the current exchange with these nodes -> what to send to each."""
         self._waiting = set(nodes)
@@ -127,7 +132,7 @@ class Rounds:
         if self._base < now.round <= self._rounds:
             self._sums.open(now.round)
         self._relayed.heads.clear()
-        self._done.clear()
+        self._waiting -= self._done
         return {node: self._train(node) for node in self._waiting}
 
     def take(self, node: int, number: int, content: bytes) -> bytes | None:

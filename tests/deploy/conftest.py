@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from secure_triplay.deploy.server import status
@@ -138,6 +139,16 @@ class Federation:
             if time.monotonic() > deadline:
                 raise AssertionError("\n".join(f"{n}: {self.said(n)[-1500:]}" for n in self.processes))
             time.sleep(0.1)
+
+    def adapters(self, *names: str) -> list[np.ndarray]:
+        """The sites' published adapters, once they are written."""
+        files = [
+            self.sites[n].path / "studies" / "demo" / "adapter" / "published.npy" for n in names or self.sites
+        ]
+        self.until(
+            lambda: all(any(e["event"] == "saved" for e in self.events(n)) for n in names or self.sites)
+        )
+        return [np.load(file) for file in files]
 
     def ended(self, name: str) -> int:
         self.until(lambda: self.processes[name].poll() is not None)

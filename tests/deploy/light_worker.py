@@ -60,4 +60,4 @@ def load(study: Study, site: str, adapter_seed: bytes, journal: Journal) -> Fixe
 
 if __name__ == "__main__":
     folder = SiteFolder.open(Path(sys.argv[1]))
-    run_worker(folder, JoinedStudy.open(folder, sys.argv[2]), load, reply_after_s=0.0)
+    run_worker(folder, JoinedStudy.open(folder, sys.argv[2]), load, reply_after_s=0.0, linger_s=30.0)

@@ -1,10 +1,12 @@
-"""A real federation through `kill -9`: SuperLink, ServerApp and a worker die, and the study ends as if none had."""
+"""A real federation through `kill -9` at seeded moments: every process dies, and the study ends as if none had."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -15,68 +17,110 @@ from secure_triplay.ledger.ledger import TRAINING, Ledger
 from .conftest import NAMES, Federation, running
 from .light_worker import N_PARAMS, update_of
 
-ROUNDS = 2
+ROUNDS, SEED = 3, 7
+VICTIMS = ("worker", "supernode", "site", "serverapp", "summing", "superlink", "supervisor")
+STEPS = 26
+"""How many things the server notes in an undisturbed study of three rounds, or fewer."""
 
 
-def kill_one(*parts: str) -> int:
-    """`kill -9` for the one process whose command line has all these parts."""
-    found = [
+def processes(*parts: str) -> list[psutil.Process]:
+    """Those whose command line has all these parts."""
+    return [
         process
         for process in psutil.process_iter(["cmdline"])
         if all(any(part in word for word in process.info["cmdline"] or ()) for part in parts)
     ]
-    assert len(found) == 1, [process.info["cmdline"] for process in found]
-    os.kill(found[0].pid, signal.SIGKILL)
-    return found[0].pid
+
+
+def serverapp(made: Federation) -> list[psutil.Process]:
+    with suppress(OSError, ValueError, psutil.NoSuchProcess):
+        return [psutil.Process(json.loads((made.server.path / "rounds" / "running.json").read_text())["pid"])]
+    return []
+
+
+def kill(made: Federation, victim: str, site: str) -> bool:
+    """`kill -9` for one process; whether there was one."""
+    folder = str(made.sites[site].path)
+    found = {
+        "worker": lambda: processes("light_worker.py", folder),
+        "supernode": lambda: processes("flower-supernode", folder),
+        "site": lambda: processes("federation_process.py", folder),
+        "serverapp": lambda: serverapp(made),
+        "summing": lambda: [child for one in serverapp(made) for child in one.children()],
+        "superlink": lambda: processes("superlinkmain", str(made.server.path)),
+        "supervisor": lambda: [psutil.Process(made.processes["server"].pid)],
+    }[victim]()
+    for process in found[:1]:
+        os.kill(process.pid, signal.SIGKILL)
+    if found and victim == "site":
+        made.processes[site].wait()
+        made.start_site(site)
+    if found and victim == "supervisor":
+        made.processes["server"].wait()
+        made.start_server()
+    return bool(found)
+
+
+def noted(made: Federation) -> int:
+    """How many things the server has noted."""
+    logs = (made.server.path / "rounds").glob("epoch-*/*.jsonl")
+    return sum(log.read_text().count("\n") for log in logs)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A finished study in which everything was killed once."""
-    made = Federation.make(tmp_path_factory.mktemp("federation"), rounds=ROUNDS)
+    """A finished study in which everything was killed once, and who was."""
+    schedule = random.Random(SEED)
+    moments = sorted(schedule.sample(range(3, STEPS), len(VICTIMS)))
+    victims = schedule.sample(VICTIMS, len(VICTIMS))
+    made, killed = Federation.make(tmp_path_factory.mktemp("federation"), rounds=ROUNDS), []
     with running(made):
         made.start_server()
         for name in NAMES:
             made.start_site(name)
         made.start_run()
-        made.until(lambda: any(event["event"] == "uploaded" for event in made.events("east")))
-        kill_one("light_worker.py", str(made.sites["east"].path))
-        made.until(lambda: made.closed() >= 1)
-        pid = json.loads((made.server.path / "rounds" / "running.json").read_text())["pid"]
-        os.kill(pid, signal.SIGKILL)
-        kill_one("superlinkmain", str(made.server.path))
+        for moment, victim in zip(moments, victims, strict=True):
+            made.until(
+                lambda moment=moment: noted(made) >= moment or made.processes["run"].poll() is not None
+            )
+            if kill(made, victim, schedule.choice(NAMES)):
+                killed.append(victim)
         assert made.ended("run") == 0
-        for name in NAMES:
-            assert made.ended(name) == 0
-        yield made
+        yield made, made.adapters(), killed
+
+
+def test_everything_was_killed_once(study):
+    """The control of the tests below, which hold for a quiet study too."""
+    assert len(set(study[2])) >= len(VICTIMS) - 1, study[2]
 
 
 def test_every_round_is_closed_exactly_once_over_a_quorum(study):
-    assert all(len(names) >= 2 for names in study.survivors())
+    assert len(study[0].survivors()) == ROUNDS
+    assert all(len(names) >= 2 for names in study[0].survivors())
 
 
 def test_all_sites_end_with_the_same_adapter_and_it_is_the_right_one(study):
+    made, found, _ = study
     expected = np.zeros(N_PARAMS)
-    for names in study.survivors():
+    for names in made.survivors():
         expected += np.mean([update_of(name) for name in names], axis=0)
-    found = [
-        np.load(site.path / "studies" / "demo" / "adapter" / "published.npy") for site in study.sites.values()
-    ]
     assert all((one == found[0]).all() for one in found)
     step = 0.01 / 2**8  # stochastic rounding moves a value by less than one step a round
     assert np.abs(found[0] - expected).max() < ROUNDS * step
 
 
 def test_no_round_was_charged_twice_and_no_charge_was_given_back(study):
-    for site in study.sites.values():
+    for site in study[0].sites.values():
         with Ledger.open(site.ledger, None) as ledger:
             rounds = [made.round for made in ledger.books.reservations.values() if made.what == TRAINING]
             assert sorted(rounds) == list(range(1, ROUNDS + 1))
 
 
 def test_the_server_and_its_folder_hold_no_key_of_the_epoch(study):
-    secrets = [path for site in study.sites.values() for path in site.path.glob("*.key")]
-    content = b"".join(path.read_bytes() for path in study.server.path.rglob("*") if path.is_file())
+    made = study[0]
+    secrets = [path for site in made.sites.values() for path in site.path.glob("*.key")]
+    content = b"".join(path.read_bytes() for path in made.server.path.rglob("*") if path.is_file())
+    assert len(secrets) >= len(NAMES)
     for secret in secrets:
         raw = secret.read_bytes()
         assert raw not in content

@@ -85,13 +85,13 @@ def test_a_lost_question_is_asked_again_with_the_same_bytes_after_one_interval(g
     assert sent(grid) == [(NODE, b"question")] * 2
 
 
-def test_it_is_asked_ever_more_rarely(grid, clock):
+def test_it_is_asked_more_rarely_the_longer_nothing_comes(grid, clock):
     carrier = Carrier(grid, 3600, retry_s=20)
     carrier.ask(NODE, 1, b"question")
-    for _ in range(1000):
+    for _ in range(300):
         clock.s += 1
         list(carrier.answers())
-    assert len(grid.pushed) == 6  # at 0, 20, 60, 140, 300, 620
+    assert len(grid.pushed) == 7  # at 0, 20, 60, 120, 180, 240, 300
 
 
 def test_a_node_that_takes_long_is_given_twice_as_long_the_next_time(grid, clock):
@@ -186,12 +186,56 @@ def test_an_answer_that_stays_half_on_its_way_holds_up_nobody_else(grid, monkeyp
     grid.reply("m1", b"quick")
     assert list(carrier.answers()) == [(OTHER, 1, b"quick")]
     grid.slow["m0"].set()
-    found: list[tuple[int, int, bytes]] = []
+    assert until_answered(carrier) == [(NODE, 1, b"slow")]
+
+
+def test_a_look_that_goes_on_is_no_reason_to_give_up_what_it_brings(grid, monkeypatch):
+    """Flower says of an answer that an earlier look has taken that there is none."""
+    monkeypatch.setattr("secure_triplay.server.carrier._LOOK_S", 0.05)
+    carrier = Carrier(grid, 3600, retry_s=1000)
+    carrier.ask(NODE, 1, b"question")
+    grid.slow["m0"] = threading.Event()
+    grid.reply("m0", b"slow")
+    assert list(carrier.answers()) == []
+    waiting, grid.slow = grid.slow["m0"], {}
+    grid.reply("m0", None)
+    assert list(carrier.answers()) == []
+    waiting.set()
+    assert until_answered(carrier) == [(NODE, 1, b"slow")]
+    assert len(grid.pushed) == 1
+
+
+def test_a_look_that_ends_with_nothing_was_a_lost_answer(grid, monkeypatch):
+    monkeypatch.setattr("secure_triplay.server.carrier._LOOK_S", 0.05)
+    carrier = Carrier(grid, 3600, retry_s=0.2)
+    carrier.ask(NODE, 1, b"question")
+    ends, plain = threading.Event(), grid.pull_messages
+
+    def never_whole(numbers):
+        ends.wait(30)
+        return []
+
+    grid.pull_messages = never_whole
+    list(carrier.answers())
+    grid.pull_messages = plain
+    grid.reply("m0", None)
+    list(carrier.answers())
+    ends.set()
     deadline = time.monotonic() + 20
+    while len(grid.pushed) < 2:
+        assert time.monotonic() < deadline
+        assert list(carrier.answers()) == []
+    grid.reply(grid.pushed[-1][0], b"answer")
+    assert until_answered(carrier) == [(NODE, 1, b"answer")]
+
+
+def until_answered(carrier: Carrier) -> list[tuple[int, int, bytes]]:
+    deadline = time.monotonic() + 20
+    found: list[tuple[int, int, bytes]] = []
     while not found:
         assert time.monotonic() < deadline
         found += carrier.answers()
-    assert found == [(NODE, 1, b"slow")]
+    return found
 
 
 def test_what_flower_raises_reaches_whoever_asked(grid, clock):
