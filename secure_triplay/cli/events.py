@@ -35,6 +35,9 @@ def say(out: Console, event: dict[str, Any]) -> None:
         "failed": lambda: (
             f"round {event['round']} failed: only {', '.join(event['survivors']) or 'nobody'} came"
         ),
+        "resting": lambda: (
+            f"round {event['round']}: {event['declined']} sites declined, and are asked again in {event['again_s']} s"
+        ),
         "missing": lambda: (
             f"waiting for {', '.join(event['sites'])}: see whether they run, or `study remove` them"
         ),

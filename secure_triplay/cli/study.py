@@ -134,6 +134,7 @@ def study_status(folder: StudyDir, as_json: AsJson = False) -> None:
             f"key epoch {found['epoch']}.\nConfirmed: {', '.join(found['confirmed']) or 'nobody'} "
             f"(of {', '.join(found['sites'])})."
             + (f"\nLast sum over: {', '.join(found['last_survivors'])}." if found["last_survivors"] else "")
+            + (f"\nWaiting: {found['waiting']}." if found["waiting"] else "")
         )
     )
 

@@ -229,18 +229,37 @@ def change_roster(
 def status(folder: ServerFolder) -> Event:
     """Where the study stands, from what the server wrote."""
     bundle = folder.bundle
-    events = [event for event in _Follow(folder).new() if event["event"] == "closed"]
+    said = list(_Follow(folder).new())
+    events = [event for event in said if event["event"] == "closed"]
+    running = is_running(folder)
     return {
         "study": bundle.study["study"],
         "epoch": bundle.epoch,
         "sites": list(bundle.members),
         "confirmed": list(folder.approvals()),
-        "running": is_running(folder),
+        "running": running,
+        "waiting": _waiting(said) if running else "",
         "finished": finished(folder),
         "rounds": folder.study.total_rounds,
         "last_closed_round": max((event["round"] for event in events), default=0),
         "last_survivors": events[-1]["survivors"] if events else [],
     }
+
+
+def _waiting(said: list[Event]) -> str:
+    """What a running study waits for, from the last thing that the server noted; empty where it goes on."""
+    ongoing = [event for event in said if event["event"] not in ("catching up", "again", "late", "declined")]
+    last = max(ongoing, key=lambda event: float(event["time"]), default={"event": ""})
+    if last["event"] == "missing":
+        sites = ", ".join(last["sites"])
+        return f"the key ceremony waits for {sites}: see whether they run, or stop and `study remove` them"
+    if last["event"] == "resting":
+        again = time.strftime("%H:%M", time.localtime(float(last["time"]) + float(last["again_s"])))
+        return (
+            f"{last['declined']} sites declined round {last['round']}, and do not say why (their hours, policy or "
+            f"budget); they are asked again at {again}"
+        )
+    return ""
 
 
 def _started(flower: Path, env: dict[str, str], patience_s: float) -> str:

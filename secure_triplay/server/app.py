@@ -24,6 +24,8 @@ from secure_triplay.server.rounds import Rounds
 from secure_triplay.wire import SessionPlan, require_quorum
 
 CLOSED_FOLDER = "closed"
+_REST_S, _LONGEST_REST_S = 60.0, 900.0
+"""How long the server waits before it asks again for a round that too many sites declined: ever longer."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,12 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
             sums=summing,
             archive=archive,
             base=settings.base,
+            patient=settings.retry_s is not None,
         )
         carrier = Carrier(
             grid, settings.deadline_s, settings.retry_s, lambda size: summing.note("again", bytes=size)
         )
-        wanted = len(plan.sites)
+        wanted, rest_s = len(plan.sites), _REST_S / 2
         while not rounds.finished:
             if (rounds.exchange.kind, rounds.exchange.attempt) == ("train", 1) and pause():
                 return False
@@ -138,6 +141,21 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
             wanted = settings.quorum  # once begun, nobody is waited for
             _exchange(rounds, carrier, nodes, settings.deadline_s)
             log.take_in(archive, settings.base)
+            rest_s = min(2 * rest_s, _LONGEST_REST_S) if rounds.resting else _REST_S / 2
+            if rounds.resting and not _rest(rounds, summing, rest_s, pause):
+                return False
+    return True
+
+
+def _rest(rounds: Rounds, summing: SummingProcess, rest_s: float, pause: Callable[[], bool]) -> bool:
+    """Wait before a round is asked for again that too many sites declined; False where the study is to stop."""
+    now = rounds.exchange
+    summing.note("resting", round=now.round, declined=rounds.declined, again_s=round(rest_s))
+    until = time.monotonic() + rest_s
+    while time.monotonic() < until:
+        if pause():
+            return False
+        time.sleep(min(0.5, rest_s))
     return True
 
 

@@ -83,6 +83,9 @@ class _Relayed:
 class Rounds:
     """One study's rounds, from `base` (0, or the last round of the key epoch before) to `rounds`.
 
+    A `patient` server counts no attempt in which so many sites declined that a quorum could not come: they may be
+    outside their hours, which they do not say. Then it is `resting`, and whoever drives it begins again later.
+
     Raises ConfigError for a quorum of half the roster or fewer.
     """
 
@@ -96,6 +99,7 @@ class Rounds:
         archive: Archive,
         base: int = 0,
         attempts: int = ATTEMPTS,
+        patient: bool = False,
     ) -> None:
         require_quorum(quorum, len(plan.sites))
         self._plan, self._rounds, self._quorum, self._base = plan, rounds, quorum, base
@@ -110,6 +114,13 @@ class Rounds:
         self._approvals: dict[str, Endorsement] = {}
         self._done: set[int] = set()
         self._progress: dict[int, int] = {}
+        self._patient, self._asked, self._declined = patient, 0, 0
+        self.resting = False
+
+    @property
+    def declined(self) -> int:
+        """How many sites declined in this exchange or, after its end, in the last one."""
+        return self._declined
 
     @property
     def settled(self) -> bool:
@@ -124,6 +135,7 @@ class Rounds:
     def begin(self, nodes: Iterable[int]) -> dict[int, bytes]:
         """Start the current exchange with these nodes -> what to send to each."""
         self._waiting = set(nodes)
+        self._asked, self._declined, self.resting = len(self._waiting), 0, False
         self._progress.clear()
         now = self.exchange
         self._sums.note(now.kind, round=now.round, attempt=now.attempt, sites=len(self._waiting))
@@ -171,6 +183,10 @@ class Rounds:
         try:
             content = self._sums.close(last=now.round == self._rounds)
         except RunError:
+            if self._patient and self._declined > self._asked - self._quorum:
+                self.resting = True
+                self._go("train", now.round, now.attempt)
+                return
             if now.attempt >= self._attempts:
                 raise
             self._total = None
@@ -255,6 +271,7 @@ class Rounds:
     def _reported(self, node: int, reply: Message | None, content: bytes) -> None:
         now = self.exchange
         summing = self._base < now.round <= self._rounds
+        self._declined += isinstance(reply, Declined)
         if isinstance(reply, Done) and now.round > self._rounds:
             self._done.add(node)
         elif isinstance(reply, Report) and self._is_mine(reply):

@@ -144,9 +144,10 @@ class Federation:
         rounds: int = 3,
         quorum: int | None = None,
         attempts: int = 5,
+        patient: bool = False,
         counted: Callable[[int], Published] | None = None,
     ) -> None:
-        self.folder, self.rounds, self.attempts = folder, rounds, attempts
+        self.folder, self.rounds, self.attempts, self.patient = folder, rounds, attempts, patient
         self.quorum = quorum or n_sites
         self.releases: tuple[Release, ...] = (Release(TRAINING, Unprotected(), rounds),)
         if counted is not None:
@@ -236,6 +237,7 @@ class Federation:
             sums=self.sums,
             archive=archive,
             attempts=self.attempts,
+            patient=self.patient,
         )
 
     def ask(self, index: int, content: bytes) -> Answer | None:
