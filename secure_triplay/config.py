@@ -272,6 +272,33 @@ class Codec(Frozen):
     )
 
 
+class Masked(Frozen):
+    """Updates are masked before they are encrypted: server and up to `colluders` sites together learn only the sum.
+
+    What is left out follows from the number of sites n: `dropouts` is three in ten, rounded down, and `colluders` as
+    many as then can be, n - 2 x dropouts - 1, but at most n - 2. Where only one of the numbers stands, the others are
+    as large as it allows. What cannot be had together is refused.
+    """
+
+    kind: Literal["masked"] = "masked"
+    colluders: Annotated[int, Field(ge=0, le=998)] | None = Field(
+        None, description="sites that may help the server, and still nobody sees another site's update"
+    )
+    dropouts: Annotated[int, Field(ge=0, le=999)] | None = Field(
+        None, description="sites that may vanish in a round, and it is still completed"
+    )
+    threshold: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None,
+        description="sites that make and sign a sum, and give a mask back; more than (n + colluders) / 2",
+    )
+
+
+class SharedKey(Frozen):
+    """Updates are encrypted and no more: the server together with one site can read every update."""
+
+    kind: Literal["shared-key"] = "shared-key"
+
+
 class PublishedAccuracy(Frozen):
     """After the last round: how many of all sites' held-back records the adapter gets right, with noise of its own.
 
@@ -297,6 +324,10 @@ class Study(Frozen):
     privacy: DpOn | DpOff
     server_optimiser: ServerOptimiser = ServerOptimiser()
     codec: Codec = Codec()
+    aggregation: Masked | SharedKey | None = Field(
+        None,
+        description="masked or shared-key, or masked with its numbers; left out: masked from three sites on",
+    )
     published_accuracy: PublishedAccuracy | None = Field(
         None, description="left out: no figure about held-back records leaves a site"
     )
@@ -308,8 +339,21 @@ class Study(Frozen):
             return value
         return (DpOff if "unsafe_dp_off" in value else DpOn).model_validate(value)
 
+    @field_validator("aggregation", mode="before")
+    @classmethod
+    def _which_aggregation(cls, value: Any) -> Any:
+        kinds: dict[str, type[Masked] | type[SharedKey]] = {"masked": Masked, "shared-key": SharedKey}
+        if value is None or isinstance(value, (Masked, SharedKey)):
+            return value
+        kind = value.get("kind", "masked") if isinstance(value, dict) else value
+        if kind not in kinds:
+            raise ValueError("aggregation is masked or shared-key, or `{kind: masked, colluders: ...}`")
+        return kinds[kind].model_validate(value if isinstance(value, dict) else {})
+
     @model_validator(mode="after")
     def _consistent(self) -> Study:
+        if isinstance(self.aggregation, Masked) and len(self.sites) < 2:
+            raise ValueError("masks need two sites or more; with one, the sum is its update")
         _refuse_repeats("site name", [site.name for site in self.sites])
         _refuse_repeats("class name", [entry.name for entry in self.classes])
         if isinstance(self.privacy, DpOff) and self.codec.range is None:
@@ -345,6 +389,13 @@ class Study(Frozen):
     def dp(self) -> DpOn | None:
         """The privacy rule, or None where the study runs without."""
         return self.privacy if isinstance(self.privacy, DpOn) else None
+
+    @property
+    def masked(self) -> Masked | None:
+        """What the study says of masks, or None where sites share a key and no more."""
+        if self.aggregation is None:
+            return Masked() if len(self.sites) >= 3 else None
+        return self.aggregation if isinstance(self.aggregation, Masked) else None
 
     @property
     def total_steps(self) -> int:

@@ -6,6 +6,7 @@ For `secure-triplay config check`, and for whoever decides whether a site takes 
 from __future__ import annotations
 
 from secure_triplay.config import DpOff, FashionMnist, Manifest, Study
+from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.prepare import choose_codec, count_rule, noise_multiplier
 from secure_triplay.wire import TAG_BYTES
@@ -31,12 +32,51 @@ def describe(study: Study, n_params: int | None = None) -> list[tuple[str, str]]
             "It adds encrypted updates and holds no key. It learns which site took part in which round, when, "
             "and the size of an update, which is the same for all.",
         ),
+        ("Together", together(study)),
         (
             "Not protected",
-            "One key is shared by all sites: server and one site together can read every site's updates; "
-            "only differential privacy then protects. Upload times may tell how long training took.",
+            f"{_not_protected(study)} Upload times may tell how long training took.",
         ),
     ]
+
+
+def together(study: Study, n_sites: int | None = None) -> str:
+    """Who would have to collude for one site's update to be seen, on a roster of so many sites (all, unless said)."""
+    n, masking = len(study.sites) if n_sites is None else n_sites, choose_masking(study, n_sites)
+    if masking is not None:
+        return masking.in_words()
+    return (
+        "All sites share one key: the server and one site together can read every site's updates."
+        if n > 1
+        else "With one site, the sum is its update."
+    )
+
+
+def read_this(study: Study, n_sites: int) -> str:
+    """What a person who decides for a site has to know of who can see its updates."""
+    masking = choose_masking(study, n_sites)
+    last = "only differential privacy protects" if study.dp else "nothing protects"
+    if masking is None:
+        return (
+            "All sites share one key. THE SERVER AND ONE SITE TOGETHER CAN READ EVERY SITE'S UPDATES; then "
+            f"{last}. Say no if you do not trust each of the sites above that far."
+        )
+    return (
+        f"{masking.in_words()} Fewest honest sites in any sum that is opened: {masking.fewest_honest_survivors}. "
+        f"Against more helpers {last}. Say no if that is not enough for you."
+    )
+
+
+def _not_protected(study: Study) -> str:
+    left = "only differential privacy then protects." if study.dp else "nothing then protects."
+    masking = choose_masking(study)
+    if masking is None:
+        return f"One key is shared by all sites: server and one site together can read every site's updates; {left}"
+    more = masking.colluders + 1
+    return (
+        f"Server and {more} site{'s' * (more != 1)} together may read every site's updates; {left} What the sum of the "
+        "others tells, each site learns."
+    )
 
 
 def _data(study: Study) -> str:

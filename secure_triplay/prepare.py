@@ -82,8 +82,8 @@ def round_rule(study: Study) -> DpSgd:
     )
 
 
-def choose_codec(study: Study, n_params: int) -> Codec:
-    """The encoding of a study's updates.
+def choose_codec(study: Study, n_params: int, *, masked: bool | None = None) -> Codec:
+    """The encoding of a study's updates; `masked` asks for one with masks or without, whatever the study says.
 
     The range is public: given, or so many standard deviations of the noise that one update carries. The noise
     dominates each coordinate, so hardly anything is clipped, and what is clipped was decided by constants.
@@ -94,7 +94,11 @@ def choose_codec(study: Study, n_params: int) -> Codec:
         noise_std = rule.learning_rate * rule.noise_std / rule.expected_batch_size * rule.steps**0.5
         limit = study.codec.range_noise_stds * noise_std
     return Codec.choose(
-        n_sites=len(study.sites), value_bits=study.codec.value_bits, n_params=n_params, limit=limit
+        n_sites=len(study.sites),
+        value_bits=study.codec.value_bits,
+        n_params=n_params,
+        limit=limit,
+        masked=study.masked is not None if masked is None else masked,
     )
 
 

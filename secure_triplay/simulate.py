@@ -28,6 +28,7 @@ from secure_triplay.client.keys import Roster
 from secure_triplay.config import Study
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.keyfile import save_identity
+from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.errors import RunError, SecureTriplayError
 from secure_triplay.federation.bundle import write_bundle
 from secure_triplay.federation.superlink import run_simulation_app
@@ -61,6 +62,7 @@ def simulate(
     started, started_utc = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     if study.dp:
         noise_multiplier(study)  # an impossible budget is refused before anything is fetched
+    choose_masking(study)  # and masks that cannot be had
     with run_folder(out) as folder, tempfile.TemporaryDirectory(prefix="triplay-") as scratch_name:
         scratch = Path(scratch_name)
         fetch_assets(study, lambda text: notify("study", {"event": "fetching", "text": text}))
@@ -82,6 +84,7 @@ def simulate(
                 server,
                 keep_received,
                 log=server,
+                masking=choose_masking(study),
             )
             settings.write(write_bundle(scratch / "app", sockets=scratch))
             run_simulation_app(

@@ -12,6 +12,7 @@ from typing import Any
 
 from secure_triplay import __version__
 from secure_triplay.config import DpOn, Study
+from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.errors import RunError
 from secure_triplay.prepare import choose_codec, count_rule, noise_multiplier
 from secure_triplay.privacy import accounting
@@ -66,7 +67,7 @@ class Collected:
 
 def summarise(run: Collected) -> report.Summary:
     """The summary of a run. Raises RunError where sites disagree or the figures contradict each other."""
-    study = run.study
+    study, masking = run.study, choose_masking(run.study)
     finals = {run.of(site, "finished")[0]["adapter_sha256"] for site in run.sites}
     if len(finals) != 1:
         raise RunError(
@@ -105,6 +106,9 @@ def summarise(run: Collected) -> report.Summary:
             records_per_site={site: run.of(site, "loaded")[0]["records"] for site in run.sites},
             uploads_refused=sum(run.server_stats["refused"].values()),
             encryption=_encryption(study, loaded["n_params"]),
+            aggregation="shared-key" if masking is None else "masked",
+            colluders=None if masking is None else masking.colluders,
+            threshold=None if masking is None else masking.threshold,
         ),
         versions=versions(),
         started_utc=run.started_utc,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from secure_triplay import wire, wireformat
 from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.masking import MaskKeys, Revealed, SealedShares
 from secure_triplay.crypto.parameters import MODULUS
 from secure_triplay.errors import CryptoError, ProtocolError
 from secure_triplay.wire import (
@@ -22,13 +23,17 @@ from secure_triplay.wire import (
     Done,
     Endorsement,
     HeldHead,
+    HeldShares,
     LedgerHead,
+    MemberSeed,
     Report,
     SessionPlan,
     SignedHeader,
     Site,
     SumMessage,
     Train,
+    Unmask,
+    Unmasked,
     Upload,
     Witness,
 )
@@ -49,6 +54,8 @@ MESSAGES = (
     Witness,
     Approval,
     CatchUp,
+    Unmask,
+    Unmasked,
 )
 
 
@@ -93,7 +100,12 @@ HEAD = LedgerHead(KEYS[0], 9, b"h" * 32, "2026-11-23T12:00:00.000001Z", b"s" * 6
 RECEIPT = Countersignature(KEYS[0], KEYS[1], 9, b"r" * 64)
 HELD = HeldHead(KEYS[0], KEYS[2], 5, b"h" * 32, b"s" * 64)
 SIGNED = (Endorsement("east", b"e" * 64), Endorsement("west", b"w" * 64))
-CLOSED = (Closed(SUM, SIGNED), Closed(make_sum(PLAN, round=4), ()))
+MASK_KEYS = tuple(MaskKeys(name, b"c" * 32, b"s" * 32, b"b" * 32, b"k" * 64) for name in NAMES)
+SEEDS = tuple(MemberSeed.of(keys, b"t" * 16) for keys in MASK_KEYS)
+MEMBERS = (HeldShares("east"), HeldShares("north", b"m" * 48), HeldShares("west", b"n" * 48))
+SHARES = SealedShares("east", {"north": b"m" * 48, "west": b"n" * 48}, b"s" * 64)
+REVEALED = Revealed("east", dict.fromkeys(NAMES, b"r" * 16), b"s" * 64)
+CLOSED = (Closed(SUM, SIGNED), Closed(make_sum(PLAN, round=4), (), SEEDS))
 EXAMPLES = (
     PLAN,
     Behind(STUDY, 4, 1),
@@ -103,13 +115,19 @@ EXAMPLES = (
     Done(),
     Train(STUDY, 4, 0),
     Train(STUDY, 4, 3, SIGNED, (RECEIPT,), (HELD,)),
+    Train(STUDY, 4, 3, SIGNED, (RECEIPT,), (HELD,), SEEDS, MEMBERS),
     Report(STUDY, 4, 3, (HEAD,)),
+    Report(STUDY, 4, 3, (HEAD,), UPLOAD.to_bytes(), MASK_KEYS[0]),
     Report(STUDY, 4, 3, (HEAD, dataclasses.replace(HEAD, previous_counter=2)), UPLOAD.to_bytes()),
     Witness(STUDY, 4, 3, (HEAD,)),
     Witness(STUDY, 4, 3, (HEAD,), SUM),
+    Witness(STUDY, 4, 3, (HEAD,), SUM, MASK_KEYS),
     Approval(STUDY, 4, 3, "east", b""),
     Approval(STUDY, 4, 3, "east", b"e" * 64, (RECEIPT,), (HELD,)),
+    Approval(STUDY, 4, 3, "east", b"e" * 64, (RECEIPT,), (HELD,), SHARES),
     CatchUp(STUDY, 4, CLOSED),
+    Unmask(STUDY, 4, 3, SIGNED),
+    Unmasked(STUDY, 4, 3, REVEALED),
 )
 
 
@@ -284,10 +302,22 @@ def test_upload_costs_next_to_nothing_beyond_its_ciphertexts():
 
 def test_no_message_has_room_for_text():
     """Every string of every message is one of five, and each has a closed alphabet and length."""
-    parts = (Site, SignedHeader, Endorsement, LedgerHead, Countersignature, HeldHead, Closed)
+    parts = (
+        Site,
+        SignedHeader,
+        Endorsement,
+        LedgerHead,
+        Countersignature,
+        HeldHead,
+        Closed,
+        HeldShares,
+        MemberSeed,
+    )
     names = {part.__name__ for part in parts}
-    no_text = {"int", "bytes", "Identity", "SumMessage", "SumMessage | None"} | names
-    no_text |= {f"tuple[{name}, ...]" for name in names}
+    # Names of sites and bytes of fixed length; see the test of what masks carry.
+    masks = {"MaskKeys", "SealedShares", "Revealed"}
+    no_text = {"int", "bytes", "Identity", "SumMessage", "SumMessage | None"} | names | masks
+    no_text |= {f"tuple[{name}, ...]" for name in names | masks} | {f"{name} | None" for name in masks}
     strings = {
         (kind.__name__, field.name)
         for kind in (*MESSAGES, *parts)
@@ -295,9 +325,10 @@ def test_no_message_has_room_for_text():
         if field.type not in no_text
     }
     studies = {"SessionPlan", "Behind", "SumMessage", "Train", "Report", "Witness", "Approval", "CatchUp"}
+    studies |= {"Unmask", "Unmasked"}
     assert strings == {(name, "study") for name in (*studies, "SignedHeader")} | {
         ("Site", "name"), ("SignedHeader", "site"), ("Endorsement", "site"), ("Approval", "site"),
-        ("SumMessage", "then"), ("LedgerHead", "time"),
+        ("SumMessage", "then"), ("LedgerHead", "time"), ("HeldShares", "site"), ("MemberSeed", "site"),
     }  # fmt: skip
     for text in ("Accuracy 0.8", "a b", "", "a" * 49, "A", "-a", "a\n", "é", "a_b"):
         for value, field in (
@@ -311,6 +342,65 @@ def test_no_message_has_room_for_text():
         ):
             with pytest.raises(ProtocolError):
                 dataclasses.replace(value, **{field: text})
+
+
+@pytest.mark.parametrize("bad", ["a b", "", "a" * 49, "Accuracy 0.8", 7, None, b"east"])
+def test_what_masks_carry_is_names_in_order_and_bytes_of_fixed_length(bad):
+    keys = dataclasses.replace(MASK_KEYS[0], site=bad)
+    for make in (
+        lambda: Report(STUDY, 4, 3, (), b"", keys),
+        lambda: Witness(STUDY, 4, 3, (), None, (keys,)),
+        lambda: dataclasses.replace(SEEDS[0], site=bad),
+        lambda: dataclasses.replace(MEMBERS[0], site=bad),
+        lambda: dataclasses.replace(SEEDS[0], seed=bad),
+        lambda: dataclasses.replace(MEMBERS[0], sealed=bad or "x"),
+    ):
+        with pytest.raises(ProtocolError):
+            make()
+    for shares in ([bad, b"s" * 64, []], ["east", bad, []], ["east", b"s" * 64, [[bad, b"m" * 48]]]):
+        with pytest.raises(ProtocolError):
+            Approval.from_bytes(framed(10, [STUDY, 4, 3, "east", b"", [], [], shares]))
+        with pytest.raises(ProtocolError):
+            Unmasked.from_bytes(framed(13, [STUDY, 4, 3, shares]))
+
+
+def test_nobody_stands_twice_or_out_of_order_in_what_masks_carry():
+    for make in (
+        lambda swapped: Witness(STUDY, 4, 3, (), None, tuple(MASK_KEYS[i] for i in swapped)),
+        lambda swapped: Train(STUDY, 4, 3, (), (), (), tuple(SEEDS[i] for i in swapped)),
+        lambda swapped: Train(STUDY, 4, 3, (), (), (), (), tuple(MEMBERS[i] for i in swapped)),
+        lambda swapped: CatchUp(STUDY, 4, (Closed(SUM, (), tuple(SEEDS[i] for i in swapped)),)),
+    ):
+        make((0, 1, 2))
+        for swapped in ((1, 0, 2), (0, 0, 1)):
+            with pytest.raises(ProtocolError):
+                make(swapped)
+    with pytest.raises(ProtocolError, match="another site"):
+        Approval(STUDY, 4, 3, "west", b"", (), (), SHARES)
+    with pytest.raises(ProtocolError):
+        Report.from_bytes(
+            framed(8, [STUDY, 4, 3, [], 0, [list(dataclasses.astuple(k)) for k in MASK_KEYS[:2]]])
+        )
+
+
+def test_a_sum_over_sites_that_masked_with_different_members_is_no_sum():
+    plan = make_plan()
+    headers = [
+        Upload.signed(
+            plan, SIGNERS[name], round=3, site=name, c0=bytes(61440), tags=bytes(16), seeds=os.urandom(128),
+            members=members,
+        ).header
+        for name, members in (("east", b"m" * 32), ("north", b"m" * 32), ("west", b"n" * 32))
+    ]  # fmt: skip
+    body = bytes(61440), bytes(16), "train"
+    total = SumMessage(STUDY, 4, 3, tuple(headers[:2]), *body)
+    total.verify(plan, 3)
+    assert (total.names, total.members) == (("east", "north"), b"m" * 32)
+    with pytest.raises(ProtocolError, match="one round"):
+        SumMessage(STUDY, 4, 3, tuple(headers), *body)
+    for members in (b"m" * 31, "m" * 32, None):
+        with pytest.raises(ProtocolError):
+            dataclasses.replace(headers[0], members=members)
 
 
 BETWEEN_EPOCHS = {
@@ -412,6 +502,7 @@ def test_header_is_verified_without_the_upload_it_belongs_to():
         ("site", "west"),
         ("seeds", os.urandom(128)),
         ("body_sha256", bytes(32)),
+        ("members", bytes(32)),
         ("signature", bytes(64)),
     ],
 )

@@ -85,7 +85,7 @@ def accuracy_lost(setting: Setting) -> Finding:
     """One site sends the public limit in every round, against the noise of the others; nobody trains."""
     study = setting.study
     scene, test = open_scene(study, study.adapter.kind), study_data(study).test
-    codec, sites = choose_codec(study, len(scene.start)), len(study.sites)
+    codec, sites = choose_codec(study, len(scene.start), masked=False), len(study.sites)
     std = codec.limit / study.codec.range_noise_stds
     tokens, labels = scene.tokens(test, np.arange(min(200 if setting.quick else 800, len(test))))
 
@@ -116,7 +116,7 @@ def try_encodings(setting: Setting) -> Outcome:
     """Out of range, unseen; at the end of the range, unseen; and far out of range, which is refused."""
     started, study = time.perf_counter(), setting.study
     # whole chunks: padding that is not empty would be refused, and a real attacker leaves it empty
-    n_params = N_CHUNKS * choose_codec(study, 1).values_per_chunk
+    n_params = N_CHUNKS * choose_codec(study, 1, masked=False).values_per_chunk
     sites = key_ceremony(study, n_params)
     codec, rng = sites.codec, np.random.default_rng(setting.seed)
     std = codec.limit / study.codec.range_noise_stds

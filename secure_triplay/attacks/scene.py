@@ -216,7 +216,7 @@ class Sites:
 
 
 def key_ceremony(study: Study, n_params: int, n_sites: int | None = None) -> Sites:
-    """Fresh keys for `n_sites` sites of the study (left out: as many as it has)."""
+    """Fresh keys for `n_sites` sites of the study (left out: as many as it has), which share a key and no more."""
     names = [site.name for site in study.sites]
     if n_sites is not None:
         names = [f"site-{i}" for i in range(n_sites)]
@@ -224,10 +224,10 @@ def key_ceremony(study: Study, n_params: int, n_sites: int | None = None) -> Sit
             n_sites=n_sites,
             value_bits=study.codec.value_bits,
             n_params=n_params,
-            limit=choose_codec(study, n_params).limit,
+            limit=choose_codec(study, n_params, masked=False).limit,
         )
     else:
-        of = choose_codec(study, n_params)
+        of = choose_codec(study, n_params, masked=False)
     signers = {name: SigningIdentity.generate() for name in names}
     boxes = {name: EnvelopeKey.generate() for name in names}
     members = {

@@ -142,7 +142,7 @@ def site_join(
 def _show(out: Console, name: str, asked: object) -> None:
     """The page on which a person decides."""
     from secure_triplay.config import FashionMnist
-    from secure_triplay.describe import describe
+    from secure_triplay.describe import describe, read_this
     from secure_triplay.federation.join import Asked
 
     assert isinstance(asked, Asked)
@@ -159,7 +159,7 @@ def _show(out: Console, name: str, asked: object) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for topic, sentence in describe(study):
-        if topic in ("Data", "Not protected", "Study"):
+        if topic in ("Data", "Together", "Not protected", "Study"):
             continue
         table.add_row(topic, Text(sentence))
         if topic == "Model":
@@ -175,14 +175,7 @@ def _show(out: Console, name: str, asked: object) -> None:
     )
     table.add_row("Server at", Text(f"{bundle.server}; TLS by the study's own authority"))
     table.add_row("Code", Text(f"App {bundle.app_sha256}, made of the package that is installed here."))
-    table.add_row(
-        "Read this",
-        Text(
-            "All sites share one key. THE SERVER AND ONE SITE TOGETHER CAN READ EVERY SITE'S UPDATES; only "
-            "differential privacy then protects. Say no if you do not trust each of the sites above that far.",
-            style="bold",
-        ),
-    )
+    table.add_row("Read this", Text(read_this(study, len(bundle.members)), style="bold"))
     out.print(Text(f"What {study.study} asks of {name} (key epoch {bundle.epoch})\n", style="bold"))
     out.print(table)
     out.print()

@@ -38,7 +38,9 @@ def study_create(
     ] = "127.0.0.1:8443",
     quorum: Annotated[
         int | None,
-        typer.Option(help="Sites without which no sum is opened. [default: more than half]"),
+        typer.Option(
+            help="Sites without which no sum is opened. [default: the masks' threshold, or more than half]"
+        ),
     ] = None,
     started_by: Annotated[
         str, typer.Option(help="The person who starts the study; stands in the coordinator's audit log.")
@@ -48,11 +50,13 @@ def study_create(
     ] = 3600.0,
 ) -> None:
     """Make a study's certificate authority, roster and bundle from the sites' enrolment files."""
+    from secure_triplay.config import load_study
     from secure_triplay.federation.serverfolder import ServerFolder
-    from secure_triplay.federation.studybundle import Rules
+    from secure_triplay.federation.studybundle import Rules, least_quorum
 
     sites += more_sites or []  # what a shell makes of --sites *.enrol
-    rules = Rules(quorum=quorum or len(sites) // 2 + 1, deadline_s=deadline_s)
+    least = quorum or least_quorum(load_study(study_file), len(sites))
+    rules = Rules(quorum=least, deadline_s=deadline_s)
     folder = ServerFolder.create(
         out_folder, study_file, sites, server=server, rules=rules, started_by=started_by
     )

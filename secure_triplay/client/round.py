@@ -2,12 +2,14 @@
 
     reserve    the privacy budget of the round, on disk, and countersigned by peers, before the first gradient
     train      DP-SGD on the adapter
-    encode     update -> integers in slots
-    encrypt    slots -> ciphertexts, tagged and signed
+    encode     update -> integers
+    mask       integers -> integers that tell nothing alone (`masks`; where a study has a shared key, the same)
+    encrypt    integers in slots -> ciphertexts, tagged and signed
     (the server verifies and adds)
     verify     every survivor's signature, then the tag of the sum
     approve    sign that very sum, and no other of this round; wait for a quorum that did the same
-    decrypt    the sum -> exact integers -> mean update
+    unmask     reveal one kind of share of each member; check the seeds that come of it
+    decrypt    the sum -> exact integers -> masks off -> mean update
     apply      the server optimiser, the same step at every site
 
 What is decrypted has the type `ApprovedSum`, and the only way to one is through both checks. `GlobalState` is what
@@ -30,8 +32,9 @@ from secure_triplay.client.keys import EpochKeys
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.client.published import Published
 from secure_triplay.config import ServerOptimiser
-from secure_triplay.crypto.codec import Codec, Uniform
+from secure_triplay.crypto.codec import Codec, Integers, Uniform
 from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.masking.parameters import MaskingParameters, require_threshold
 from secure_triplay.crypto.packing import pack60, unpack60
 from secure_triplay.errors import ProtocolError
 from secure_triplay.wire import (
@@ -67,9 +70,10 @@ class Member:
     under it; `witnesses` the fewest peers that countersigned a charge before it is spent. `allow` is the site's own
     policy: the reasons for which it refuses to train a round, none to go on. `base` is the last round of the key
     epoch before this one.
-    Where an accuracy is `published`, the last of the `rounds` counts and trains nothing.
+    Where an accuracy is `published`, the last of the `rounds` counts and trains nothing. `masking` are the masks'
+    parameters; None is a shared key.
 
-    Raises ConfigError for a quorum of half the roster or fewer.
+    Raises ConfigError for a quorum of half the roster or fewer, or below the masks' threshold.
     """
 
     name: str
@@ -89,9 +93,11 @@ class Member:
     allow: Callable[[int], Iterable[str]] = _allow_everything
     base: int = 0
     published: Published | None = None
+    masking: MaskingParameters | None = None
 
     def __post_init__(self) -> None:
         require_quorum(self.quorum, len(self.plan.sites))
+        require_threshold(self.masking, self.quorum, len(self.plan.sites))
 
     @property
     def witnesses_due(self) -> int:
@@ -113,26 +119,44 @@ class VerifiedSum:
 
 @dataclass(frozen=True)
 class ApprovedSum:
-    """A verified sum that a quorum of sites signed: this may be decrypted, once."""
+    """A verified sum that a quorum of sites signed, by name: this may be decrypted, once."""
 
     verified: VerifiedSum
+    signers: frozenset[str]
 
 
-def make_upload(me: Member, state: GlobalState) -> bytes:
-    """Train on this site's records and encrypt what was learned -> the bytes of the `Upload` of the next round.
+@dataclass(frozen=True)
+class Learned:
+    """What this site learned in a round, as integers (n_params,) in [0, 2 levels], and how long that took."""
 
-    The charge was reserved and countersigned; nothing leaves before it is settled with these very bytes.
+    integers: Integers
+    train_s: float = 0.0
+
+
+def learn(me: Member, state: GlobalState) -> Learned:
+    """Train on this site's records, or count in the count round, and round to integers.
+
+    The charge was reserved and countersigned.
     """
-    round_number = state.round + 1
     started = time.perf_counter()
-    counts = me.counts_in(round_number)
+    counts = me.counts_in(state.round + 1)
     if counts is None:
         share = me.weights[me.name] / max(me.weights.values())
         update = me.learner.update(state.adapter.astype(np.float32)) * np.float32(share)
     else:
         update = counts.as_update(state.published, me.codec)
-    trained = time.perf_counter()
-    slots = me.codec.to_slots(me.codec.quantise(update, me.noise))
+    trained_s = time.perf_counter() - started
+    return Learned(me.codec.quantise(update, me.noise), trained_s)
+
+
+def seal(me: Member, round_number: int, learned: Learned, members: bytes = b"") -> bytes:
+    """Encrypt, tag and sign what was learned -> the bytes of the round's `Upload`.
+
+    `members` is the hash of those with whom the integers are masked. Nothing leaves before the charge is settled with
+    these very bytes.
+    """
+    started = time.perf_counter()
+    slots = me.codec.to_slots(learned.integers)
     sealed = me.keys.ckks.encrypt(slots, me.codec.encode_tolerance)
     tags = me.keys.tag.tag(sealed.c0, epoch=me.plan.epoch, round_number=round_number, site=me.name)
     upload = Upload.signed(
@@ -143,16 +167,22 @@ def make_upload(me: Member, state: GlobalState) -> bytes:
         c0=pack60(sealed.c0),
         tags=pack_tags(tags),
         seeds=sealed.seeds.tobytes(),
+        members=members,
     )
     content = upload.to_bytes()
     me.note(
-        "uploaded" if counts is None else "counted",
+        "uploaded" if me.counts_in(round_number) is None else "counted",
         round=round_number,
-        train_s=trained - started,
-        encode_encrypt_s=time.perf_counter() - trained,
+        train_s=learned.train_s,
+        encode_encrypt_s=time.perf_counter() - started,
         upload_bytes=len(content),
     )
     return content
+
+
+def make_upload(me: Member, state: GlobalState) -> bytes:
+    """`seal` of `learn`, without masks: the bytes of the `Upload` of the next round."""
+    return seal(me, state.round + 1, learn(me, state))
 
 
 def verify_sum(me: Member, message: SumMessage, round_number: int) -> VerifiedSum:
@@ -182,12 +212,21 @@ def approve(me: Member, verified: VerifiedSum) -> Endorsement:
 
 def approved(me: Member, verified: VerifiedSum, approvals: Iterable[Endorsement]) -> ApprovedSum:
     """The sum, once a quorum signed exactly it. Raises CryptoError or ProtocolError."""
-    verify_quorum(me.plan, verified.message, approvals, me.quorum)
-    return ApprovedSum(verified)
+    signed = tuple(approvals)
+    verify_quorum(me.plan, verified.message, signed, me.quorum)
+    return ApprovedSum(verified, frozenset(one.site for one in signed))
 
 
-def open_sum(me: Member, state: GlobalState, approved: ApprovedSum) -> GlobalState:
-    """Decrypt and apply a sum -> the next state. Raises CryptoError where it does not decode."""
+def open_sum(
+    me: Member,
+    state: GlobalState,
+    approved: ApprovedSum,
+    taken_off: Callable[[Integers], Integers] = lambda sums: sums,
+) -> GlobalState:
+    """Decrypt and apply a sum -> the next state; `taken_off` takes the masks off the decoded integers.
+
+    Raises CryptoError where it does not decode, or masks are left on it.
+    """
     started = time.perf_counter()
     message, c0 = approved.verified.message, approved.verified.c0
     survivors = [header.site for header in message.survivors]
@@ -195,7 +234,7 @@ def open_sum(me: Member, state: GlobalState, approved: ApprovedSum) -> GlobalSta
         np.frombuffer(header.seeds, np.uint8).reshape(me.plan.n_chunks, -1) for header in message.survivors
     ]
     levels = me.codec.sum_from_slots(me.keys.ckks.decrypt(c0, seeds), len(survivors))
-    mean = me.codec.mean(levels, len(survivors))
+    mean = me.codec.mean(taken_off(levels), len(survivors))
     counts = me.counts_in(state.round + 1)
     if counts is not None:
         correct, total = counts.read(mean, len(survivors), me.codec)

@@ -38,6 +38,7 @@ from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.data.records import Records
 from secure_triplay.errors import CryptoError, DataError, ProtocolError, SecureTriplayError
 from secure_triplay.prepare import Model, choose_codec, count_rule, load_data, load_model
@@ -179,6 +180,7 @@ def serve_site(
         allow=allow,
         base=setup.base,
         published=published(study, learner, holdout, noise),
+        masking=choose_masking(study, len(setup.plan.sites)),
     )
 
     def measure(state: GlobalState) -> None:

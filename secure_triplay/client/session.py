@@ -3,9 +3,11 @@
 Everything that a worker needs to go on after `kill -9` is in the vault before the reply leaves:
 
     state     adapter and optimiser after the last applied round
-    upload    the update of the current round: a retry sends the same bytes, and nothing is trained twice
+    update    what was learned in the current round, until it is encrypted: nothing is trained twice
+    upload    the update of the current round, masked and encrypted: a retry sends the same bytes
     sum       the sum that this site verified and signed, until a quorum allows to open it
     signed    which sum it signed in each round (one a round and epoch, for good), and how many checks failed
+    mask-N    secrets of the masks of round N, from the report of the round before until its sum is applied
 
 Any failed check of a sum has one reply, the constant `Declined`. After `MAX_FAILURES` of them in an epoch the
 epoch's key is destroyed: whether a forged sum was accepted is an oracle on the key, and it is asked no more often.
@@ -16,20 +18,24 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgpack
+import numpy as np
 
 from secure_triplay.client.keys import destroy_keys
+from secure_triplay.client.masks import masks_of
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.round import (
     ApprovedSum,
+    Learned,
     Member,
     VerifiedSum,
     approve,
     approved,
-    make_upload,
+    learn,
     open_sum,
+    seal,
     verify_sum,
 )
 from secure_triplay.client.vault import Vault
@@ -40,9 +46,13 @@ from secure_triplay.wire import (
     CatchUp,
     Declined,
     Done,
+    HeldShares,
+    MemberSeed,
     Report,
     SumMessage,
     Train,
+    Unmask,
+    Unmasked,
     Witness,
 )
 from secure_triplay.wireformat import Message, read
@@ -90,6 +100,7 @@ class Session:
         self.state = start if kept is None else GlobalState.from_bytes(kept)
         self._signed = _Signed() if signed is None else _Signed.from_bytes(signed)
         self._asked: int | None = None
+        self._masks = masks_of(me, vault, self.state.round)
         if self._signed.failures >= MAX_FAILURES:
             self._end_epoch()
 
@@ -114,8 +125,8 @@ class Session:
             return Answer(Declined().to_bytes(), error)
 
     def _request(self, me: Member, content: bytes) -> Message:
-        request = read(content, Train, Witness, CatchUp)
-        if isinstance(request, Train | Witness | CatchUp):
+        request = read(content, Train, Witness, Unmask, CatchUp)
+        if isinstance(request, Train | Witness | Unmask | CatchUp):
             of = request.study, request.epoch
             if of == (me.plan.study, me.plan.epoch):
                 return request
@@ -128,6 +139,8 @@ class Session:
             return self._train(me, request)
         if isinstance(request, Witness):
             return self._witness(me, request)
+        if isinstance(request, Unmask):
+            return self._unmask(me, request)
         assert isinstance(request, CatchUp)
         return self._catch_up(me, request)
 
@@ -154,15 +167,16 @@ class Session:
                 return Behind(me.plan.study, me.plan.epoch, self.state.round)
             with self._counted():
                 may_open = approved(me, total, request.approvals)
-            self._open(me, may_open)
+            self._open(me, may_open, request.seeds)
         me.accounts.take_in(request.receipts, request.held)
         if request.round > me.rounds:
             return Done()
-        upload = b"" if first else self._upload(me, request.round)
+        upload = b"" if first else self._upload(me, request.round, request.members)
         self._reserve_next(me, request.round)
-        return Report(me.plan.study, me.plan.epoch, request.round, me.accounts.heads(), upload)
+        keys = self._masks.advertise(request.round + 1) if request.round < me.rounds else None
+        return Report(me.plan.study, me.plan.epoch, request.round, me.accounts.heads(), upload, keys)
 
-    def _upload(self, me: Member, number: int) -> bytes:
+    def _upload(self, me: Member, number: int, members: tuple[HeldShares, ...]) -> bytes:
         """The one upload of this round, trained now if it was not before; empty where peers have yet to countersign."""
         again, self._asked = self._asked == number, number
         reservation = me.accounts.reserved(number)
@@ -170,6 +184,9 @@ class Session:
         if kept is not None and reservation is not None:
             me.accounts.settle(reservation, kept)
             return kept
+        if not self._masks.joins(number, members):
+            me.note("waiting", round=number, what="this site was not there when the round's masks were made")
+            return b""
         if reservation is None and again:  # the round failed and is tried again: take part in it after all
             reservation = me.accounts.reserve(number)
         if reservation is None:
@@ -192,10 +209,22 @@ class Session:
                 where="policy",
                 fix="nothing was trained; the operator decides whether the policy or the study has to change",
             )
-        upload = make_upload(me, self.state)
+        learned = self._learned(me, number)
+        masked, with_whom = self._masks.mask(number, members, learned.integers)
+        upload = seal(me, number, replace(learned, integers=masked), with_whom)
         self._vault.save("upload", _ROUND.pack(number) + upload)
         me.accounts.settle(reservation, upload)  # on disk before anything leaves
+        self._vault.destroy("update")
         return upload
+
+    def _learned(self, me: Member, number: int) -> Learned:
+        """What is learned in this round: once, since two values under one mask would show their difference."""
+        kept = self._kept("update", number)
+        if kept is not None:
+            return Learned(np.frombuffer(kept, "<i4").astype(np.int64))
+        learned = learn(me, self.state)
+        self._vault.save("update", _ROUND.pack(number) + learned.integers.astype("<i4").tobytes())
+        return learned
 
     def _reserve_next(self, me: Member, number: int) -> None:
         """Charge the next round, so that peers countersign it first. Without budget for it this round still counts."""
@@ -214,15 +243,19 @@ class Session:
         receipts, held = me.accounts.countersign(
             request.heads, lambda error: me.note("not countersigned", what=error.what)
         )
-        return Approval(me.plan.study, me.plan.epoch, request.round, me.name, signature, receipts, held)
+        shares = self._masks.share(request.round + 1, request.mask_keys)
+        of = me.plan.study, me.plan.epoch, request.round
+        return Approval(*of, me.name, signature, receipts, held, shares)
 
     def _sign(self, me: Member, total: SumMessage) -> bytes:
+        """This site's signature under a sum that it verified; none under a masked one that it is not in."""
         with self._counted():
             verified = self._checked(me, total, total.round)
+            signs = self._masks.agree(total)
         if total.round == self.state.round + 1:
             self._vault.save("sum", _ROUND.pack(total.round) + total.to_bytes())
         self._settle_on(total)  # on disk before the signature leaves
-        return approve(me, verified).signature
+        return approve(me, verified).signature if signs else b""
 
     def _checked(self, me: Member, total: SumMessage, number: int) -> VerifiedSum:
         before = self._signed.sums.get(number)
@@ -234,6 +267,20 @@ class Session:
             )
         return verify_sum(me, total, number)
 
+    # E3, where updates are masked: reveal shares
+
+    def _unmask(self, me: Member, request: Unmask) -> Message:
+        total = self._pending(me, request.round) if request.round == self.state.round + 1 else None
+        if total is None:
+            raise ProtocolError(
+                f"shares of round {request.round} are asked for, and no sum of it waits here",
+                where="server's message",
+                fix="look into the server",
+            )
+        with self._counted():
+            signed = approved(me, total, request.approvals)
+        return Unmasked(me.plan.study, me.plan.epoch, request.round, self._masks.reveal(signed))
+
     # a site that was away
 
     def _catch_up(self, me: Member, request: CatchUp) -> Message:
@@ -243,18 +290,22 @@ class Session:
             with self._counted():
                 verified = self._checked(me, one.total, self.state.round + 1)
                 may_open = approved(me, verified, one.approvals)
-            self._open(me, may_open)
+            self._open(me, may_open, one.seeds)
         return Behind(me.plan.study, me.plan.epoch, self.state.round)
 
     # what is kept
 
-    def _open(self, me: Member, total: ApprovedSum) -> None:
+    def _open(self, me: Member, total: ApprovedSum, seeds: tuple[MemberSeed, ...]) -> None:
         with self._counted():
-            state = open_sum(me, self.state, total)
+            taken_off = self._masks.taken_off(
+                total.verified.message, seeds
+            )  # checked before anything is decrypted
+            state = open_sum(me, self.state, total, taken_off)
         self._settle_on(total.verified.message)
         me.accounts.closed(total.verified.message)
         self._vault.save("state", state.to_bytes())
         self.state = state
+        self._masks.close(state.round)
 
     def _pending(self, me: Member, number: int) -> VerifiedSum | None:
         kept = self._kept("sum", number)
@@ -285,6 +336,7 @@ class Session:
 
     def _end_epoch(self) -> None:
         destroy_keys(self._vault)
+        self._masks.forget()
         me, self._me = self._me, None
         if me is not None:
             me.note("epoch ended", what=f"{MAX_FAILURES} checks of sums failed; the epoch's key is destroyed")

@@ -15,6 +15,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.deploy.epochstart import EpochStart, PausedError
 from secure_triplay.federation.files import read_public, write_public
 from secure_triplay.federation.relay import Relay
@@ -116,6 +117,7 @@ def run_study(grid: Grid, folder: ServerFolder) -> None:
             base=before.base,
             log=folder.path,
             retry_s=_RETRY_S,
+            masking=choose_masking(folder.study, len(plan.sites)),
         )
         AuditLog.ensure(
             folder.path, folder.identity, party="coordinator", started_by="the server, at its first start"

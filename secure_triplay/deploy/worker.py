@@ -28,6 +28,7 @@ from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import EpochKeys
+from secure_triplay.client.masks import forget_masks
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.published import Published
 from secure_triplay.client.round import Member, Trains
@@ -35,6 +36,7 @@ from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
+from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.deploy.ceremony import SiteCeremony
 from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
 from secure_triplay.errors import ProtocolError, SecureTriplayError
@@ -252,8 +254,10 @@ class SiteWorker:
     def _end_epoch(self, ended: SiteCeremony) -> None:
         """Destroy the keys of an epoch, and what only they open."""
         ended.destroy()
-        for name in ("upload", "sum"):
+        for name in ("update", "upload", "sum"):
             ended.vault.destroy(name)
+        if self._session is not None:
+            forget_masks(ended.vault, self._session.state.round)
         self._journal.write("epoch ended", epoch=ended.epoch)
 
     def _vault(self, epoch: int) -> Vault:
@@ -315,6 +319,7 @@ class SiteWorker:
             allow=self._allow,
             base=base,
             published=self._learns.published,
+            masking=choose_masking(study, len(plan.sites)),
         )
 
     def _allow(self, round_number: int) -> Iterable[str]:

@@ -29,7 +29,7 @@ from secure_triplay.federation.files import (
 from secure_triplay.federation.join import read_bundle
 from secure_triplay.federation.joined import Joined
 from secure_triplay.federation.sitefolder import MLDSA_KEY
-from secure_triplay.federation.studybundle import Rules, StudyBundle, make_bundle
+from secure_triplay.federation.studybundle import Rules, StudyBundle, least_quorum, make_bundle
 from secure_triplay.ledger.log import AuditLog
 
 CA_CERTIFICATE, CA_KEY, CERTIFICATE, KEY = "ca.crt", "ca.key", "server.crt", "server.key"
@@ -61,7 +61,7 @@ class ServerFolder:
         if path.exists() and any(path.iterdir()):
             raise RunError("this folder is not empty", where=str(path), fix="name a new folder with --out")
         study, members = load_study(study_file), read_enrolments(enrolments)
-        chosen = rules or Rules(quorum=len(members) // 2 + 1, deadline_s=3600.0)
+        chosen = rules or Rules(quorum=least_quorum(study, len(members)), deadline_s=3600.0)
         signer, ca = DoubleSigner.generate(), make_ca(f"{study.study} study")
         certificate = make_server_certificate(ca, _hosts(server))
         bundle = make_bundle(
@@ -146,7 +146,7 @@ class ServerFolder:
         members |= read_enrolments(add or [])
         if not members:
             raise ConfigError("nobody would be left", where="remove", fix="stop the study instead")
-        least = len(members) // 2 + 1
+        least = least_quorum(self.study, len(members))
         rules = Rules(
             quorum=quorum or min(max(before.rules.quorum, least), len(members)),
             deadline_s=before.rules.deadline_s,

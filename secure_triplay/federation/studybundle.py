@@ -19,6 +19,8 @@ from secure_triplay import __version__
 from secure_triplay.config import Manifest, Sha256, Study, parse_study
 from secure_triplay.crypto.double import DoubleIdentity, DoubleSigner
 from secure_triplay.crypto.identity import Purpose, transcript
+from secure_triplay.crypto.masking.parameters import require_threshold
+from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.errors import ConfigError, CryptoError
 from secure_triplay.federation.bundle import build_app, package_sha256
 from secure_triplay.federation.documents import Document, keys_of
@@ -38,6 +40,12 @@ class Rules(Frozen):
 
     quorum: int = Field(ge=1)
     deadline_s: float = Field(gt=0, le=7 * 24 * 3600)
+
+
+def least_quorum(study: Study, n_sites: int) -> int:
+    """The fewest sites that may make a sum: the masks' threshold, or more than half. Raises ConfigError."""
+    masking = choose_masking(study, n_sites)
+    return n_sites // 2 + 1 if masking is None else masking.threshold
 
 
 class StudyBundle(Document):
@@ -81,6 +89,10 @@ class StudyBundle(Document):
                 f"a quorum is more than half of the {len(members)} sites and no more than all, not "
                 f"{self.rules.quorum}"
             )
+        try:
+            require_threshold(choose_masking(study, len(members)), self.rules.quorum, len(members))
+        except ConfigError as error:
+            raise ValueError(f"{error.what}; {error.fix}") from error
         if (self.epoch == 1) != (self.founding is None):
             raise ValueError("the first epoch has no founding bundle, and every other has")
         return self

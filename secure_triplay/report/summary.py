@@ -220,6 +220,18 @@ class Federation(Part):
     records_per_site: dict[Name, Annotated[int, Field(ge=0)]] = {}
     uploads_refused: Annotated[int, Field(ge=0)] = 0
     encryption: dict[str, str | int | float] = Field({}, description="public parameters of codec and CKKS")
+    aggregation: Literal["masked", "shared-key"] = "shared-key"
+    colluders: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="masked: sites that may help the server, and still nobody sees another site's update",
+    )
+    threshold: Count | None = Field(None, description="masked: sites without which no sum is opened")
+
+    @model_validator(mode="after")
+    def _numbers_of_masks(self) -> Self:
+        if (self.aggregation == "masked") != (self.colluders is not None and self.threshold is not None):
+            raise ValueError("colluders and threshold belong to masked aggregation, which needs both")
+        return self
 
 
 class HarnessOnly(Part):

@@ -150,7 +150,7 @@ def limits(summary: Summary, *, figures_by_site: bool = True) -> tuple[Limit, ..
     has_figures = bool(summary.accuracy.per_site or summary.federation.records_per_site)
     found = [
         None if on else _NO_DP,
-        Limit("The server together with one site", _SHARED_KEY + _ONLY_DP[on]),
+        _coalition(summary, on),
         _peers(len(summary.federation.sites), on),
         _more_than_one(unit) if on else None,
         _OTHER_RUNS if on else None,
@@ -170,6 +170,21 @@ _NO_DP = Limit(
     "Differential privacy was off. Images and membership can be recovered from updates and adapters; "
     "encryption hides single updates from the server, and nothing more.",
 )
+
+
+def _coalition(summary: Summary, dp_on: bool) -> Limit:
+    """Who together may read a single update."""
+    sites, colluders = len(summary.federation.sites), summary.federation.colluders
+    if colluders is None:
+        return Limit("The server together with one site", _SHARED_KEY + _ONLY_DP[dp_on])
+    more = f"{colluders + 1} site{'s' * (colluders != 0)}"
+    return Limit(
+        f"The server together with {more}",
+        f"Updates were masked: the server and up to {colluders} of the {sites} sites together learn the sums of the "
+        f"others, and no single update. With {colluders + 1} or more it may read every update. {_ONLY_DP_THEM[dp_on]}",
+    )
+
+
 _SHARED_KEY = (
     "All sites share one CKKS key. The server alone can open nothing, but with the key of any one site "
     "it can read every site's update. "
@@ -177,6 +192,10 @@ _SHARED_KEY = (
 _ONLY_DP = {
     True: "Against that pair only differential privacy protects.",
     False: "Here nothing protects against that pair.",
+}
+_ONLY_DP_THEM = {
+    True: "Against these only differential privacy protects.",
+    False: "Here nothing protects against these.",
 }
 _OTHER_RUNS = Limit(
     "What other runs revealed",

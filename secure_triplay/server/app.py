@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from secure_triplay.crypto.masking.parameters import MaskingParameters, require_threshold
 from secure_triplay.errors import RunError
 from secure_triplay.server.archive import Archive
 from secure_triplay.server.carrier import Carrier
@@ -36,6 +37,7 @@ class ServerSettings:
     exchange. The server waits `gather_s` for sites that are not connected yet, then begins with a quorum. `base` is
     the last round of the key epoch before this one. `log` is the folder of the coordinator's signing key and audit log.
     A question without an answer is sent again after `retry_s`; None never does, where no message is lost.
+    `masking` are the masks' parameters; None is a shared key.
     """
 
     plan: SessionPlan
@@ -48,9 +50,11 @@ class ServerSettings:
     base: int = 0
     log: Path | None = None
     retry_s: float | None = None
+    masking: MaskingParameters | None = None
 
     def __post_init__(self) -> None:
         require_quorum(self.quorum, len(self.plan.sites))
+        require_threshold(self.masking, self.quorum, len(self.plan.sites))
 
     @classmethod
     def read(cls, path: Path) -> ServerSettings:
@@ -67,6 +71,7 @@ class ServerSettings:
             base=raw["base"],
             log=None if raw["log"] is None else Path(raw["log"]),
             retry_s=raw["retry_s"],
+            masking=None if raw["masking"] is None else MaskingParameters(**raw["masking"]),
         )
 
     def write(self, path: Path) -> None:
@@ -82,6 +87,7 @@ class ServerSettings:
             "base": self.base,
             "log": None if self.log is None else str(self.log),
             "retry_s": self.retry_s,
+            "masking": None if self.masking is None else asdict(self.masking),
         }
         path.write_text(json.dumps(fields, indent=1))
 
@@ -126,6 +132,7 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
             archive=archive,
             base=settings.base,
             patient=settings.retry_s is not None,
+            masking=settings.masking,
         )
         carrier = Carrier(
             grid, settings.deadline_s, settings.retry_s, lambda size: summing.note("again", bytes=size)

@@ -1,7 +1,8 @@
 """Closed rounds on the server's disk: each sum before it is first sent, and the signatures that it found.
 
-What lies here is public: ciphertexts and signatures that every site gets. It is what a restarted server goes on
-from, and what a site that was away catches up with.
+What lies here is public: ciphertexts and signatures that every site gets, and of masked rounds keys, sealed shares
+and the seeds that were revealed. It is what a restarted server goes on from, and what a site that was away catches
+up with.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import msgpack
 
+from secure_triplay.crypto.masking.messages import MaskKeys, SealedShares
 from secure_triplay.errors import ProtocolError, RunError
-from secure_triplay.wire import Closed, Endorsement, SessionPlan, SumMessage
+from secure_triplay.wire import Closed, Endorsement, MemberSeed, SessionPlan, SumMessage
+from secure_triplay.wire.masks import shares_from_list, shares_to_list
+from secure_triplay.wire.records import as_lists, from_lists
+from secure_triplay.wireformat import list_of
 
 _NAME = re.compile(r"(\d{6,})\.sum")
 
@@ -70,14 +76,55 @@ class Archive:
         return self._path(round, "approvals").exists()
 
     def closed(self, round: int) -> Closed:
-        """A round's sum with the signatures under it. Raises RunError where it has none yet."""
-        path = self._path(round, "approvals")
+        """A round's sum with the signatures under it and, where it is masked, its seeds.
+
+        Raises RunError where it has none yet.
+        """
+        signed = from_lists(self._listed(round, "approvals"), Endorsement, Closed)
+        total = self.total(round)
+        seeds = from_lists(self._listed(round, "seeds"), MemberSeed, Closed) if total.members else ()
+        return Closed(total, signed, seeds)
+
+    # of masked rounds
+
+    def save_mask_keys(self, round: int, keys: tuple[MaskKeys, ...]) -> None:
+        """Keep whose keys a round starts with."""
+        self._write(self._path(round, "mask-keys"), msgpack.packb(as_lists(keys)))
+
+    def mask_keys(self, round: int) -> tuple[MaskKeys, ...]:
+        """Whose keys a round starts with; empty where that is open."""
+        return from_lists(self._listed(round, "mask-keys", empty=True), MaskKeys, Archive)
+
+    def save_mask_members(self, round: int, members: tuple[SealedShares, ...]) -> None:
+        """Keep the members of a round with what they shared."""
+        content = msgpack.packb([shares_to_list(one) for one in members])
+        self._write(self._path(round, "mask-members"), content)
+
+    def mask_members(self, round: int) -> tuple[SealedShares, ...]:
+        """The members of a round; empty where these are open."""
+        listed = self._listed(round, "mask-members", empty=True)
+        return tuple(SealedShares(*shares_from_list(one, Archive)) for one in listed)
+
+    def save_mask_seeds(self, round: int, seeds: tuple[MemberSeed, ...]) -> None:
+        """Keep the seeds of a round's members; there is nothing more to reveal, and sealed shares go."""
+        self._write(self._path(round, "seeds"), msgpack.packb(as_lists(seeds)))
+        self._path(round, "mask-members").unlink(missing_ok=True)
+        self._path(round, "mask-keys").unlink(missing_ok=True)
+
+    def mask_seeds(self, round: int) -> tuple[MemberSeed, ...]:
+        """The seeds of a round's members; empty where they were not revealed yet."""
+        return from_lists(self._listed(round, "seeds", empty=True), MemberSeed, Archive)
+
+    def _listed(self, round: int, what: str, *, empty: bool = False) -> list[Any]:
+        """What lies here of a round; nothing at all only where that may be. Raises RunError."""
+        path = self._path(round, what)
+        if empty and not path.exists():
+            return []
         try:
-            listed = msgpack.unpackb(path.read_bytes())
-            return Closed(self.total(round), tuple(Endorsement(*one) for one in listed))
+            return list_of(msgpack.unpackb(path.read_bytes()), Archive)
         except (OSError, ValueError, TypeError, msgpack.UnpackException, ProtocolError) as error:
             raise RunError(
-                f"the signatures under the sum of round {round} cannot be read",
+                f"the {what} of round {round} cannot be read",
                 where=str(path),
                 fix="restore the server's folder from a backup",
             ) from error

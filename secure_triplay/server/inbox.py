@@ -27,6 +27,8 @@ from secure_triplay.wire import (
     SignedHeader,
     SumMessage,
     Train,
+    Unmask,
+    Unmasked,
     Upload,
     Witness,
     unpack_tags,
@@ -51,6 +53,7 @@ class Reason(Enum):
     WRONG_KEY = "wrong-key"
     WRONG_ROUND = "wrong-round"
     WRONG_SIZE = "wrong-size"
+    WRONG_MEMBERS = "wrong-members"
     UNKNOWN_SITE = "unknown-site"
     BAD_SIGNATURE = "bad-signature"
     DUPLICATE = "duplicate"
@@ -78,12 +81,24 @@ class VerifiedUpload:
 
 
 @dataclass(frozen=True)
+class Admitted:
+    """A masked round's members, and the hash of them that each of their headers must carry."""
+
+    names: frozenset[str]
+    sha256: bytes
+
+
+@dataclass(frozen=True)
 class Inbox:
-    """Takes the uploads of one round of one plan; `accepted` are the sites that it has one of."""
+    """Takes the uploads of one round of one plan; `accepted` are the sites that it has one of.
+
+    Of a masked round only those who are `admitted`: who masked with others would spoil the sum.
+    """
 
     plan: SessionPlan
     round: int
     accepted: frozenset[str] = frozenset()
+    admitted: Admitted | None = None
 
     def receive(self, content: bytes) -> VerifiedUpload | Refusal:
         """The verified upload in `content`, at most one a site, or why there is none. Never raises."""
@@ -115,8 +130,14 @@ class Inbox:
             (header.round == self.round, Reason.WRONG_ROUND),
             (header.n_chunks == self.plan.n_chunks, Reason.WRONG_SIZE),
             (self.plan.has_site(header.site), Reason.UNKNOWN_SITE),
+            (self._masked_right(header), Reason.WRONG_MEMBERS),
         )
         return next((reason for passed, reason in checks if not passed), None)
+
+    def _masked_right(self, header: SignedHeader) -> bool:
+        if self.admitted is None:
+            return header.members == b""
+        return header.site in self.admitted.names and header.members == self.admitted.sha256
 
     def _against_signature(self, upload: Upload) -> Reason | None:
         try:
@@ -182,6 +203,9 @@ _OTHERS: tuple[tuple[type[Message], Reason], ...] = (
     (Declined, Reason.DECLINED),
     *(
         (message, Reason.NOT_AN_UPLOAD)
-        for message in (Done, Behind, Report, Approval, Train, Witness, CatchUp, SessionPlan, SumMessage)
+        for message in (
+            *(Done, Behind, Report, Approval, Unmasked, Train, Witness, Unmask, CatchUp),
+            *(SessionPlan, SumMessage),
+        )
     ),
 )

@@ -25,7 +25,7 @@ from typing import IO, Self
 
 from secure_triplay import errors
 from secure_triplay.errors import ProtocolError, RunError, SecureTriplayError
-from secure_triplay.server.inbox import Reason, Refusal
+from secure_triplay.server.inbox import Admitted, Reason, Refusal
 from secure_triplay.server.service import Events, ServerStats, Service
 from secure_triplay.wire import SessionPlan
 
@@ -115,9 +115,13 @@ class SummingProcess:
             self.stop()
             raise
 
-    def open(self, round_number: int) -> None:
-        """Open a round. Raises RunError when one is open or this one was closed before."""
-        self._ask(_OPEN, round_number.to_bytes(8))
+    def open(self, round_number: int, admitted: Admitted | None = None) -> None:
+        """Open a round, for the members only where it is masked; one that failed goes on with what it has.
+
+        Raises RunError when another one is open or this one was closed before.
+        """
+        members = None if admitted is None else [sorted(admitted.names), admitted.sha256.hex()]
+        self._ask(_OPEN, json.dumps([round_number, members]).encode())
 
     def offer(self, content: bytes) -> Refusal | None:
         """Give the child what a site sent; None when it was added, otherwise why it was refused."""
@@ -128,7 +132,7 @@ class SummingProcess:
         return Refusal(Reason(reason), claimed_site)
 
     def close(self, *, last: bool) -> bytes:
-        """Close the round: the bytes of its `SumMessage`. Raises RunError when the quorum was not met."""
+        """Close the round: the bytes of its `SumMessage`. Raises RunError below the quorum, and then it stays open."""
         return self._ask(_CLOSE, bytes([last]))
 
     def note(self, event: str, **fields: str | int) -> None:
@@ -233,7 +237,10 @@ def _offered(service: Service, size: int, reader: IO[bytes]) -> bytes:
 
 def _answer(service: Service, operation: int, content: bytes) -> bytes:
     if operation == _OPEN:
-        service.open(int.from_bytes(content))
+        number, members = json.loads(content)
+        service.open(
+            number, None if members is None else Admitted(frozenset(members[0]), bytes.fromhex(members[1]))
+        )
         return b""
     if operation == _CLOSE:
         return service.close(last=content == b"\1")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secure_triplay.errors import ConfigError, RunError
-from secure_triplay.server.inbox import Inbox, Refusal
+from secure_triplay.server.inbox import Admitted, Inbox, Refusal
 from secure_triplay.server.sum import RunningSum
 from secure_triplay.wire import SessionPlan, SumMessage, Then
 
@@ -26,7 +26,7 @@ class Round:
     total: RunningSum
 
     @classmethod
-    def open(cls, plan: SessionPlan, number: int, quorum: int) -> Round:
+    def open(cls, plan: SessionPlan, number: int, quorum: int, admitted: Admitted | None = None) -> Round:
         """A round in which nothing has arrived. Raises ConfigError if the roster cannot meet the quorum."""
         if not 1 <= quorum <= len(plan.sites):
             raise ConfigError(
@@ -34,7 +34,7 @@ class Round:
                 where="round",
                 fix="choose a quorum between 1 and the number of sites",
             )
-        return cls(quorum, Inbox(plan, number), RunningSum.empty(plan.n_chunks))
+        return cls(quorum, Inbox(plan, number, admitted=admitted), RunningSum.empty(plan.n_chunks))
 
     def offer(self, content: bytes) -> tuple[Round, Refusal | None]:
         """The round with the upload in `content` added, or the same round and why it was refused."""

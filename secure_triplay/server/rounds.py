@@ -1,5 +1,7 @@
 """The server's side of a study as a state machine: replies in, messages out; no clock, no network, no upload opened.
 
+A round is `train`, then `witness`; where updates are masked also `unmask` (see `masks`).
+
     begin   the next exchange, to whoever is connected -> what to send to whom
     take    one reply                                  -> what to send back at once, if anything
     end     everybody answered, or time is up          -> the round closed, or declared failed
@@ -15,9 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from secure_triplay.crypto.masking.parameters import MaskingParameters, require_threshold
 from secure_triplay.errors import CryptoError, ProtocolError, RunError
 from secure_triplay.server.archive import Archive
-from secure_triplay.server.inbox import Refusal
+from secure_triplay.server.inbox import Admitted, Refusal
+from secure_triplay.server.masks import Masked, Masks, SharedKey
 from secure_triplay.wire import (
     MAX_CATCH_UP_BYTES,
     MAX_HEADS,
@@ -35,6 +39,8 @@ from secure_triplay.wire import (
     SessionPlan,
     SumMessage,
     Train,
+    Unmask,
+    Unmasked,
     Witness,
     require_quorum,
     verify_endorsement,
@@ -46,10 +52,13 @@ WITNESSES = 4
 ATTEMPTS = 5
 
 
+Kind = Literal["train", "witness", "unmask"]
+
+
 class Sums(Protocol):
     """Whatever verifies and adds uploads: the summing process."""
 
-    def open(self, round_number: int) -> None: ...
+    def open(self, round_number: int, admitted: Admitted | None = None) -> None: ...
 
     def offer(self, content: bytes) -> Refusal | None: ...
 
@@ -62,7 +71,7 @@ class Sums(Protocol):
 class Exchange:
     """One exchange; `number` tells its replies from those to an earlier one."""
 
-    kind: Literal["train", "witness"]
+    kind: Kind
     round: int
     number: int = 1
     attempt: int = 1
@@ -86,7 +95,8 @@ class Rounds:
     A `patient` server counts no attempt in which so many sites declined that a quorum could not come: they may be
     outside their hours, which they do not say. Then it is `resting`, and whoever drives it begins again later.
 
-    Raises ConfigError for a quorum of half the roster or fewer.
+    Updates are masked where there are parameters for it. Raises ConfigError for a quorum of half the roster or fewer,
+    or below the masks' threshold.
     """
 
     def __init__(
@@ -100,10 +110,14 @@ class Rounds:
         base: int = 0,
         attempts: int = ATTEMPTS,
         patient: bool = False,
+        masking: MaskingParameters | None = None,
     ) -> None:
         require_quorum(quorum, len(plan.sites))
+        require_threshold(masking, quorum, len(plan.sites))
         self._plan, self._rounds, self._quorum, self._base = plan, rounds, quorum, base
         self._sums, self._archive, self._attempts = sums, archive, attempts
+        masked = masking and Masked(plan, masking, rounds, archive, sums.note)
+        self._masks: Masks = masked or SharedKey()
         last = archive.last
         self._total: SumMessage | None = None if last is None else archive.total(last)
         self.exchange = Exchange("train", base) if last is None else Exchange("witness", last)
@@ -141,8 +155,10 @@ class Rounds:
         self._sums.note(now.kind, round=now.round, attempt=now.attempt, sites=len(self._waiting))
         if now.kind == "witness":
             return {node: self._witness(node) for node in self._waiting}
+        if now.kind == "unmask":
+            return self._unmask()
         if self._base < now.round <= self._rounds:
-            self._sums.open(now.round)
+            self._sums.open(now.round, self._masks.admitted(now.round))
         self._relayed.heads.clear()
         self._waiting -= self._done
         return {node: self._train(node) for node in self._waiting}
@@ -160,6 +176,8 @@ class Rounds:
         self._waiting.discard(node)
         if self.exchange.kind == "train":
             self._reported(node, reply, content)
+        elif self.exchange.kind == "unmask":
+            self._revealed(reply)
         elif isinstance(reply, Approval) and self._is_mine(reply):
             self._approved(node, reply)
         else:
@@ -172,10 +190,13 @@ class Rounds:
         now = self.exchange
         if now.kind == "witness":
             self._end_of_witness(now)
+        elif now.kind == "unmask":
+            self._end_of_unmasking(now)
         elif now.round > self._rounds:
             self._end_of_study(now)
         elif now.round == self._base:
-            self._go("witness", now.round)
+            ready = self._masks.fix_keys(now.round + 1)
+            self._go_or_again("witness", now, ready, "sent the keys of their masks")
         else:
             self._end_of_training(now)
 
@@ -193,23 +214,46 @@ class Rounds:
             self._go("witness", now.round, now.attempt)
             return
         total = SumMessage.from_bytes(content)
+        self._masks.fix_keys(now.round + 1, anew=True)  # of all who are here; nobody has seen any yet
         self._archive.save_sum(total)  # on disk before anyone sees it
         self._total = total
         self._approvals.clear()
         self._go("witness", now.round)
 
     def _end_of_witness(self, now: Exchange) -> None:
-        if self._total is None:  # the first exchange, or a failed round: heads were countersigned, no more
-            failed = now.round > self._base
-            self._go("train", now.round if failed else now.round + 1, now.attempt + 1 if failed else 1)
-        elif len(self._approvals) >= self._quorum:
+        if (
+            self._total is None and now.round > self._base
+        ):  # a failed round: heads were countersigned, no more
+            self._go("train", now.round, now.attempt + 1)
+            return
+        if self._total is not None and len(self._approvals) < self._quorum:
+            said = f"signed the sum of round {now.round}, and {self._quorum} are needed"
+            self._go_or_again("train", now, False, said, len(self._approvals))
+            return
+        if not self._masks.fix_members(now.round + 1):
+            self._go_or_again("train", now, False, "shared the secrets of their masks")
+            return
+        if self._total is not None:
             self._archive.save_approvals(now.round, self._quorum_of_approvals())
-            self._go("train", now.round + 1)
+        masked = self._total is not None and self._masks.unmasks and not self._masks.recover(self._total)
+        self._go("unmask" if masked else "train", now.round if masked else now.round + 1)
+
+    def _end_of_unmasking(self, now: Exchange) -> None:
+        assert self._total is not None
+        ready = self._masks.recover(self._total)
+        self._go_or_again("train", now, ready, f"revealed what takes the masks off round {now.round}")
+
+    def _go_or_again(
+        self, kind: Kind, now: Exchange, ready: bool, said: str, sites: int | None = None
+    ) -> None:
+        """Go on where this exchange brought enough, or repeat it. Raises RunError after too many attempts."""
+        if ready:
+            self._go(kind, now.round if kind == "witness" else now.round + 1)
         elif now.attempt < self._attempts:
-            self._go("witness", now.round, now.attempt + 1)
+            self._go(now.kind, now.round, now.attempt + 1)
         else:
             raise RunError(
-                f"{len(self._approvals)} sites signed the sum of round {now.round}, and {self._quorum} are needed",
+                f"{'too few' if sites is None else sites} sites {said}",
                 where="server",
                 fix="see why sites are missing, and start the server again: it goes on with this same sum",
             )
@@ -220,7 +264,7 @@ class Rounds:
         else:
             self._go("train", now.round, now.attempt + 1)
 
-    def _go(self, kind: Literal["train", "witness"], round: int, attempt: int = 1) -> None:
+    def _go(self, kind: Kind, round: int, attempt: int = 1) -> None:
         self.exchange = Exchange(kind, round, self.exchange.number + 1, attempt)
 
     # what goes out
@@ -231,14 +275,28 @@ class Rounds:
         receipts = tuple(self._relayed.receipts.get(key, {}).values())[:MAX_HEADS]
         held = tuple(self._relayed.held.get(key, {}).values())[:MAX_HEADS]
         opens = now.round - 1 > self._base
-        approvals = self._archive.closed(now.round - 1).approvals if opens else ()
-        return Train(self._plan.study, self._plan.epoch, now.round, approvals, receipts, held).to_bytes()
+        closed = self._archive.closed(now.round - 1) if opens else None
+        opened = () if closed is None else (closed.approvals, closed.seeds)
+        approvals, seeds = opened or ((), ())
+        members = self._masks.members(now.round, self._site_of.get(node, ""))
+        of = self._plan.study, self._plan.epoch, now.round
+        return Train(*of, approvals, receipts, held, seeds, members).to_bytes()
 
     def _witness(self, node: int) -> bytes:
         now, total = self.exchange, self._total
         heads = tuple(head for site in self._shown_to(node) for head in self._relayed.heads[site])
-        message = Witness(self._plan.study, self._plan.epoch, now.round, heads[:MAX_HEADS], total)
-        return message.to_bytes()
+        keys = self._masks.keys(now.round + 1) if total is not None or now.round == self._base else ()
+        of = self._plan.study, self._plan.epoch, now.round
+        return Witness(*of, heads[:MAX_HEADS], total, keys).to_bytes()
+
+    def _unmask(self) -> dict[int, bytes]:
+        """To those whose updates are in the sum; the others have nothing to reveal."""
+        now, total = self.exchange, self._total
+        assert total is not None
+        self._waiting = {node for node in self._waiting if self._site_of.get(node) in total.names}
+        approvals = self._quorum_of_approvals()
+        message = Unmask(self._plan.study, self._plan.epoch, now.round, approvals).to_bytes()
+        return dict.fromkeys(self._waiting, message)
 
     def _shown_to(self, node: int) -> list[str]:
         """The sites before this node's own, in the order of names: so each head finds as many witnesses."""
@@ -276,6 +334,7 @@ class Rounds:
             self._done.add(node)
         elif isinstance(reply, Report) and self._is_mine(reply):
             self._show(node, reply.heads)
+            self._masks.advertised(now.round + 1, reply.mask_keys)
             if reply.upload and summing:
                 self._sums.offer(reply.upload)
             elif summing:
@@ -284,6 +343,15 @@ class Rounds:
             self._sums.offer(content)  # the inbox says what it is, and counts it
         else:
             self._sums.note("no report", round=now.round)
+
+    def _revealed(self, reply: Message | None) -> None:
+        try:
+            if isinstance(reply, Unmasked) and self._is_mine(reply) and self._total is not None:
+                self._masks.revealed(self._total, reply.revealed)
+                return
+        except (CryptoError, ProtocolError):
+            pass
+        self._sums.note("no shares", round=self.exchange.round)
 
     def _show(self, node: int, heads: tuple[LedgerHead, ...]) -> None:
         try:
@@ -313,6 +381,7 @@ class Rounds:
                 return
             self._approvals[reply.site] = one
             self._site_of[node] = reply.site
+        self._masks.shared(self.exchange.round + 1, reply.shares)
         key = self._key_of(node)
         for receipt in reply.receipts:
             if receipt.peer_key == key:
@@ -331,7 +400,7 @@ class Rounds:
         site = self._site_of.get(node)
         return b"" if site is None else self._plan.identity_of(site).public_bytes
 
-    def _is_mine(self, reply: Report | Approval | Behind) -> bool:
+    def _is_mine(self, reply: Report | Approval | Behind | Unmasked) -> bool:
         mine = (reply.study, reply.epoch) == (self._plan.study, self._plan.epoch)
         return mine and (isinstance(reply, Behind) or reply.round == self.exchange.round)
 
@@ -339,7 +408,7 @@ class Rounds:
 def _read(content: bytes, plan: SessionPlan) -> Message | None:
     """A reply other than a bare upload, or None."""
     try:
-        return read(content, Report, Approval, Behind, Declined, Done, max_bytes=_bound(plan))
+        return read(content, Report, Approval, Unmasked, Behind, Declined, Done, max_bytes=_bound(plan))
     except ProtocolError:
         return None
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from secure_triplay.errors import RunError
-from secure_triplay.server.inbox import Reason, Refusal
+from secure_triplay.server.inbox import Admitted, Reason, Refusal
 from secure_triplay.server.round import Round
 from secure_triplay.wire import SessionPlan
 
@@ -90,15 +90,20 @@ class Service:
         self._refused: Counter[str] = Counter()
         events.write("started", study=plan.study, epoch=plan.epoch, sites=len(plan.sites), quorum=quorum)
 
-    def open(self, number: int) -> None:
-        """Open a round. Raises RunError when one is open or this or a later one was closed before."""
+    def open(self, number: int, admitted: Admitted | None = None) -> None:
+        """Open a round, for the members only where it is masked; one that failed goes on with what it has.
+
+        Raises RunError when another one is open, or this or a later one was closed before.
+        """
+        if self._round is not None and self._round.inbox.round == number:
+            return
         if self._round is not None or number <= self._last_closed:
             raise RunError(
                 f"round {number} cannot be opened: one is open, or it was closed before",
                 where="server",
                 fix="close the open round; a closed one is never opened again",
             )
-        self._round = Round.open(self.plan, number, self._quorum)
+        self._round = Round.open(self.plan, number, self._quorum, admitted)
         self._events.write("opened", round=number)
 
     def offer(self, pieces: Iterable[bytes], size: int) -> Refusal | None:
@@ -126,10 +131,10 @@ class Service:
         return refusal
 
     def close(self, *, last: bool) -> bytes:
-        """The bytes of the open round's sum. Raises RunError if there is no quorum; the round is over."""
+        """The bytes of the open round's sum. Raises RunError if there is no quorum, and then keeps what came."""
         if self._round is None:
             raise RunError("no round is open", where="server", fix="open one first")
-        current, self._round = self._round, None
+        current = self._round
         number, survivors = current.inbox.round, sorted(current.inbox.accepted)
         started = time.perf_counter()
         try:
@@ -137,6 +142,7 @@ class Service:
         except RunError:
             self._events.write("failed", round=number, survivors=survivors, quorum=self._quorum)
             raise
+        self._round = None
         content = message.to_bytes()
         self._sum_s += time.perf_counter() - started
         self._last_closed = number

@@ -1,6 +1,7 @@
 """The closed set of messages between server and sites, as bytes and back.
 
-`plan` is what both agree on, `upload` carries ciphertexts, `exchange` the two exchanges of a round. No field holds
+`plan` is what both agree on, `upload` carries ciphertexts, `exchange` the two exchanges of a round, `unmask` the third
+one of a masked round, and `masks` what the others carry for it. No field holds
 free text, so a diagnostic, a metric or a record count has nowhere to travel. Every value is checked when it is
 made, whether from bytes or by hand; bytes and encoding are in `wireformat`.
 """
@@ -25,7 +26,9 @@ from secure_triplay.wire.exchange import (
     verify_endorsement,
     verify_quorum,
 )
+from secure_triplay.wire.masks import HeldShares, MemberSeed, mask_context, names_of
 from secure_triplay.wire.plan import TAG_BYTES, SessionPlan, Site, require_quorum
+from secure_triplay.wire.unmask import Unmask, Unmasked
 from secure_triplay.wire.upload import SignedHeader, SumMessage, Then, Upload, pack_tags, unpack_tags
 
 __all__ = [
@@ -41,7 +44,9 @@ __all__ = [
     "Done",
     "Endorsement",
     "HeldHead",
+    "HeldShares",
     "LedgerHead",
+    "MemberSeed",
     "Report",
     "SessionPlan",
     "SignedHeader",
@@ -49,9 +54,13 @@ __all__ = [
     "SumMessage",
     "Then",
     "Train",
+    "Unmask",
+    "Unmasked",
     "Upload",
     "Witness",
     "endorse",
+    "mask_context",
+    "names_of",
     "pack_tags",
     "require_quorum",
     "unpack_tags",

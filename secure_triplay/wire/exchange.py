@@ -7,15 +7,16 @@
     Witness(t)   the sum of t, and other sites' heads to countersign
     Approval(t)  this site's signature under that sum, and its countersignatures
 
-`Train` of the round after the last only opens the last sum, and is answered by `Done`.
+`Train` of the round after the last only opens the last sum, and is answered by `Done`. What they carry besides where
+updates are masked is in `masks`; it is empty where they are not.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from secure_triplay.crypto.identity import (
     IDENTITY_BYTES,
@@ -25,8 +26,19 @@ from secure_triplay.crypto.identity import (
     SigningIdentity,
     transcript,
 )
+from secure_triplay.crypto.masking.messages import MaskKeys, SealedShares
 from secure_triplay.errors import CryptoError
+from secure_triplay.wire.masks import (
+    HeldShares,
+    MemberSeed,
+    require_keys,
+    require_members,
+    require_seeds,
+    shares_from_list,
+    shares_to_list,
+)
 from secure_triplay.wire.plan import SessionPlan
+from secure_triplay.wire.records import as_lists, from_lists, require_records
 from secure_triplay.wire.upload import SumMessage
 from secure_triplay.wireformat import (
     MAX_SITES,
@@ -50,22 +62,8 @@ _HEAD_BYTES = 32
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
-class _Record:
-    """A part of a message: a list of its fields in their order."""
-
-    def _as_list(self) -> list[Any]:
-        return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
-
-    @classmethod
-    def _from_list(cls, value: object, message: type) -> Self:
-        return cls(*fields_of(value, len(fields(cls)), message))  # type: ignore[arg-type]
-
-
-R = TypeVar("R", bound=_Record)
-
-
 @dataclass(frozen=True)
-class Endorsement(_Record):
+class Endorsement:
     """One site's signature under one sum; `verify_quorum` says what it is over."""
 
     site: str
@@ -77,7 +75,7 @@ class Endorsement(_Record):
 
 
 @dataclass(frozen=True)
-class LedgerHead(_Record):
+class LedgerHead:
     """The head of a site's ledger under its own signature, and the head that others are known to hold of it."""
 
     party_key: bytes
@@ -103,7 +101,7 @@ class LedgerHead(_Record):
 
 
 @dataclass(frozen=True)
-class Countersignature(_Record):
+class Countersignature:
     """A receipt: the signature of `peer_key` over the head at `counter` of the ledger of `party_key`."""
 
     party_key: bytes
@@ -119,7 +117,7 @@ class Countersignature(_Record):
 
 
 @dataclass(frozen=True)
-class HeldHead(_Record):
+class HeldHead:
     """A peer's other answer: the last head of `party_key` that it holds, under that party's own signature."""
 
     party_key: bytes
@@ -141,7 +139,8 @@ class Train(Message):
     """Server to site: open the sum of the round before, which this quorum signed, and train `round`.
 
     Round 0 (or the round that a key epoch starts after) asks for no update: it has the first charge reserved.
-    `receipts` and `held` are what peers said of the head that this site showed last.
+    `receipts` and `held` are what peers said of the head that this site showed last. `seeds` take the masks off the
+    sum; `members` are those who mask in `round`.
     """
 
     study: str
@@ -150,31 +149,37 @@ class Train(Message):
     approvals: tuple[Endorsement, ...] = ()
     receipts: tuple[Countersignature, ...] = ()
     held: tuple[HeldHead, ...] = ()
+    seeds: tuple[MemberSeed, ...] = ()
+    members: tuple[HeldShares, ...] = ()
 
     kind: ClassVar[int] = 7
 
     def __post_init__(self) -> None:
         require_study(self.study, self.epoch, Train)
         require(is_number(self.round), "a round is a number", Train)
-        _require_records(self.approvals, Endorsement, MAX_SITES, Train)
-        _require_records(self.receipts, Countersignature, MAX_HEADS, Train)
-        _require_records(self.held, HeldHead, MAX_HEADS, Train)
+        require_records(self.approvals, Endorsement, MAX_SITES, Train)
+        require_records(self.receipts, Countersignature, MAX_HEADS, Train)
+        require_records(self.held, HeldHead, MAX_HEADS, Train)
+        require_seeds(self.seeds, Train)
+        require_members(self.members, Train)
 
     def _head(self) -> list[Any]:
-        parts = (self.approvals, self.receipts, self.held)
-        return [self.study, self.epoch, self.round, *map(_lists, parts)]
+        parts = (self.approvals, self.receipts, self.held, self.seeds, self.members)
+        return [self.study, self.epoch, self.round, *map(as_lists, parts)]
 
     @classmethod
     def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
         require(not body, "it has no body", cls)
-        study, epoch, round, approvals, receipts, held = fields_of(head, 6, cls)
+        study, epoch, round, approvals, receipts, held, seeds, members = fields_of(head, 8, cls)
         return cls(
             study,
             epoch,
             round,
-            _records(approvals, Endorsement, cls),
-            _records(receipts, Countersignature, cls),
-            _records(held, HeldHead, cls),
+            from_lists(approvals, Endorsement, cls),
+            from_lists(receipts, Countersignature, cls),
+            from_lists(held, HeldHead, cls),
+            from_lists(seeds, MemberSeed, cls),
+            from_lists(members, HeldShares, cls),
         )
 
 
@@ -182,7 +187,8 @@ class Train(Message):
 class Report(Message):
     """Site to server: the bytes of its `Upload` of `round`, or none, and its ledger's head for others to sign.
 
-    Several heads differ only in what they name as held by others. The upload is for the inbox to judge.
+    Several heads differ only in what they name as held by others. The upload is for the inbox to judge. `mask_keys`
+    are this site's of the next round.
     """
 
     study: str
@@ -190,67 +196,87 @@ class Report(Message):
     round: int
     heads: tuple[LedgerHead, ...]
     upload: bytes = b""
+    mask_keys: MaskKeys | None = None
 
     kind: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
         require_study(self.study, self.epoch, Report)
         require(is_number(self.round), "a round is a number", Report)
-        _require_records(self.heads, LedgerHead, MAX_HEADS, Report)
+        require_records(self.heads, LedgerHead, MAX_HEADS, Report)
         require(len({head.party_key for head in self.heads}) <= 1, "the heads are of several ledgers", Report)
         require(type(self.upload) is bytes, "an upload is bytes", Report)
+        require_keys(self._mask_keys, 1, Report)
+
+    @property
+    def _mask_keys(self) -> tuple[MaskKeys, ...]:
+        return () if self.mask_keys is None else (self.mask_keys,)
 
     def _head(self) -> list[Any]:
-        return [self.study, self.epoch, self.round, _lists(self.heads), len(self.upload)]
+        size, keys = len(self.upload), as_lists(self._mask_keys)
+        return [self.study, self.epoch, self.round, as_lists(self.heads), size, keys]
 
     def _body(self) -> tuple[bytes, ...]:
         return (self.upload,)
 
     @classmethod
     def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
-        study, epoch, round, heads, size = fields_of(head, 5, cls)
+        study, epoch, round, heads, size, keys = fields_of(head, 6, cls)
         require(size == len(body), "its upload is cut short, or something stands behind it", cls)
-        return cls(study, epoch, round, _records(heads, LedgerHead, cls), bytes(body))
+        own = from_lists(keys, MaskKeys, cls)
+        require(len(own) <= 1, "a site has one set of keys", cls)
+        heads = from_lists(heads, LedgerHead, cls)
+        return cls(study, epoch, round, heads, bytes(body), own[0] if own else None)
 
 
 @dataclass(frozen=True)
 class Witness(Message):
-    """Server to site: sign this sum of `round`, if there is one, and countersign these heads."""
+    """Server to site: sign this sum of `round`, if there is one, and countersign these heads.
+
+    `mask_keys` are those of all who may be members of the next round: share with them.
+    """
 
     study: str
     epoch: int
     round: int
     heads: tuple[LedgerHead, ...]
     total: SumMessage | None = None
+    mask_keys: tuple[MaskKeys, ...] = ()
 
     kind: ClassVar[int] = 9
 
     def __post_init__(self) -> None:
         require_study(self.study, self.epoch, Witness)
         require(is_number(self.round), "a round is a number", Witness)
-        _require_records(self.heads, LedgerHead, MAX_HEADS, Witness)
+        require_records(self.heads, LedgerHead, MAX_HEADS, Witness)
+        require_keys(self.mask_keys, MAX_SITES, Witness)
         if self.total is not None:
             require(type(self.total) is SumMessage, "a sum is due", Witness)
             of = self.total.study, self.total.epoch, self.total.round
             require(of == (self.study, self.epoch, self.round), "the sum is of another round", Witness)
 
     def _head(self) -> list[Any]:
-        return [self.study, self.epoch, self.round, _lists(self.heads), self.total is not None]
+        has_sum, keys = self.total is not None, as_lists(self.mask_keys)
+        return [self.study, self.epoch, self.round, as_lists(self.heads), has_sum, keys]
 
     def _body(self) -> tuple[bytes, ...]:
         return () if self.total is None else (self.total.to_bytes(),)
 
     @classmethod
     def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
-        study, epoch, round, heads, has_sum = fields_of(head, 5, cls)
+        study, epoch, round, heads, has_sum, keys = fields_of(head, 6, cls)
         require(has_sum is (len(body) > 0), "its sum is missing, or something stands behind it", cls)
         total = SumMessage.from_bytes(bytes(body)) if has_sum else None
-        return cls(study, epoch, round, _records(heads, LedgerHead, cls), total)
+        heads, keys = from_lists(heads, LedgerHead, cls), from_lists(keys, MaskKeys, cls)
+        return cls(study, epoch, round, heads, total, keys)
 
 
 @dataclass(frozen=True)
 class Approval(Message):
-    """Site to server: `site` signed the sum of `round` (empty where there was none), and these heads."""
+    """Site to server: `site` signed the sum of `round` (empty where there was none), and these heads.
+
+    `shares` are of its secrets of the next round.
+    """
 
     study: str
     epoch: int
@@ -259,6 +285,7 @@ class Approval(Message):
     signature: bytes
     receipts: tuple[Countersignature, ...] = ()
     held: tuple[HeldHead, ...] = ()
+    shares: SealedShares | None = None
 
     kind: ClassVar[int] = 10
 
@@ -268,34 +295,39 @@ class Approval(Message):
         require(is_text(self.site, NAME), "a site's name is a-z, 0-9 and -", Approval)
         signed = self.signature == b"" or is_bytes(self.signature, SIGNATURE_BYTES)
         require(signed and type(self.signature) is bytes, "a signature has 64 bytes", Approval)
-        _require_records(self.receipts, Countersignature, MAX_HEADS, Approval)
-        _require_records(self.held, HeldHead, MAX_HEADS, Approval)
+        require_records(self.receipts, Countersignature, MAX_HEADS, Approval)
+        require_records(self.held, HeldHead, MAX_HEADS, Approval)
+        of = None if self.shares is None else (type(self.shares), self.shares.site)
+        require(of in (None, (SealedShares, self.site)), "the shares are another site's", Approval)
 
     def _head(self) -> list[Any]:
-        parts = (self.receipts, self.held)
-        return [self.study, self.epoch, self.round, self.site, self.signature, *map(_lists, parts)]
+        records = as_lists(self.receipts), as_lists(self.held)
+        shares = [] if self.shares is None else shares_to_list(self.shares)
+        return [self.study, self.epoch, self.round, self.site, self.signature, *records, shares]
 
     @classmethod
     def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
         require(not body, "it has no body", cls)
-        study, epoch, round, site, signature, receipts, held = fields_of(head, 7, cls)
+        study, epoch, round, site, signature, receipts, held, shares = fields_of(head, 8, cls)
         return cls(
             study,
             epoch,
             round,
             site,
             signature,
-            _records(receipts, Countersignature, cls),
-            _records(held, HeldHead, cls),
+            from_lists(receipts, Countersignature, cls),
+            from_lists(held, HeldHead, cls),
+            SealedShares(*shares_from_list(shares, cls)) if list_of(shares, cls) else None,
         )
 
 
 @dataclass(frozen=True)
 class Closed:
-    """One closed round: its sum, and the quorum's signatures under it."""
+    """One closed round: its sum, the quorum's signatures under it, and where it is masked its members' seeds."""
 
     total: SumMessage
     approvals: tuple[Endorsement, ...]
+    seeds: tuple[MemberSeed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -313,10 +345,13 @@ class CatchUp(Message):
         require(type(self.closed) is tuple and 1 <= len(self.closed) <= MAX_SITES, "rounds are due", CatchUp)
         for one in self.closed:
             require(type(one) is Closed and type(one.total) is SumMessage, "a closed round is due", CatchUp)
-            _require_records(one.approvals, Endorsement, MAX_SITES, CatchUp)
+            require_records(one.approvals, Endorsement, MAX_SITES, CatchUp)
+            require_seeds(one.seeds, CatchUp)
 
     def _head(self) -> list[Any]:
-        rounds = [[len(one.total.to_bytes()), _lists(one.approvals)] for one in self.closed]
+        rounds = [
+            [len(one.total.to_bytes()), as_lists(one.approvals), as_lists(one.seeds)] for one in self.closed
+        ]
         return [self.study, self.epoch, rounds]
 
     def _body(self) -> tuple[bytes, ...]:
@@ -327,10 +362,11 @@ class CatchUp(Message):
         study, epoch, rounds = fields_of(head, 3, cls)
         closed, start = [], 0
         for one in list_of(rounds, cls):
-            size, approvals = fields_of(one, 2, cls)
+            size, approvals, seeds = fields_of(one, 3, cls)
             require(is_number(size, 1) and start + size <= len(body), "a sum is cut short", cls)
             total = SumMessage.from_bytes(bytes(body[start : start + size]))
-            closed.append(Closed(total, _records(approvals, Endorsement, cls)))
+            signed, opened = from_lists(approvals, Endorsement, cls), from_lists(seeds, MemberSeed, cls)
+            closed.append(Closed(total, signed, opened))
             start += size
         require(start == len(body), "something stands behind the last sum", cls)
         return cls(study, epoch, tuple(closed))
@@ -418,16 +454,3 @@ def verify_quorum(
 def _approved_fields(plan: SessionPlan, total: SumMessage) -> tuple[bytes, ...]:
     survivors = transcript(b"survivors 1", *(header.site.encode() for header in total.survivors))
     return plan.study.encode(), plan.sha256, str(total.round).encode(), survivors, total.sha256
-
-
-def _lists(records: Iterable[_Record]) -> list[list[Any]]:
-    return [record._as_list() for record in records]
-
-
-def _records(value: object, kind: type[R], message: type) -> tuple[R, ...]:
-    return tuple(kind._from_list(one, message) for one in list_of(value, message))
-
-
-def _require_records(value: object, kind: type[_Record], most: int, message: type) -> None:
-    right = type(value) is tuple and len(value) <= most and all(type(one) is kind for one in value)
-    require(right, f"0 to {most} of {kind.__name__} are due", message)

@@ -45,8 +45,9 @@ _THEN = re.compile("train|finish")
 class SignedHeader:
     """What a site says of its upload, so that every other site can check it without the upload itself.
 
-    `seeds` are the chunks' 64-byte seeds of c1 one after the other, `body_sha256` the hash of c0 and tags,
-    `signature` the site's own over round, site, seeds and hash, and over the plan.
+    `seeds` are the chunks' 64-byte seeds of c1 one after the other, `body_sha256` the hash of c0 and tags, `members`
+    the hash of those with whom the site masked (empty where a study does not mask), `signature` the site's own over
+    round, site and all of these, and over the plan.
     """
 
     study: str
@@ -56,6 +57,7 @@ class SignedHeader:
     site: str
     seeds: bytes
     body_sha256: bytes
+    members: bytes
     signature: bytes
 
     def __post_init__(self) -> None:
@@ -78,6 +80,8 @@ class SignedHeader:
             SignedHeader,
         )
         require(is_bytes(self.body_sha256, _SHA256_BYTES), "a SHA-256 has 32 bytes", SignedHeader)
+        masked = self.members == b"" or is_bytes(self.members, _SHA256_BYTES)
+        require(masked and type(self.members) is bytes, "a SHA-256 has 32 bytes", SignedHeader)
         require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", SignedHeader)
 
     @property
@@ -95,7 +99,7 @@ class SignedHeader:
         own = self.study, self.epoch, self.key_id, self.n_chunks
         due = plan.study, plan.epoch, plan.key_id, plan.n_chunks
         require(own == due, "it is of another plan", SignedHeader)
-        fields = _signed_fields(plan, self.round, self.site, self.seeds, self.body_sha256)
+        fields = _signed_fields(plan, self.round, self.site, self.seeds, self.body_sha256, self.members)
         plan.identity_of(self.site).verify(self.signature, Purpose.UPLOAD, *fields)
 
     def _as_list(self) -> list[Any]:
@@ -107,6 +111,7 @@ class SignedHeader:
             self.site,
             self.seeds,
             self.body_sha256,
+            self.members,
             self.signature,
         ]
 
@@ -136,6 +141,7 @@ class Upload(Message):
         c0: bytes,
         tags: bytes,
         seeds: bytes,
+        members: bytes = b"",
     ) -> Self:
         """The upload of `site` in `round`, signed; `c0`, `tags` and `seeds` are packed.
 
@@ -144,8 +150,10 @@ class Upload(Message):
         """
         require(plan.identity_of(site) == signer.identity, "the roster lists another identity", cls)
         body_sha256 = _body_sha256(c0, tags)
-        signature = signer.sign(Purpose.UPLOAD, *_signed_fields(plan, round, site, seeds, body_sha256))
-        header = SignedHeader(plan.study, plan.epoch, plan.key_id, round, site, seeds, body_sha256, signature)
+        fields = _signed_fields(plan, round, site, seeds, body_sha256, members)
+        of = plan.study, plan.epoch, plan.key_id
+        signature = signer.sign(Purpose.UPLOAD, *fields)
+        header = SignedHeader(*of, round, site, seeds, body_sha256, members, signature)
         require(header.n_chunks == plan.n_chunks, f"the plan has {plan.n_chunks} chunks", cls)
         return cls(header, c0, tags)
 
@@ -166,7 +174,7 @@ class Upload(Message):
 
     @classmethod
     def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
-        header = SignedHeader(*fields_of(head, 8, cls))
+        header = SignedHeader(*fields_of(head, 9, cls))
         return cls(header, *_split_body(body, header.n_chunks))
 
 
@@ -194,7 +202,9 @@ class SumMessage(Message):
         # In one order, so that a sum over the same sites has one encoding, and nobody is listed twice.
         names = [header.site for header in self.survivors]
         require(all(a < b for a, b in pairwise(names)), "survivors are sorted by name, each once", SumMessage)
-        common = {(one.study, one.epoch, one.round, one.key_id, one.n_chunks) for one in self.survivors}
+        common = {
+            (one.study, one.epoch, one.round, one.key_id, one.n_chunks, one.members) for one in self.survivors
+        }
         require(
             len(common) == 1 and common.pop()[:3] == (self.study, self.epoch, self.round),
             "the survivors are not of one round",
@@ -207,6 +217,16 @@ class SumMessage(Message):
     def n_chunks(self) -> int:
         """Ciphertexts in the sum."""
         return self.survivors[0].n_chunks
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sites whose updates are in it, in order."""
+        return tuple(header.site for header in self.survivors)
+
+    @property
+    def members(self) -> bytes:
+        """With whom all of its survivors masked: `members_hash`, or nothing where the study does not mask."""
+        return self.survivors[0].members
 
     @property
     def last(self) -> bool:
@@ -242,7 +262,7 @@ class SumMessage(Message):
     @classmethod
     def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
         study, epoch, round, then, listed = fields_of(head, 5, cls)
-        survivors = tuple(SignedHeader(*fields_of(entry, 8, cls)) for entry in list_of(listed, cls))
+        survivors = tuple(SignedHeader(*fields_of(entry, 9, cls)) for entry in list_of(listed, cls))
         require(len(survivors) > 0, "survivors are due", cls)
         c0, tags = _split_body(body, survivors[0].n_chunks)
         return cls(study, epoch, round, survivors, c0, tags, then)
@@ -261,8 +281,10 @@ def unpack_tags(content: bytes) -> NDArray[np.uint64]:
     return tags
 
 
-def _signed_fields(plan: SessionPlan, round: int, site: str, seeds: bytes, body: bytes) -> tuple[bytes, ...]:
-    return plan.sha256, str(round).encode(), site.encode(), seeds, body
+def _signed_fields(
+    plan: SessionPlan, round: int, site: str, seeds: bytes, body: bytes, members: bytes
+) -> tuple[bytes, ...]:
+    return plan.sha256, str(round).encode(), site.encode(), seeds, body, members
 
 
 def _body_sha256(c0: bytes, tags: bytes) -> bytes:

@@ -26,6 +26,7 @@ from secure_triplay.config import ServerOptimiser
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.masking import MaskingParameters, masked_codec
 from secure_triplay.errors import RunError
 from secure_triplay.ledger.books import Release
 from secure_triplay.ledger.budget import Limits, Unprotected
@@ -34,7 +35,7 @@ from secure_triplay.ledger.study import PUBLISHED
 from secure_triplay.server.archive import Archive
 from secure_triplay.server.rounds import Rounds
 from secure_triplay.server.service import Events, Service
-from secure_triplay.wire import Approval, Report, Train
+from secure_triplay.wire import Approval, Report, Train, Unmasked
 from secure_triplay.wireformat import read
 
 STUDY = "ab" * 32
@@ -85,6 +86,21 @@ class FusedArchive(Archive):
     def save_approvals(self, round, approvals) -> None:
         self.fuse.step()
         super().save_approvals(round, approvals)
+        self.fuse.step()
+
+    def save_mask_keys(self, round, keys) -> None:
+        self.fuse.step()
+        super().save_mask_keys(round, keys)
+        self.fuse.step()
+
+    def save_mask_members(self, round, members) -> None:
+        self.fuse.step()
+        super().save_mask_members(round, members)
+        self.fuse.step()
+
+    def save_mask_seeds(self, round, seeds) -> None:
+        self.fuse.step()
+        super().save_mask_seeds(round, seeds)
         self.fuse.step()
 
 
@@ -146,16 +162,18 @@ class Federation:
         attempts: int = 5,
         patient: bool = False,
         counted: Callable[[int], Published] | None = None,
+        masking: MaskingParameters | None = None,
     ) -> None:
-        self.folder, self.rounds, self.attempts, self.patient = folder, rounds, attempts, patient
-        self.quorum = quorum or n_sites
+        self.folder, self.rounds, self.attempts, self.masking = folder, rounds, attempts, masking
+        self.quorum, self.patient = quorum or (n_sites if masking is None else masking.threshold), patient
         self.releases: tuple[Release, ...] = (Release(TRAINING, Unprotected(), rounds),)
         if counted is not None:
             self.rounds += 1
             self.releases += (Release(PUBLISHED, Unprotected(), 1),)
         self.counted = counted
         names = [f"site-{i}" for i in range(n_sites)]
-        self.codec = Codec.choose(n_sites=n_sites, n_params=N_PARAMS, value_bits=12, limit=0.5)
+        choose = Codec.choose if masking is None else masked_codec
+        self.codec = choose(n_sites=n_sites, n_params=N_PARAMS, value_bits=12, limit=0.5)
         self.sites = {
             i: Site(i, name, folder / name, SigningIdentity.generate(), new_storage_key())
             for i, name in enumerate(names)
@@ -221,6 +239,7 @@ class Federation:
             note=lambda event, **fields: site.notes.append((event, fields)),
             allow=lambda number: site.reasons,
             published=None if self.counted is None else self.counted(index),
+            masking=self.masking,
         )
         site.session = Session(me, vault, self.start)
 
@@ -238,6 +257,7 @@ class Federation:
             archive=archive,
             attempts=self.attempts,
             patient=self.patient,
+            masking=self.masking,
         )
 
     def ask(self, index: int, content: bytes) -> Answer | None:
@@ -365,6 +385,7 @@ class BadWire:
     kept: dict[tuple[str, int], list[bytes]] = field(default_factory=dict)
     uploads: dict[tuple[int, int], set[bytes]] = field(default_factory=dict)
     signatures: dict[tuple[int, int], set[bytes]] = field(default_factory=dict)
+    shares: dict[tuple[int, int], set[bytes]] = field(default_factory=dict)
 
     def __call__(self, direction: str, node: int, content: bytes) -> list[bytes]:
         if direction == "up":
@@ -385,11 +406,13 @@ class BadWire:
 
     def _note(self, node: int, content: bytes) -> None:
         with suppress(Exception):
-            reply = read(content, Report, Approval)
+            reply = read(content, Report, Approval, Unmasked)
             if isinstance(reply, Report) and reply.upload:
                 self.uploads.setdefault((node, reply.round), set()).add(reply.upload)
             elif isinstance(reply, Approval) and reply.signature:
                 self.signatures.setdefault((node, reply.round), set()).add(reply.signature)
+            elif isinstance(reply, Unmasked):
+                self.shares.setdefault((node, reply.round), set()).add(content)
 
 
 def survive(federation: Federation, schedule: random.Random, wire: BadWire, kills: int) -> str:

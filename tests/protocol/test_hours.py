@@ -46,14 +46,20 @@ def test_a_quorum_goes_on_without_those_that_are_closed(tmp_path):
             federation.exchange()
             rested |= federation.server.resting
         assert not rested
-        assert [header.site for header in federation.archive.total(2).survivors] == ["site-0", "site-1", "site-2"]
+        assert [header.site for header in federation.archive.total(2).survivors] == [
+            "site-0",
+            "site-1",
+            "site-2",
+        ]
 
 
 def test_sites_that_vanish_still_cost_attempts(tmp_path):
     """Patience is for those who answer: a round that nobody answers is declared failed as before."""
     with closing(Federation(tmp_path, 4, rounds=2, quorum=3, attempts=2, patient=True)) as federation:
         with pytest.raises(RunError):
-            federation.run(lambda direction, node, content: [] if direction == "up" and node < 2 else [content])
+            federation.run(
+                lambda direction, node, content: [] if direction == "up" and node < 2 else [content]
+            )
         assert not federation.server.resting
 
 

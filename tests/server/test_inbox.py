@@ -8,8 +8,8 @@ import pytest
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.packing import pack60
 from secure_triplay.crypto.parameters import MODULUS
-from secure_triplay.server.inbox import Inbox, Reason, Refusal, VerifiedUpload, looks_encrypted
-from secure_triplay.wire import Behind, Declined, Done, Site, SumMessage, Upload
+from secure_triplay.server.inbox import Admitted, Inbox, Reason, Refusal, VerifiedUpload, looks_encrypted
+from secure_triplay.wire import Behind, Declined, Done, Site, SumMessage, Upload, pack_tags
 
 
 @pytest.fixture
@@ -220,6 +220,22 @@ def test_no_real_ciphertext_is_taken_for_plaintext():
 
 def test_random_bytes_are_not_taken_for_plaintext():
     assert looks_encrypted(os.urandom(300 * 30720), 300)
+
+
+def test_a_masked_round_takes_members_that_masked_with_one_another_and_nobody_else(federation):
+    names, body = frozenset(federation.names[:3]), federation.ring(0)
+    inbox = Inbox(federation.plan, 1, admitted=Admitted(names, b"m" * 32))
+
+    def upload(site, members):
+        return Upload.signed(
+            federation.plan, federation.signers[site], round=1, site=site, c0=pack60(body[0]),
+            tags=pack_tags(body[1]), seeds=os.urandom(128), members=members,
+        ).to_bytes()  # fmt: skip
+
+    assert isinstance(inbox.receive(upload("site-0000", b"m" * 32)), VerifiedUpload)
+    for site, members in (("site-0003", b"m" * 32), ("site-0000", b"n" * 32), ("site-0000", b"")):
+        assert reason(inbox, upload(site, members)) is Reason.WRONG_MEMBERS
+    assert reason(Inbox(federation.plan, 1), upload("site-0000", b"m" * 32)) is Reason.WRONG_MEMBERS
 
 
 def test_every_reason_is_tested_here_or_with_the_process():

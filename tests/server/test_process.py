@@ -107,14 +107,27 @@ def test_a_closed_round_is_never_opened_again_and_a_failed_one_can_be(federation
             summing.open(2)
         with pytest.raises(RunError, match="0 uploads are valid"):
             summing.close(last=False)
-        with pytest.raises(RunError, match="no round is open"):
-            summing.close(last=False)
         summing.open(1)
         assert summing.offer(federation.upload("site-0000").to_bytes()) is None
         summing.close(last=False)
+        with pytest.raises(RunError, match="no round is open"):
+            summing.close(last=False)
         with pytest.raises(RunError, match="closed before"):
             summing.open(1)
         summing.open(2)
+
+
+def test_a_round_that_failed_keeps_what_came_for_its_next_attempt(federation):
+    with SummingProcess(federation.plan, quorum=2) as summing:
+        summing.open(1)
+        summing.offer(federation.upload("site-0000").to_bytes())
+        with pytest.raises(RunError, match="1 uploads are valid"):
+            summing.close(last=False)
+        summing.open(1)
+        assert summing.offer(federation.upload("site-0001").to_bytes()) is None
+        total = SumMessage.from_bytes(summing.close(last=False))
+        assert total.names == ("site-0000", "site-0001")
+        total.verify(federation.plan, 1, fewest=2)
 
 
 def test_error_of_the_child_arrives_with_its_own_type_and_leaves_no_child(federation):

@@ -1,7 +1,7 @@
 """Secure aggregation over the codec's integers: the public half. Masks modulo 2^W cancel inside the exact CKKS sum.
 
-**Not wired in yet.** No round calls this package; studies run with one shared CKKS key and no masks, and every
-statement about them stays as it was. The secret half is `secure_triplay.client.masking`.
+The public half: parameters, messages, and what anybody computes. The secret half is `secure_triplay.client.masking`;
+`client.masks` and `server.masks` are how a study's rounds call the two, `wire.masks` is what travels.
 
 Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS 2017), section 4 and
 figure 4, in the version against active adversaries (section 6); above 50 sites on a sparse graph as in Bell et al.,
@@ -29,8 +29,9 @@ Differences, and why each is harmless:
   survivors did not all sign one and the same. On a sparse graph this, with `accepts`, keeps a server from
   surrounding a site with peers that it then declares lost. The paper's complete graph does not need it.
 
-**What the theorem says** (Bonawitz et al., section 6, for a curious and for an active server with at most c sites on
-its side; the conditions here are c < t and 2 t > n + c, and the second is derived below): everything that server and
+**What the theorem says** (Bonawitz et al., section 6; in the full version, ePrint 2017/281, 6.3 is for a curious
+server and 6.5 for an active one, each with at most c sites on its side; the conditions are c < t and for the active
+server 2 t > n + c, which is derived below, so that nothing rests on a theorem's number): everything that server and
 colluders see can be made from the sum of the honest survivors' inputs, of whom there are at least t - c. It relies on
 DDH in X25519 with HKDF, on ChaCha20, ChaCha20-Poly1305 and Ed25519, and takes HKDF as a random oracle.
 
@@ -48,15 +49,18 @@ be survived.
 and bound to it, and none is derived from anything that another round has. Whatever is revealed in one round, all of
 it included, is therefore independent of every secret of another round.
 
-**Where it fits into a round.** Keys of round t + 1 go up with the report of t, shares with the approval of t. Masked
-uploads take the place of uploads, with the hash of the members under the signature of the header. The list of
-survivors is that of the sum, so its signature is the approval, and the quorum is `threshold`. Shares may be revealed
-only after `threshold` sites signed, which is one exchange more than a round has now: keys, shares and signatures ride
-along, `Revealed` does not. An upload whose round failed after anybody revealed shares must not be sent again under new
-masks: the failed sum may yet be opened, and two sums over different sites show their difference.
+**Where it fits into a round.** Keys of round t + 1 go up with the report of t and come down with its sum; sealed shares
+go up with the approval and come down with the request to train t + 1. A masked upload's signed header carries the hash
+of the members. The list of survivors is that of the sum, so its signature is the approval: one signature a site and
+round, for good, and the quorum is at least `threshold`. Only `Revealed` needs an exchange of its own. A member that is
+lost after it shared is unmasked from the others' shares; who did not share in time is no member of that round, and of
+the next one again. What fails is asked again with the same bytes: a round has one set of members, one upload a site and
+one sum, all on disk before they are shown, so that an update is never sent under two masks.
 
 **What it is not.** Key agreement is X25519 alone, and thus not post-quantum, unlike the envelopes of the CKKS key.
-Nothing here makes a site's input honest. A server that leaves out messages can stop a round.
+Nothing here makes a site's input honest. A server that leaves out messages can stop a round, and so can a site that
+shares rubbish and then vanishes. What the sum itself tells is told: with all but one of a sum's sites in the coalition,
+that is the last one's update, which is why c <= n - 2 and no sum is over fewer than `threshold` sites.
 """
 
 from secure_triplay.crypto.masking.arithmetic import masked_codec, residues, zero_words

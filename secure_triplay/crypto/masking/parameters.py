@@ -79,6 +79,38 @@ class MaskingParameters:
         share_threshold, peers, window = _graph(n_sites, colluders, dropouts) or (t, n_sites - 1, 0)
         return cls(n_sites, colluders, dropouts, t, share_threshold, peers, window, server)
 
+    @classmethod
+    def derive(
+        cls,
+        n_sites: int,
+        *,
+        colluders: int | None = None,
+        dropouts: int | None = None,
+        threshold: int | None = None,
+    ) -> MaskingParameters:
+        """The parameters where some of the numbers are left open, against an active server.
+
+        With none given three in ten, rounded down, may vanish, and as many may collude as that allows; with one
+        given, the others are as large as it allows. With three sites one may collude, and then none may vanish:
+        the server and one site are what masks are for, and a round waits for a site rather than lose that. Above 50
+        sites at most one in ten collude, unless more are stated: that is what keeps the graph sparse.
+
+        Raises ConfigError as `choose` does.
+        """
+        n, c, d, t = n_sites, colluders, dropouts, threshold
+        if d is None:
+            d = (
+                n - t
+                if t is not None
+                else 3 * n // 10
+                if c is None
+                else max(0, n - _least_threshold(n, c, "active"))
+            )
+        if c is None:
+            most = n - 2 if n <= COMPLETE_UP_TO else n // 10
+            c = max(0, min(2 * (n - d if t is None else t) - n - 1, most))
+        return cls.choose(n, colluders=c, dropouts=d, threshold=t)
+
     def __post_init__(self) -> None:
         n, c, d = self.n_sites, self.colluders, self.dropouts
         _require_numbers(n, c, d, self.server)
@@ -143,6 +175,17 @@ class MaskingParameters:
             f"In a round {vanish}; with fewer than {self.threshold} left, the round fails and nothing is opened."
             + (" With two sites, the sum tells each of them the other's update." if n == 2 else "")
         )
+
+
+def require_threshold(parameters: MaskingParameters | None, quorum: int, n_sites: int) -> None:
+    """Return nothing if a quorum of a roster does for its masks, or there are none. Raises ConfigError."""
+    if parameters is None or (quorum >= parameters.threshold and n_sites == parameters.n_sites):
+        return
+    raise ConfigError(
+        f"masks over {parameters.n_sites} sites need {parameters.threshold} of them, and a quorum of {quorum} of "
+        f"{n_sites} is less",
+        where="quorum", fix=f"choose {parameters.threshold} to {parameters.n_sites}",
+    )  # fmt: skip
 
 
 def _require_numbers(n_sites: int, colluders: int, dropouts: int, server: str) -> None:

@@ -40,7 +40,7 @@ def main() -> None:
         tuple(Site(name, signer.identity) for name, signer in signers.items()),
     )
 
-    def upload(site="east", *, of=plan, signer=None, round=ROUND, c0=None):
+    def upload(site="east", *, of=plan, signer=None, round=ROUND, c0=None, members=b""):
         values = np.random.default_rng(len(site)).normal(0, 0.01, 1000).astype(np.float32)
         sealed = key.encrypt(codec.to_slots(codec.quantise(values, NoiseSource())), codec.encode_tolerance)
         return Upload.signed(
@@ -51,6 +51,7 @@ def main() -> None:
             c0=pack60(sealed.c0) if c0 is None else c0,
             tags=pack_tags(tags.tag(sealed.c0, epoch=of.epoch, round_number=round, site=site)),
             seeds=sealed.seeds.tobytes(),
+            members=members,
         )
 
     good = upload()
@@ -76,6 +77,7 @@ def main() -> None:
         "other-study": (upload(of=dataclasses.replace(plan, study="6b" * 32)).to_bytes(), "wrong-study"),
         "other-epoch": (upload(of=dataclasses.replace(plan, epoch=3)).to_bytes(), "wrong-epoch"),
         "replay-of-round-1": (upload(round=1).to_bytes(), "wrong-round"),
+        "masked-in-an-unmasked-round": (upload(members=bytes(32)).to_bytes(), "wrong-members"),
         "unknown-sender": (upload("mallory", of=stranger, signer=mallory).to_bytes(), "unknown-site"),
         "signed-by-another": (upload("east", of=forged, signer=mallory).to_bytes(), "bad-signature"),
         "altered-body": (content[:-1] + bytes([content[-1] ^ 1]), "bad-digest"),
