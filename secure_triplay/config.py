@@ -82,6 +82,17 @@ class Adapter(Frozen):
     target_modules: str = Field(r"attn\.(qkv|proj)", description="regex, full match inside a block")
     last_blocks: Annotated[int, Field(ge=1, le=64)] = 4
     text_tower: bool = False
+    basis: Literal["seed", "public"] = Field(
+        "seed", description="ffa: A drawn from the public seed, or fitted to public images (simulation only)"
+    )
+
+    @model_validator(mode="after")
+    def _basis_fits(self) -> Adapter:
+        if self.basis == "public" and (self.kind != "ffa" or self.text_tower):
+            raise ValueError(
+                "basis: public is for a frozen A of the image tower; it needs kind: ffa, text_tower: false"
+            )
+        return self
 
     @field_validator("target_modules")
     @classmethod

@@ -124,7 +124,10 @@ def load_data(study: Study, site: str) -> Split:
 
 def load_model(study: Study, public: Records, adapter_seed: bytes) -> Model:
     """The study's model with a fresh adapter; the packaged projection is aligned on `public`, and on nothing else."""
+    import numpy as np
+
     from secure_triplay.model.adapter import attach_adapter
+    from secure_triplay.model.basis import install_public_basis
     from secure_triplay.model.text import TextHead, class_embeddings
     from secure_triplay.model.tower import Classifier, ImageTower
 
@@ -132,6 +135,8 @@ def load_model(study: Study, public: Records, adapter_seed: bytes) -> Model:
     embeddings = class_embeddings(backbone, study.classes)
     adapter = attach_adapter(backbone, study.adapter, adapter_seed)
     tower = ImageTower(backbone, adapter.first_block)
+    if study.adapter.basis == "public":
+        install_public_basis(adapter, tower, public.images(np.arange(len(public)), backbone.image_size))
     head = TextHead(backbone, study.classes) if study.adapter.text_tower else embeddings
     return Model(backbone, adapter, tower, Classifier(tower.suffix, head, study.training.logit_scale))
 

@@ -33,7 +33,6 @@ from secure_triplay.attacks.scene import (
 )
 from secure_triplay.attacks.scoring import gain_finding
 from secure_triplay.attacks.span import RANK, Victim
-from secure_triplay.model.tower import _embed, _run
 from secure_triplay.privacy.per_record import evaluation_mode, record_loss
 
 NAME = "gradient-matching"
@@ -61,18 +60,11 @@ class Matcher:
         """The gradient (n_params,) of one picture (3, size, size) in [0, 1]; `again`: it can be derived."""
         backbone, classifier = self.scene.model.backbone, self.scene.model.classifier
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-        tokens = self._below(((pixels - mean) / std)[None])
+        tokens = self.scene.model.tower.below(((pixels - mean) / std)[None])
         loss = record_loss(classifier(tokens), torch.tensor([label]))
         weights = list(self.scene.model.adapter.weights)
         parts = torch.autograd.grad(loss, weights, create_graph=again)
         return torch.cat([part.reshape(-1) for part in parts])
-
-    def _below(self, x: Tensor) -> Tensor:
-        tower = self.scene.model.tower
-        x = _embed(tower._visual, x)
-        for block, rope in zip(tower._blocks[: tower.first_block], tower._ropes, strict=False):
-            x = _run(block, x, rope)
-        return x
 
     def match(self, seen: Uploads, start: Picture, *, classes: int, iterations: int) -> tuple[Picture, float]:
         """The picture found and the cosine of its gradient with the seen one; the label is tried out first.

@@ -23,7 +23,6 @@ from secure_triplay.attacks.scene import KINDS, Scene, Vector, open_scene, publi
 from secure_triplay.attacks.scoring import gain_finding
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.data.records import Records
-from secure_triplay.model.tower import _embed, _run
 from secure_triplay.prepare import round_rule
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train, train_unsafe_without_dp
@@ -68,10 +67,7 @@ class Holder:
     def _scores(self, pictures: Tensor) -> Tensor:
         backbone, tower = self.scene.model.backbone, self.scene.model.tower
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-        x = _embed(tower._visual, (pictures - mean) / std)
-        for block, rope in zip(tower._blocks[: tower.first_block], tower._ropes, strict=False):
-            x = _run(block, x, rope)
-        scores: Tensor = self.scene.model.classifier(x)
+        scores: Tensor = self.scene.model.classifier(tower.below((pictures - mean) / std))
         return scores
 
 

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from secure_triplay.config import Study
 from secure_triplay.model.adapter import attach_adapter
+from secure_triplay.model.basis import install_public_basis
 from secure_triplay.model.text import class_embeddings
 from secure_triplay.model.tower import Classifier, ImageTower
 from secure_triplay.prepare import aligned_backbone, compute_dtype, load_data, round_rule
@@ -67,6 +68,9 @@ def run_training_bench(
     adapter = attach_adapter(backbone, study.adapter, b"bench")
     tower = ImageTower(backbone, adapter.first_block)
     classifier = Classifier(tower.suffix, embeddings, study.training.logit_scale)
+    if study.adapter.basis == "public":
+        public = split.public.images(np.arange(len(split.public)), study.backbone.image_size)
+        install_public_basis(adapter, tower, public)
     whole = _WholeTower(backbone.model.visual, embeddings, study.training.logit_scale)
     rule = round_rule(study)
     tokens, cache_s = _timed(lambda: tower.prefix(images))

@@ -196,7 +196,9 @@ def _fedavg_cnn(setting: Setting, study: Study) -> Result:
 
 
 def _published_lora(content: dict[str, Any]) -> dict[str, Any]:
-    return _without_dp({**content, "adapter": {**content.get("adapter", {}), "kind": "lora"}})
+    return _without_dp(
+        {**content, "adapter": {**content.get("adapter", {}), "kind": "lora", "basis": "seed"}}
+    )
 
 
 METHODS = {

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,14 @@ def run_experiment(
         done = {cell.file: found for cell in grid.cells if (found := _read(out, cell)) is not None}
         if done:
             tell(f"{len(done)} of {len(grid.cells)} cells are here already")
-        setting = None
+        setting, tokens = None, None
         for number, cell in enumerate(grid.cells, start=1):
             if cell.file in done or only_collect:
                 continue
-            if setting is None or setting[0] != (cell.data, cell.seed):
-                setting = ((cell.data, cell.seed), _setting(cell, tell))
+            if setting is None or setting.of != (cell.data, cell.seed):
+                setting, tokens = _setting(cell, tell, tokens)
             tell(f"[{number}/{len(grid.cells)}] {cell.method.name} on {cell.data}, seed {cell.seed}")
-            done[cell.file] = measure(cell, setting[1])
+            done[cell.file] = measure(cell, setting.made)
             _write(out / "cells" / cell.file, done[cell.file])
         result = collect(grid, [done[cell.file] for cell in grid.cells if cell.file in done])
         _write(out / "result.json", result)
@@ -56,10 +57,21 @@ def run_experiment(
     return result
 
 
-def _setting(cell: Cell, tell: Tell) -> Any:
-    from secure_triplay.experiments.setting import Setting
+@dataclass(frozen=True)
+class _Current:
+    """The setting that is in use, of one data set and seed."""
 
-    return Setting(cell.study, tell)
+    of: tuple[str, int]
+    made: Any
+
+
+def _setting(cell: Cell, tell: Tell, tokens: Any) -> tuple[_Current, Any]:
+    """The setting of a cell, and the tokens that it shares with those before and after it."""
+    from secure_triplay.experiments.setting import Setting
+    from secure_triplay.experiments.tokens import Tokens
+
+    tokens = tokens or Tokens()
+    return _Current((cell.data, cell.seed), Setting(cell.study, tell, tokens)), tokens
 
 
 def measure(cell: Cell, setting: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """One data set at one seed, ready for every method: records, encoded tokens and models, each made once.
 
-The frozen blocks are the same for every method, so each image runs through them once and its tokens stay in
-memory until the next seed.
+The frozen blocks are the same for every method and seed, so each image runs through them once (`tokens`).
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secure_triplay.client.learner import Encoded, encode_records
+from secure_triplay.client.learner import Encoded
 from secure_triplay.config import Study
 from secure_triplay.data.records import Records
 from secure_triplay.data.split import Split, split_study
 from secure_triplay.errors import DataError
 from secure_triplay.experiments.scores import Answers, Labels, Truth
+from secure_triplay.experiments.tokens import Tokens
 from secure_triplay.prepare import Model, load_model
 
 Tell = Callable[[str], None]
@@ -32,8 +32,10 @@ _BATCH = 256
 class Setting:
     """What the methods of one (data, seed) share. `study` is the data's base study at that seed."""
 
-    def __init__(self, study: Study, tell: Tell = lambda _: None) -> None:
+    def __init__(self, study: Study, tell: Tell = lambda _: None, tokens: Tokens | None = None) -> None:
+        """`tokens`: what earlier settings of the grid encoded."""
         self.study, self.tell = study, tell
+        self._tokens = Tokens() if tokens is None else tokens
         self.sites = [site.name for site in study.sites]
         self._model: tuple[str, Model, Vector] | None = None
         self._encoded: dict[tuple[str, str], Encoded] = {}
@@ -106,7 +108,7 @@ class Setting:
             records = self.records(part)
             self.tell(f"encoding {len(records):,} images ({part})")
             began = time.process_time()
-            self._encoded[key] = encode_records(model, records, lambda done, total: None)
+            self._encoded[key] = self._tokens.encode(self.study, model, records)
             self.encoded_images += len(records)
             self.encoding_cpu_seconds += time.process_time() - began
         return self._encoded[key]

@@ -231,6 +231,12 @@ def make_bundle(
 def without_paths(study: Study) -> dict[str, Any]:
     """The study's content with a word where this machine's paths stood. Raises ConfigError for a shared manifest."""
     content: dict[str, Any] = study.model_dump(mode="json")
+    if study.adapter.basis == "public":
+        raise ConfigError(
+            "a basis from public images is for simulations: sites on different processors would compute different ones",
+            where="adapter.basis",
+            fix="remove it; A is then drawn from the roster's hash",
+        )
     if isinstance(study.data, Manifest):
         if study.data.manifest is not None:
             raise ConfigError(

@@ -46,6 +46,11 @@ class SplitAttention(nn.Module):
             raise NotImplementedError("attention weights are never formed here")
         if not self.batch_first:
             query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+        out = self.out_proj(self.attend(query, key, value, attn_mask))
+        return (out if self.batch_first else out.transpose(0, 1)), None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """What `out_proj` is given: attended tokens (n, n_queries, width) of batch-first inputs."""
         tokens = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
         heads = (self.num_heads, self.q_proj.out_features // self.num_heads)
         q, k, v = (part.view(*part.shape[:2], *heads).transpose(1, 2) for part in tokens)
@@ -55,9 +60,7 @@ class SplitAttention(nn.Module):
                 attn_mask = ~attn_mask
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.view(len(q), self.num_heads, *attn_mask.shape[1:])
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        out = self.out_proj(out.transpose(1, 2).flatten(2))
-        return (out if self.batch_first else out.transpose(0, 1)), None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2).flatten(2)
 
 
 def split_attention(model: nn.Module) -> int:

@@ -1,12 +1,14 @@
 """The image tower cut in two: what never changes runs once an image, what is trained runs every step.
 
 `prefix` covers resizing, patch embedding and the frozen blocks below the lowest adapted one; `suffix` does
-the rest.
+the rest. Where nothing before the attended class token of the last block is adapted, the cut lies there: an image is
+then two tokens, and a step costs a few products for one token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +41,12 @@ class ImageTower:
         self._blocks = image_stack(backbone.model).blocks
         self.first_block = first_block
         self._ropes = self._rotary()
-        self.suffix = Suffix(self._visual, self._blocks[first_block:], self._ropes[first_block:])
+        self._attended = _attended_cut(self._visual, self._blocks[first_block:])
+        self.cut = f"{first_block}{'+attention' if self._attended else ''}"
+        """Where the tower is cut: cached tokens of one cut are of no use at another."""
+        self.suffix = Suffix(
+            self._visual, self._blocks[first_block:], self._ropes[first_block:], self._attended is not None
+        )
 
     def pixels(self, images: Images) -> Tensor:
         """Model input (n, 3, size, size) float32 of uint8 images (n, H, W, 3). Raises DataError."""
@@ -61,7 +68,7 @@ class ImageTower:
         given = images if len(images) else np.zeros((1, 8, 8, 3), np.uint8)
         starts = range(0, len(given), batch_size)
         with torch.no_grad():
-            parts = [self._below(self.pixels(given[start : start + batch_size])) for start in starts]
+            parts = [self.below(self.pixels(given[start : start + batch_size])) for start in starts]
         return torch.cat(parts)[: len(images)]
 
     def features(self, tokens: Tensor, batch_size: int = 256) -> NDArray[np.float32]:
@@ -71,11 +78,14 @@ class ImageTower:
         features: NDArray[np.float32] = torch.cat(parts).numpy()
         return features
 
-    def _below(self, x: Tensor) -> Tensor:
+    def below(self, x: Tensor) -> Tensor:
+        """Tokens of model input (n, 3, size, size), as `prefix` caches them, with gradients where x has them."""
         x = _embed(self._visual, x)
         for block, rope in zip(self._blocks[: self.first_block], self._ropes, strict=False):
             x = _run(block, x, rope)
-        return x
+        if self._attended is None:
+            return x
+        return torch.cat([x[:, :1], self._attended(self._blocks[-1], x)], dim=1)
 
     def _rotary(self) -> list[Tensor | None]:
         """Rotary embeddings by block; they depend on the grid alone."""
@@ -93,9 +103,12 @@ class ImageTower:
 class Suffix(nn.Module):
     """Adapted blocks, norm, pooling and projection: tokens (n, n_tokens, width) -> unit features (n, d)."""
 
-    def __init__(self, visual: Any, blocks: tuple[nn.Module, ...], ropes: list[Tensor | None]) -> None:
+    def __init__(
+        self, visual: Any, blocks: tuple[nn.Module, ...], ropes: list[Tensor | None], attended: bool = False
+    ) -> None:
+        """`attended`: tokens are the last block's class token and what it attended to, (n, 2, width)."""
         super().__init__()
-        self.visual = visual
+        self.visual, self._attended = visual, attended
         # Tuples, so that the blocks are registered once, under the paths that the backbone gives them.
         self._blocks, self._ropes = blocks, ropes
         self._last = _class_token_block(visual, blocks[-1]) if blocks else None
@@ -106,7 +119,9 @@ class Suffix(nn.Module):
         for block, rope in zip(self._blocks[:whole], self._ropes, strict=False):
             tokens = _run(block, tokens, rope)
         if self._last is not None:
-            tokens = self._last(self._blocks[-1], tokens)
+            last = self._blocks[-1]
+            attended = tokens[:, 1:] if self._attended else self._last.attend(last, tokens)
+            tokens = self._last.finish(last, tokens[:, :1], attended)
         return F.normalize(_pool(self.visual, tokens), dim=-1)
 
 
@@ -152,7 +167,15 @@ def _pool(visual: Any, x: Tensor) -> Any:
     return visual.head(visual.trunk.forward_head(visual.trunk.norm(x)))
 
 
-def _class_token_block(visual: Any, block: Any) -> Callable[[Any, Tensor], Any] | None:
+@dataclass(frozen=True)
+class _ClassTokenBlock:
+    """A last block for the class token alone: what it attends to, (n, 1, width), and the rest of the block."""
+
+    attend: Callable[[Any, Tensor], Any]
+    finish: Callable[[Any, Tensor, Any], Any]
+
+
+def _class_token_block(visual: Any, block: Any) -> _ClassTokenBlock | None:
     """Where the tower pools its class token: the last block for that token alone, equal and cheaper.
 
     Exact types only, since these functions repeat what the block's own forward does.
@@ -160,25 +183,44 @@ def _class_token_block(visual: Any, block: Any) -> Callable[[Any, Tensor], Any] 
     if isinstance(visual, VisionTransformer):
         plain = type(block) is ResidualAttentionBlock and type(block.attn) is SplitAttention
         takes_token = visual.attn_pool is None and visual.pool_type == "tok"
-        return _open_clip_class_token if plain and takes_token else None
+        return _ClassTokenBlock(_open_clip_attend, _open_clip_finish) if plain and takes_token else None
     plain = type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
     takes_token = visual.trunk.global_pool == "token" and visual.trunk.attn_pool is None
-    return _timm_class_token if plain and takes_token else None
+    return _ClassTokenBlock(_timm_attend, _timm_finish) if plain and takes_token else None
 
 
-def _open_clip_class_token(block: Any, x: Tensor) -> Any:
+_AFTER_ATTENTION = ("attn.proj.", "attn.out_proj.", "mlp.")
+
+
+def _attended_cut(visual: Any, blocks: tuple[nn.Module, ...]) -> Callable[[Any, Tensor], Any] | None:
+    """What a lone last block attends to, where none of its adapted layers comes before that; else nothing."""
+    last = _class_token_block(visual, blocks[-1]) if len(blocks) == 1 else None
+    if last is None:
+        return None
+    adapted = [name for name, weight in blocks[0].named_parameters() if weight.requires_grad]
+    return last.attend if adapted and all(name.startswith(_AFTER_ATTENTION) for name in adapted) else None
+
+
+def _open_clip_attend(block: Any, x: Tensor) -> Any:
     y = block.ln_1(x)
-    x = x[:, :1] + block.ls_1(block.attention(q_x=y[:, :1], k_x=y, v_x=y))
+    return block.attn.attend(y[:, :1], y, y)
+
+
+def _open_clip_finish(block: Any, x: Tensor, attended: Any) -> Any:
+    x = x + block.ls_1(block.attn.out_proj(attended))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def _timm_class_token(block: Any, x: Tensor) -> Any:
+def _timm_attend(block: Any, x: Tensor) -> Any:
     attn = block.attn
     qkv = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, attn.head_dim))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     y = F.scaled_dot_product_attention(attn.q_norm(q[:, :, :1]), attn.k_norm(k), v)
-    y = attn.proj(attn.norm(y.transpose(1, 2).flatten(2)))
-    x = x[:, :1] + block.ls1(y)
+    return attn.norm(y.transpose(1, 2).flatten(2))
+
+
+def _timm_finish(block: Any, x: Tensor, attended: Any) -> Any:
+    x = x + block.ls1(block.attn.proj(attended))
     return x + block.ls2(block.mlp(block.norm2(x)))
 
 
