@@ -113,6 +113,18 @@ class Partition(Frozen):
         "as-drawn", description="dirichlet, balanced: all sites together have each class alike"
     )
     imbalance: Annotated[float, Field(ge=1)] = Field(50.0, description="long-tail: first class / last class")
+    size_ratio: Annotated[float, Field(ge=1, le=1000)] = Field(
+        1.0, description="largest site / smallest, the others between in equal steps of a factor"
+    )
+    scanners: Literal["same", "differ"] = Field(
+        "same", description="differ: each simulated site's images get the fixed shift of data/scanners.py"
+    )
+
+    @model_validator(mode="after")
+    def _sizes_can_be_chosen(self) -> Partition:
+        if self.size_ratio != 1 and self.kind in ("domain", "patient"):
+            raise ValueError(f"kind: {self.kind} gives every record away, so size_ratio has no say")
+        return self
 
 
 class FashionMnist(Frozen):

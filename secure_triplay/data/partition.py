@@ -29,6 +29,21 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, *purpose.encode()])
 
 
+def site_sizes(total: int, n_sites: int, ratio: float) -> list[int]:
+    """`total` records in sites whose sizes fall by equal factors, the first `ratio` times the last.
+
+    Raises DataError where a site would have none.
+    """
+    sizes = apportion(ratio ** -(np.arange(n_sites) / max(1, n_sites - 1)), total).tolist()
+    if not min(sizes):
+        raise DataError(
+            f"{total:,} records leave a site with none at a ratio of {ratio:g}",
+            where=_WHERE,
+            fix="lower size_ratio, or give more records",
+        )
+    return [int(size) for size in sizes]
+
+
 def iid(n_records: int, sizes: Sequence[int], rng: np.random.Generator) -> Shares:
     """Each site a uniform draw of exactly its size. Raises DataError where there are too few records."""
     _refuse_too_many(n_records, sizes)

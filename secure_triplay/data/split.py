@@ -26,9 +26,11 @@ from secure_triplay.data.partition import (
     iid,
     long_tail,
     long_tail_total,
+    site_sizes,
     stream,
 )
 from secure_triplay.data.records import ArrayRecords, Codes, Records
+from secure_triplay.data.scanners import SCANNERS, ScannedRecords
 from secure_triplay.errors import DataError
 
 _WHERE = "data.partition"
@@ -78,9 +80,21 @@ def split_study(
         split = _split_one_manifest(study, study.data, study.data.manifest)
     else:
         return _own_manifests(study, study.data, names if only is None else list(only))
+    if study.data.partition.scanners == "differ":
+        split = Split(split.public, split.test, _scanned(split.sites))
     if only is None:
         return split
     return Split(split.public, split.test, {name: split.sites[name] for name in only})
+
+
+def _scanned(sites: dict[str, SiteData]) -> dict[str, SiteData]:
+    """Each site's images as its own scanner takes them, training and held-back ones alike."""
+    return {
+        name: SiteData(
+            *(ScannedRecords(part, SCANNERS[place % len(SCANNERS)]) for part in (own.train, own.holdout))
+        )
+        for place, (name, own) in enumerate(sites.items())
+    }
 
 
 def _split_fashion(study: Study, data: FashionMnist, notify: Callable[[str], None] | None) -> Split:
@@ -91,7 +105,10 @@ def _split_fashion(study: Study, data: FashionMnist, notify: Callable[[str], Non
     public = _balanced(train, data.public_images, study.seed, "public")
     measured = _balanced(test, data.test_images, study.seed, "test")
     rest = np.setdiff1d(np.arange(len(train)), public)
-    sizes = [data.records_per_site + data.holdout_per_site] * len(study.sites)
+    trained = site_sizes(
+        data.records_per_site * len(study.sites), len(study.sites), data.partition.size_ratio
+    )
+    sizes = [size + data.holdout_per_site for size in trained]
     shares = _divide(train.take(rest), data.partition, len(study.sites), sizes, stream(study.seed, "sites"))
     sites: dict[str, SiteData] = {}
     for site, share in zip(study.sites, shares, strict=True):
@@ -155,7 +172,7 @@ def _divide(
     """Shares of the records by the study's rule; without `sizes`, equal ones of all that there are."""
     if sizes is None:
         n = long_tail_total(records.labels, rule.imbalance) if rule.kind == "long-tail" else len(records)
-        sizes = [n // n_sites + (site < n % n_sites) for site in range(n_sites)]
+        sizes = site_sizes(n, n_sites, rule.size_ratio)
     asked = sizes
     skewed = balanced_dirichlet if rule.union == "balanced" else dirichlet
     rules: dict[str, Callable[[], Shares]] = {
