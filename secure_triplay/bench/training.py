@@ -24,13 +24,12 @@ from opacus.grad_sample import GradSampleModule
 from rich import box
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from secure_triplay.config import Study
 from secure_triplay.model.adapter import attach_adapter
 from secure_triplay.model.basis import install_public_basis
 from secure_triplay.model.text import class_embeddings
-from secure_triplay.model.tower import Classifier, ImageTower
+from secure_triplay.model.tower import Classifier, ImageTower, WholeTower
 from secure_triplay.prepare import aligned_backbone, compute_dtype, load_data, round_rule
 from secure_triplay.privacy.mechanisms import DpSgd
 from secure_triplay.privacy.noise import NoiseSource
@@ -38,17 +37,6 @@ from secure_triplay.privacy.per_record import record_loss
 from secure_triplay.privacy.training import NoisySum, PoissonSampler, train, train_unsafe_without_dp
 
 _REPEATS, _QUICK_REPEATS = 5, 1
-
-
-class _WholeTower(nn.Module):
-    """Pixels (n, 3, size, size) -> logits (n, n_classes), by the model's own forward."""
-
-    def __init__(self, visual: nn.Module, embeddings: Tensor, logit_scale: float) -> None:
-        super().__init__()
-        self.visual, self._embeddings, self._scale = visual, embeddings, logit_scale
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self._scale * F.linear(F.normalize(self.visual(pixels), dim=-1), self._embeddings)
 
 
 def run_training_bench(
@@ -71,7 +59,7 @@ def run_training_bench(
     if study.adapter.basis == "public":
         public = split.public.images(np.arange(len(split.public)), study.backbone.image_size)
         install_public_basis(adapter, tower, public)
-    whole = _WholeTower(backbone.model.visual, embeddings, study.training.logit_scale)
+    whole = WholeTower(backbone.model.visual, embeddings, study.training.logit_scale)
     rule = round_rule(study)
     tokens, cache_s = _timed(lambda: tower.prefix(images))
     pixels = tower.pixels(images)

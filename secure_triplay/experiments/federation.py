@@ -37,12 +37,12 @@ def federate(
     *,
     start: Vector,
     rounds: int | None = None,
-    tell: Callable[[int], None] = lambda _: None,
+    tell: Callable[[int, Vector], None] = lambda _, __: None,
 ) -> GlobalState:
     """`rounds` (left out: the study's) of the sites in `records` from the adapter `start`; noise is fresh.
 
     The state after the last round; `published` is what the study would publish. Each site's noise comes from a
-    source of its own.
+    source of its own. `tell` is given each round's number, and what the study would publish after it.
     """
     codec = choose_codec(study, model.adapter.n_params)
     noises = {name: NoiseSource() for name in records}
@@ -51,7 +51,7 @@ def federate(
     state = GlobalState.start(start)
     for number in range(1, 1 + (study.training.rounds if rounds is None else rounds)):
         state = one_round(state, learners, noises, codec, weights, study.server_optimiser)
-        tell(number)
+        tell(number, state.published)
     return state
 
 

@@ -67,6 +67,9 @@ class Experiment(Frozen):
     variants: tuple[Variants, ...] = ()
     seeds: Seeds
     change: dict[str, dict[str, Any]] = Field({}, description="method: {dotted key of the study: value}")
+    target_accuracy: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="public accuracy to which rounds and seconds are told"
+    )
 
     def chosen(self) -> list[tuple[str, str, dict[str, Any]]]:
         """(name, method, {dotted key: value}) of everything that is measured on each data set, in order."""
@@ -100,6 +103,7 @@ class Grid:
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
     skipped: Mapping[str, str]
+    target_accuracy: float | None = None
 
 
 def load_grid(path: Path) -> Grid:
@@ -138,7 +142,8 @@ def load_grid(path: Path) -> Grid:
         )
     methods = tuple(replace(method(of), name=name) for name, of, _ in chosen)
     names = tuple(entry.name for entry in experiment.data)
-    return Grid(experiment.experiment, names, methods, experiment.seeds, tuple(cells), skipped)
+    target = experiment.target_accuracy
+    return Grid(experiment.experiment, names, methods, experiment.seeds, tuple(cells), skipped, target)
 
 
 def _wrong_names(experiment: Experiment) -> list[str]:

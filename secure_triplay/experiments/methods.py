@@ -137,16 +137,25 @@ def _personalised(setting: Setting, study: Study) -> Result:
 
 def _published(setting: Setting, study: Study) -> tuple[Model, Any]:
     from secure_triplay.experiments.federation import federate
+    from secure_triplay.experiments.setting import predict
 
     model = setting.model(study)
     records = setting.train(model)
-    state = federate(study, model, records, start=setting.start(model), tell=setting.round)
+    test = setting.encoded(model, "test")
+
+    def tell(number: int, adapter: Any) -> None:
+        setting.round(number, study.training.rounds, lambda: predict(model, adapter, test))
+
+    state = federate(study, model, records, start=setting.start(model), tell=tell)
     return model, state.published
 
 
 def _sent(answers: Answers, study: Study, model: Model) -> Result:
     n_params = model.adapter.n_params
-    return Result(answers, study.training.rounds, n_params, _encrypted_bytes(study, n_params))
+    chunks = choose_codec(study, n_params).n_chunks
+    seeds = len(study.sites) * chunks * SEED_BYTES  # c1 of the sum is expanded from every site's
+    up, down = _encrypted_bytes(study, n_params), chunks * PACKED_BYTES + seeds
+    return Result(answers, study.training.rounds, n_params, up, down)
 
 
 def _alone(setting: Setting, study: Study) -> Result:
@@ -171,14 +180,20 @@ def _central(setting: Setting, study: Study) -> Result:
 def _local_epochs(proximal: float) -> Callable[[Setting, Study], Result]:
     def run(setting: Setting, study: Study) -> Result:
         from secure_triplay.experiments.plain import ROUNDS, federate_epochs
+        from secure_triplay.experiments.setting import predict
 
         model = setting.model(study)
-        records = setting.train(model)
+        records, test = setting.train(model), setting.encoded(model, "test")
+
+        def tell(number: int, adapter: Any) -> None:
+            setting.round(number, ROUNDS, lambda: predict(model, adapter, test))
+
         adapter = federate_epochs(
-            model, records, setting.start(model), proximal=proximal, seed=study.seed, tell=setting.round
+            model, records, setting.start(model), proximal=proximal, seed=study.seed, tell=tell
         )
         n_params = model.adapter.n_params
-        return Result(setting.answers(model, {"": adapter}), ROUNDS, n_params, 4 * n_params)
+        answers = setting.answers(model, {"": adapter})
+        return Result(answers, ROUNDS, n_params, 4 * n_params, 4 * n_params)
 
     return run
 
@@ -187,6 +202,12 @@ def _fedclip(setting: Setting, study: Study) -> Result:
     from secure_triplay.experiments.others import fedclip
 
     return fedclip(setting, study)
+
+
+def _fedavg_tower(setting: Setting, study: Study) -> Result:
+    from secure_triplay.experiments.others import fedavg_tower
+
+    return fedavg_tower(setting, study)
 
 
 def _fedavg_cnn(setting: Setting, study: Study) -> Result:
@@ -199,6 +220,10 @@ def _published_lora(content: dict[str, Any]) -> dict[str, Any]:
     return _without_dp(
         {**content, "adapter": {**content.get("adapter", {}), "kind": "lora", "basis": "seed"}}
     )
+
+
+def _full_precision(content: dict[str, Any]) -> dict[str, Any]:
+    return _without_dp({**content, "backbone": {**content["backbone"], "quantization": "none"}})
 
 
 METHODS = {
@@ -219,6 +244,7 @@ METHODS = {
         Method("tripleplay", "TriplePlay: 4-bit, LoRA A and B, FedAvg", _local_epochs(0.0), _published_lora),
         Method("fedprox", "FedProx, our adapter", _local_epochs(0.01), _without_dp),
         Method("fedclip", "FedCLIP: attention adapter", _fedclip, _without_dp),
+        Method("fedavg-tower", "FedAvg, all weights of the image tower", _fedavg_tower, _full_precision),
         Method("fedavg-cnn", "FedAvg, small CNN from scratch", _fedavg_cnn, _without_dp),
     )
 }

@@ -1,4 +1,4 @@
-"""Two usual ways that do not train our adapter: FedAvg of a small CNN, and FedCLIP's attention adapter.
+"""Usual ways that do not train our adapter: FedAvg of a small CNN, of the whole image tower, and FedCLIP.
 
 Neither has any privacy; both average by uncharged record counts, as published.
 """
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from secure_triplay.config import Study
 from secure_triplay.experiments.scores import Answers, Labels, Result
+from secure_triplay.model.tower import WholeTower
 
 if TYPE_CHECKING:
     from secure_triplay.experiments.setting import Setting
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 ROUNDS, LOCAL_EPOCHS, BATCH = 20, 1, 32
 CNN_LEARNING_RATE, CNN_PIXELS = 0.05, 28
 ATTENTION_LEARNING_RATE = 1e-3
+TOWER_ROUNDS, TOWER_LEARNING_RATE = 3, 1e-5
+"""Fewer rounds for the whole tower, since one of them costs as much as a whole study of an adapter."""
 
 Part = tuple[Tensor, Tensor]
 """Inputs (n, ...) float32 and labels (n,) int64."""
@@ -86,30 +89,55 @@ def fedclip(setting: Setting, study: Study) -> Result:
     return _average(setting, study, network, part, optimiser)
 
 
+def fedavg_tower(setting: Setting, study: Study) -> Result:
+    """FedAvg of every weight of the image tower in full precision, against fixed text embeddings."""
+    from secure_triplay.model.text import class_embeddings
+
+    model = setting.model(study)
+    model.adapter.load_vector(setting.start(model))
+    embeddings = class_embeddings(model.backbone, study.classes)
+    visual = copy.deepcopy(model.backbone.model.visual)  # the model is the setting's, and stays as it is
+    for name, weight in visual.named_parameters():
+        weight.requires_grad_("lora_" not in name)
+    network = WholeTower(visual, embeddings, study.training.logit_scale)
+
+    def part(name: str) -> Part:
+        records = setting.records(name)
+        images = records.images(np.arange(len(records)), model.backbone.image_size)
+        return model.tower.pixels(images), torch.from_numpy(records.labels)
+
+    def optimiser(weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(weights, lr=TOWER_LEARNING_RATE)
+
+    return _average(setting, study, network, part, optimiser, TOWER_ROUNDS)
+
+
 def _average(
     setting: Setting,
     study: Study,
     network: nn.Module,
     part: Callable[[str], Part],
     optimiser: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
+    rounds: int = ROUNDS,
 ) -> Result:
     """Rounds of local epochs, the mean weighted by record counts."""
     train = {site: part(f"train {site}") for site in setting.sites}
     counts = np.array([len(labels) for _, labels in train.values()], np.float64)
     shares = (counts / counts.sum()).tolist()
     order = torch.Generator().manual_seed(study.seed)
-    for number in range(1, 1 + ROUNDS):
+    test = part("test")[0]
+    for number in range(1, 1 + rounds):
         local = [_epochs(copy.deepcopy(network), own, optimiser, order) for own in train.values()]
         with torch.no_grad():
             for weights in zip(network.parameters(), *(one.parameters() for one in local), strict=True):
                 weights[0].copy_(sum(share * one for share, one in zip(shares, weights[1:], strict=True)))
-        setting.round(number)
-    n_params = sum(weight.numel() for weight in network.parameters())
+        setting.round(number, rounds, lambda: _answers(network, test))
+    n_params = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
     answers = Answers(
-        {"": _answers(network, part("test")[0])},
+        {"": _answers(network, test)},
         {site: _answers(network, part(f"held back {site}")[0]) for site in setting.sites},
     )
-    return Result(answers, ROUNDS, n_params, 4 * n_params)
+    return Result(answers, rounds, n_params, 4 * n_params, 4 * n_params)
 
 
 def _epochs(
@@ -119,7 +147,7 @@ def _epochs(
     order: torch.Generator,
 ) -> nn.Module:
     inputs, labels = own
-    steps = optimiser(list(network.parameters()))
+    steps = optimiser([weight for weight in network.parameters() if weight.requires_grad])
     for _ in range(LOCAL_EPOCHS):
         for rows in torch.split(torch.randperm(len(labels), generator=order), BATCH):
             loss = F.cross_entropy(network(inputs[rows]), labels[rows])

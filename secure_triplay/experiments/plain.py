@@ -66,7 +66,7 @@ def federate_epochs(
     *,
     proximal: float,
     seed: int,
-    tell: Callable[[int], None],
+    tell: Callable[[int, Vector], None],
 ) -> Vector:
     """FedAvg (McMahan et al. 2017): local epochs at every site, and the mean weighted by record counts.
 
@@ -80,5 +80,5 @@ def federate_epochs(
             for one in records.values()
         ]
         adapter = np.average(np.stack(local), axis=0, weights=counts).astype(np.float32)
-        tell(number)
+        tell(number, adapter)
     return adapter

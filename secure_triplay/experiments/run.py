@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
     """The content of one cell's file."""
     started, worked = time.perf_counter(), time.process_time()
     images, encoding = setting.encoded_images, setting.encoding_cpu_seconds
+    setting.begin()
+    _forget_peak()
     found = cell.method.run(setting, cell.study)
     images, encoding = setting.encoded_images - images, setting.encoding_cpu_seconds - encoding
     dp = cell.study.dp
@@ -92,6 +94,9 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "rounds": found.rounds,
         "n_params": found.n_params,
         "upload_bytes": found.upload_bytes,
+        "download_bytes": found.download_bytes,
+        "curve": setting.curve,
+        "peak_bytes": _peak_bytes(),
         "seconds": round(time.perf_counter() - started, 2),
         "cpu_seconds": round(time.process_time() - worked, 2),
         # of it, what the frozen blocks took; a data set's first method encodes for those after it
@@ -99,6 +104,20 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "encoded_images": images,
         "image_frozen_bytes": setting.image_frozen_bytes,
     }
+
+
+def _forget_peak() -> None:
+    """Let the kernel's note of this process's largest memory begin anew (proc(5), clear_refs)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int | None:
+    """The most memory of this process since `_forget_peak`, tokens of all sites included; None where none is told."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    return None
 
 
 def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -109,10 +128,11 @@ def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
         for method in grid.methods:
             own = [cell for cell in cells if (cell["data"], cell["method"]) == (data, method.name)]
             if own:
-                rows.append(_row(own, method))
+                rows.append(_row(own, method) | _to_target(own, grid.target_accuracy))
     return {
         "suite": "experiment",
         "experiment": grid.name,
+        "target_accuracy": grid.target_accuracy,
         "data": list(grid.data),
         "methods": [method.name for method in grid.methods],
         "seeds": list(grid.seeds),
@@ -135,12 +155,38 @@ def _row(cells: list[dict[str, Any]], method: Method) -> dict[str, Any]:
         "title": method.title,
         "private": method.private,
         **means,
+        "site_spread_mean": _site_spread(cells),
         "accuracy_std": round(float(np.std(accuracy, ddof=1)), 5) if len(accuracy) > 1 else None,
         "accuracy_by_seed": [round(value, 5) for value in accuracy],
         "seeds": [cell["seed"] for cell in cells],
         **{key: first[key] for key in ("epsilon", "delta", "rounds", "n_params", "upload_bytes")},
         "cpu_seconds_mean": round(float(np.mean([cell["cpu_seconds"] for cell in cells])), 1),
         **_costs(cells),
+    }
+
+
+def _site_spread(cells: list[dict[str, Any]]) -> float | None:
+    """Standard deviation between sites on their own records, mean over seeds."""
+    spreads = [float(np.std(list(cell["by_site"].values()))) for cell in cells if cell["by_site"]]
+    return round(float(np.mean(spreads)), 5) if spreads else None
+
+
+def _to_target(cells: list[dict[str, Any]], target: float | None) -> dict[str, Any]:
+    """Rounds, bytes and processor time until the target was first seen; None where a seed never reached it."""
+    resources = {
+        "download_bytes": cells[0].get("download_bytes"),
+        "peak_bytes_max": max((cell.get("peak_bytes") or 0 for cell in cells), default=0) or None,
+    }
+    first = [
+        next((point for point in cell.get("curve", ()) if target and point["accuracy"] >= target), None)
+        for cell in cells
+    ]
+    found = [point for point in first if point is not None]
+    if target is None or len(found) < len(cells):
+        return resources | {"rounds_to_target": None, "cpu_seconds_to_target": None}
+    return resources | {
+        "rounds_to_target": round(float(np.mean([point["round"] for point in found])), 1),
+        "cpu_seconds_to_target": round(float(np.mean([point["cpu_seconds"] for point in found])), 1),
     }
 
 

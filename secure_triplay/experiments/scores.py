@@ -29,7 +29,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Result:
-    """Answers, and what they cost: rounds, trained parameters, bytes that one site sends in one round.
+    """Answers, and what they cost: rounds, trained parameters, bytes that one site sends and gets in one round.
 
     `epsilon` is given where more was released than the study's own training.
     """
@@ -38,6 +38,7 @@ class Result:
     rounds: int = 0
     n_params: int = 0
     upload_bytes: int = 0
+    download_bytes: int = 0
     epsilon: float | None = None
 
 

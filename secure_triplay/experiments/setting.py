@@ -40,6 +40,7 @@ class Setting:
         self._model: tuple[str, Model, Vector] | None = None
         self._encoded: dict[tuple[str, str], Encoded] = {}
         self.encoded_images, self.encoding_cpu_seconds = 0, 0.0
+        self.begin()
 
     @cached_property
     def split(self) -> Split:
@@ -87,9 +88,29 @@ class Setting:
             raise ValueError("another model was loaded since")
         return self._model[2].copy()
 
-    def round(self, number: int) -> None:
-        """Say that a round is over."""
+    def begin(self) -> None:
+        """A method starts: its curve is empty, its clock at zero."""
+        self.curve: list[dict[str, float]] = []
+        self._worked, self._since = 0.0, time.process_time()
+        self._encoded_before = self.encoding_cpu_seconds
+
+    def round(self, number: int, rounds: int, test: Callable[[], Labels]) -> None:
+        """Say that a round is over; about ten times a run, note how good `test`'s answers on the test set are.
+
+        The note holds the processor time of the rounds so far, without encoding and without these looks.
+        """
         self.tell(f"round {number}")
+        if number % max(1, rounds // 10) and number != rounds:
+            return
+        self._worked += time.process_time() - self._since
+        self.curve.append(
+            {
+                "round": number,
+                "cpu_seconds": round(self._worked - self.encoding_cpu_seconds + self._encoded_before, 2),
+                "accuracy": float((test() == self.truth.test).mean()),
+            }
+        )
+        self._since = time.process_time()
 
     def records(self, part: str) -> Records:
         """Records by name: `test`, `train SITE` or `held back SITE`."""
@@ -101,15 +122,15 @@ class Setting:
 
     def encoded(self, model: Model, part: str) -> Encoded:
         """Records by name after the frozen blocks; encoded when first asked for."""
-        key = (f"{model.adapter.first_block} {model.backbone.quantization}", part)
+        key = (f"{model.tower.cut} {model.backbone.quantization}", part)
         if key not in self._encoded:
             if any(tower != key[0] for tower, _ in self._encoded):
                 self._encoded.clear()  # another tower, or another cut: the old tokens are of no more use
             records = self.records(part)
             self.tell(f"encoding {len(records):,} images ({part})")
-            began = time.process_time()
-            self._encoded[key] = self._tokens.encode(self.study, model, records)
-            self.encoded_images += len(records)
+            began, before = time.process_time(), self._tokens.n_encoded
+            self._encoded[key] = self._tokens.encode(model, records)
+            self.encoded_images += self._tokens.n_encoded - before
             self.encoding_cpu_seconds += time.process_time() - began
         return self._encoded[key]
 

@@ -6,15 +6,13 @@ They stay in this process's memory, since they tell of the images, and for one b
 from __future__ import annotations
 
 import hashlib
-import json
 
 import numpy as np
 import torch
 
 from secure_triplay.client.learner import Encoded
-from secure_triplay.config import Study
 from secure_triplay.data.records import Records
-from secure_triplay.prepare import Model, compute_dtype
+from secure_triplay.prepare import Model
 
 _BATCH = 256
 
@@ -25,10 +23,12 @@ class Tokens:
     def __init__(self) -> None:
         self._of: str | None = None
         self._known: dict[bytes, torch.Tensor] = {}
+        self.n_encoded = 0
+        """Images that went through the frozen blocks, those that were known already left out."""
 
-    def encode(self, study: Study, model: Model, records: Records) -> Encoded:
+    def encode(self, model: Model, records: Records) -> Encoded:
         """The records after the frozen blocks; equal to `client.learner.encode_records` to rounding."""
-        self._fit(study, model)
+        self._fit(model)
         keys: list[bytes] = []
         for start in range(0, len(records), _BATCH):
             part = np.arange(start, min(start + _BATCH, len(records)))
@@ -36,6 +36,7 @@ class Tokens:
             own = [hashlib.sha256(image.tobytes()).digest() for image in images]
             new = {key: row for row, key in enumerate(own) if key not in self._known}
             if new:
+                self.n_encoded += len(new)
                 tokens = model.tower.prefix(images[list(new.values())])
                 self._known.update({key: one.clone() for key, one in zip(new, tokens, strict=True)})
             keys += own
@@ -45,7 +46,7 @@ class Tokens:
         )
         return Encoded(tokens, torch.from_numpy(np.asarray(records.labels, np.int64)), patients)
 
-    def _fit(self, study: Study, model: Model) -> None:
-        of = json.dumps([study.backbone.model_dump(), str(compute_dtype(study)), model.tower.cut])
+    def _fit(self, model: Model) -> None:
+        of = f"{model.backbone.name} {model.backbone.quantization} {model.backbone.image_size} {model.tower.cut}"
         if of != self._of:
             self._of, self._known = of, {}

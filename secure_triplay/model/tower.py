@@ -148,6 +148,18 @@ class Classifier(nn.Module):
         return self.logit_scale * torch.einsum("nd,ncd->nc", features, self.text(len(tokens)))
 
 
+class WholeTower(nn.Module):
+    """Pixels (n, 3, size, size) -> logits (n, n_classes), by the model's own forward: nothing cut, nothing cached."""
+
+    def __init__(self, visual: nn.Module, embeddings: Tensor, logit_scale: float) -> None:
+        super().__init__()
+        self.visual, self._embeddings, self._scale = visual, embeddings, logit_scale
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (n, n_classes)."""
+        return self._scale * F.linear(F.normalize(self.visual(pixels), dim=-1), self._embeddings)
+
+
 def _embed(visual: Any, x: Any) -> Any:
     if isinstance(visual, VisionTransformer):
         return visual._embeds(x)
