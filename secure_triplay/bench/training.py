@@ -16,7 +16,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,12 +40,22 @@ _REPEATS, _QUICK_REPEATS = 5, 1
 
 
 def run_training_bench(
-    study: Study, *, records: int | None = None, quick: bool = False, seed: int = 0
+    study: Study,
+    *,
+    records: int | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    compute: Literal["float32", "bfloat16", "auto"] | None = None,
 ) -> dict[str, Any]:
     """Measure the three ways on one site's records of a study. Raises what loading its data and model raises.
 
+    `compute` takes the place of the study's own: what 4-bit layers multiply in, for all three ways.
+
     Steps of the three ways take turns, so that a machine that gets slower does so for all.
     """
+    if compute is not None:
+        backbone_rule = study.backbone.model_copy(update={"compute": compute})
+        study = study.model_copy(update={"backbone": backbone_rule})
     split = load_data(study, study.sites[0].name)
     train_on = split.sites[study.sites[0].name].train
     count = min(len(train_on), records or len(train_on))
@@ -112,7 +122,7 @@ def run_training_bench(
         "cost_over_no_privacy": round(step["ours"] / step["no_privacy"], 3),
         "largest_difference_of_adapters": gap,
         "largest_update": float(np.abs(updates["ours"]).max()),
-        **_share_of_matrix_rate(classifier, tokens, rule.sampling_rate * count / step["ours"]),
+        **_share_of_matrix_rate(classifier, tokens, rule.sampling_rate * count / step["ours"], compute_dtype(study)),
         "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
                     "load": round(os.getloadavg()[0], 2)},
     }  # fmt: skip
@@ -159,8 +169,10 @@ def _plain_opacus(model: nn.Module, pixels: Tensor, labels: Tensor, rule: DpSgd,
         model.eval()
 
 
-def _share_of_matrix_rate(classifier: Classifier, tokens: Tensor, images_per_s: float) -> dict[str, float]:
-    """Billion multiply-adds a second of our step, of a plain float32 matrix product here, and their ratio.
+def _share_of_matrix_rate(
+    classifier: Classifier, tokens: Tensor, images_per_s: float, dtype: torch.dtype
+) -> dict[str, float]:
+    """Billion multiply-adds a second of our step, of a plain matrix product of that type here, and their ratio.
 
     Of the step only the linear layers are counted, once forward and once for the gradient of their inputs: what
     attention, norms, LoRA and the records' own gradients need is left out, so the share is a lower bound.
@@ -179,7 +191,7 @@ def _share_of_matrix_rate(classifier: Classifier, tokens: Tensor, images_per_s: 
     finally:
         for hook in hooks:
             hook.remove()
-    a, b = torch.randn(2176, 384), torch.randn(384, 1536)
+    a, b = torch.randn(2176, 384).to(dtype), torch.randn(384, 1536).to(dtype)
     times = [_timed(lambda: torch.mm(a, b))[1] for _ in range(50)]
     plain = 2176 * 384 * 1536 / 1e9 / float(np.median(times[5:]))
     ours = 2 * per_image * images_per_s / 1e9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,15 @@ import typer
 from rich.console import Console
 
 from secure_triplay.cli.common import AsJson, StudyFile, print_json
+
+
+class Compute(StrEnum):
+    """What 4-bit layers multiply in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    auto = "auto"
+
 
 app = typer.Typer(help="Measure two ways side by side, on this machine.", no_args_is_help=True)
 
@@ -89,6 +99,9 @@ def bench_training(
     study_file: StudyFile,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One step each instead of five.")] = False,
+    compute: Annotated[
+        Compute | None, typer.Option(help="What 4-bit layers multiply in; left out: as the study says.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Our private step beside plain Opacus and beside no privacy, on the same records and draws."""
@@ -96,7 +109,9 @@ def bench_training(
     from secure_triplay.config import load_study
 
     with Console(stderr=True).status("measuring"):
-        result = run_training_bench(load_study(study_file), quick=quick)
+        result = run_training_bench(
+            load_study(study_file), quick=quick, compute=None if compute is None else compute.value
+        )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -86,6 +86,23 @@ def test_public_images_and_all_sites_are_disjoint_and_as_large_as_the_study_says
     assert len(of_training_split) == len(set(of_training_split)) == 50 + 3 * 240
 
 
+def test_scanners_change_pixels_at_the_sites_and_nothing_else(fashion: Any) -> None:
+    plain, scanned = fashion(), fashion(partition={"kind": "iid", "scanners": "differ"})
+    for name, part in parts(scanned).items():
+        same = np.array_equal(part.images([0, 1]), parts(plain)[name].images([0, 1]))
+        assert same == (not name.startswith(("site-1", "site-2")))  # the first site's scanner changes nothing
+        assert part.labels.tolist() == parts(plain)[name].labels.tolist()
+
+
+def test_sites_differ_in_size_as_asked_with_the_same_records_in_all(fashion: Any) -> None:
+    split = fashion(partition={"kind": "dirichlet", "size_ratio": 9.0})
+    sizes = [len(site.train) for site in split.sites.values()]
+    assert sizes[0] == pytest.approx(9 * sizes[2], rel=0.05)
+    assert sizes[1] == pytest.approx(3 * sizes[2], rel=0.05)
+    assert sum(sizes) == 600
+    assert [len(site.holdout) for site in split.sites.values()] == [40] * 3
+
+
 def test_public_and_test_images_are_balanced_over_the_classes(fashion: Any) -> None:
     split = fashion(partition={"kind": "dirichlet", "alpha": 0.1})
     assert np.bincount(split.public.labels, minlength=10).tolist() == [5] * 10

@@ -230,6 +230,7 @@ def real(tmp_path_factory, pictures):
     content["sites"] = [{"name": "north"}, {"name": "south"}]
     content["training"]["rounds"] = 4
     content["server_optimiser"]["average_last"] = 1
+    content["adapter"]["rank"] = 4  # eight public images span no 64 directions
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
     grid = {
         "experiment": "real",

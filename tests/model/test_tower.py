@@ -73,6 +73,25 @@ def test_tokens_do_not_depend_on_the_adapter(backbone: Make, kind: str, images: 
 
 
 @pytest.mark.parametrize("kind", BOTH)
+def test_an_image_is_two_tokens_where_nothing_before_the_last_attention_is_adapted(
+    backbone: Make, kind: str, images: Any
+) -> None:
+    loaded = backbone(kind)
+    after = r"attn\.(proj|out_proj)|mlp\.(fc2|c_proj)"
+    adapter = attach_adapter(loaded, AdapterConfig(target_modules=after, last_blocks=1), b"seed")
+    adapter.load_vector((np.random.default_rng(5).normal(size=adapter.n_params) * 0.05).astype(np.float32))
+    tower = ImageTower(loaded, adapter.first_block)
+    with torch.no_grad():
+        expected = loaded.model.encode_image(tower.pixels(images), normalize=True).numpy()
+    tokens = tower.prefix(images)
+    assert tokens.shape[1] == 2
+    np.testing.assert_allclose(tower.features(tokens), expected, atol=2e-6)
+    adapter.load_vector(np.zeros(adapter.n_params, np.float32))
+    assert torch.equal(tower.prefix(images), tokens)
+    assert np.abs(tower.features(tokens) - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("adapter_kind", ["ffa", "lora"])
 def test_each_per_sample_gradient_on_nf4_is_that_of_one_record_alone(
     backbone: Make, kind: str, adapter_kind: str, images: Any
