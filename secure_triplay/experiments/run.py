@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from secure_triplay.errors import RunError
-from secure_triplay.experiments.grid import Cell, Grid, load_grid
-from secure_triplay.experiments.methods import Method
+from secure_triplay.experiments.collect import collect
+from secure_triplay.experiments.grid import Cell, load_grid
 from secure_triplay.experiments.scores import score
 
 Tell = Callable[[str], None]
-_MEANS = ("accuracy", "worst_site", "worst_site_public", "mean_site", "head", "middle", "tail", "worst_class")
 
 
 def run_experiment(
@@ -32,7 +29,7 @@ def run_experiment(
     others as `missing`. Returns the content of result.json. Raises ConfigError before anything runs where a
     combination is impossible, RunError where `out` holds cells of another grid or another run is writing there.
     """
-    from secure_triplay.experiments.show import write_plot, write_table
+    from secure_triplay.experiments.show import write_partitions, write_plot, write_table
 
     grid = load_grid(file)
     for name, reason in grid.skipped.items():
@@ -54,6 +51,7 @@ def run_experiment(
         _write(out / "result.json", result)
         write_table(result, out / "table.txt")
         write_plot(result, out / "accuracy.svg")
+        write_partitions(result, out / "partitions.svg")
     return result
 
 
@@ -96,6 +94,7 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "upload_bytes": found.upload_bytes,
         "download_bytes": found.download_bytes,
         "curve": setting.curve,
+        "class_counts": setting.class_counts,
         "peak_bytes": _peak_bytes(),
         "seconds": round(time.perf_counter() - started, 2),
         "cpu_seconds": round(time.process_time() - worked, 2),
@@ -118,88 +117,6 @@ def _peak_bytes() -> int | None:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
     return None
-
-
-def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and spread over seeds of every (data, method) that was measured; no row where nothing was."""
-    rows = []
-    found = {f"{cell['data']}--{cell['method']}--{cell['seed']}.json" for cell in cells}
-    for data in grid.data:
-        for method in grid.methods:
-            own = [cell for cell in cells if (cell["data"], cell["method"]) == (data, method.name)]
-            if own:
-                rows.append(_row(own, method) | _to_target(own, grid.target_accuracy))
-    return {
-        "suite": "experiment",
-        "experiment": grid.name,
-        "target_accuracy": grid.target_accuracy,
-        "data": list(grid.data),
-        "methods": [method.name for method in grid.methods],
-        "seeds": list(grid.seeds),
-        "skipped": [{"data": name, "reason": reason} for name, reason in grid.skipped.items()],
-        "missing": [cell.file.removesuffix(".json") for cell in grid.cells if cell.file not in found],
-        "rows": rows,
-    }
-
-
-def _row(cells: list[dict[str, Any]], method: Method) -> dict[str, Any]:
-    accuracy = [cell["accuracy"] for cell in cells]
-    first = cells[0]
-    means: dict[str, float | None] = {}
-    for name in _MEANS:
-        values = [cell[name] for cell in cells]
-        means[f"{name}_mean"] = None if None in values else round(float(np.mean(values)), 5)
-    return {
-        "data": first["data"],
-        "method": first["method"],
-        "title": method.title,
-        "private": method.private,
-        **means,
-        "site_spread_mean": _site_spread(cells),
-        "accuracy_std": round(float(np.std(accuracy, ddof=1)), 5) if len(accuracy) > 1 else None,
-        "accuracy_by_seed": [round(value, 5) for value in accuracy],
-        "seeds": [cell["seed"] for cell in cells],
-        **{key: first[key] for key in ("epsilon", "delta", "rounds", "n_params", "upload_bytes")},
-        "cpu_seconds_mean": round(float(np.mean([cell["cpu_seconds"] for cell in cells])), 1),
-        **_costs(cells),
-    }
-
-
-def _site_spread(cells: list[dict[str, Any]]) -> float | None:
-    """Standard deviation between sites on their own records, mean over seeds."""
-    spreads = [float(np.std(list(cell["by_site"].values()))) for cell in cells if cell["by_site"]]
-    return round(float(np.mean(spreads)), 5) if spreads else None
-
-
-def _to_target(cells: list[dict[str, Any]], target: float | None) -> dict[str, Any]:
-    """Rounds, bytes and processor time until the target was first seen; None where a seed never reached it."""
-    resources = {
-        "download_bytes": cells[0].get("download_bytes"),
-        "peak_bytes_max": max((cell.get("peak_bytes") or 0 for cell in cells), default=0) or None,
-    }
-    first = [
-        next((point for point in cell.get("curve", ()) if target and point["accuracy"] >= target), None)
-        for cell in cells
-    ]
-    found = [point for point in first if point is not None]
-    if target is None or len(found) < len(cells):
-        return resources | {"rounds_to_target": None, "cpu_seconds_to_target": None}
-    return resources | {
-        "rounds_to_target": round(float(np.mean([point["round"] for point in found])), 1),
-        "cpu_seconds_to_target": round(float(np.mean([point["cpu_seconds"] for point in found])), 1),
-    }
-
-
-def _costs(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Frozen weights of the image tower, processor time without encoding, and time to encode where it was done."""
-    images = sum(cell.get("encoded_images", 0) for cell in cells)
-    encoding = sum(cell.get("encoding_cpu_seconds", 0.0) for cell in cells)
-    without = [cell["cpu_seconds"] - cell.get("encoding_cpu_seconds", 0.0) for cell in cells]
-    return {
-        "image_frozen_bytes": cells[0].get("image_frozen_bytes"),
-        "cpu_seconds_without_encoding_mean": round(float(np.mean(without)), 1),
-        "encoding_cpu_ms_per_image": round(1000 * encoding / images, 3) if images else None,
-    }
 
 
 def _read(out: Path, cell: Cell) -> dict[str, Any] | None:

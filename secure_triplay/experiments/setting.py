@@ -53,12 +53,18 @@ class Setting:
         return split
 
     @cached_property
+    def class_counts(self) -> dict[str, list[int]]:
+        """Training records of each class at each site."""
+        n_classes = len(self.study.classes)
+        return {
+            name: [int(count) for count in np.bincount(site.train.labels, minlength=n_classes)]
+            for name, site in self.split.sites.items()
+        }
+
+    @cached_property
     def truth(self) -> Truth:
         """The right answers."""
-        counts = sum(
-            np.bincount(site.train.labels, minlength=len(self.study.classes))
-            for site in self.split.sites.values()
-        )
+        counts = np.sum(list(self.class_counts.values()), axis=0)
         return Truth(
             self.split.test.labels,
             {name: site.holdout.labels for name, site in self.split.sites.items()},

@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 HOLE = "–"
-_COLUMNS = ("accu-\nracy", "±", "seeds", "worst\nsite", "worst\npublic", "head", "tail", "KB\nsent", "CPU\ns")
+_COLUMNS = (
+    *("accu-\nracy", "±", "seeds", "worst\nsite", "worst\npublic", "head", "mid", "tail", "worst\nclass"),
+    *("KB\nup", "KB\ndown", "CPU\ns", "rounds\nto", "CPU s\nto", "peak\nMB"),
+)
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """A table for each data set, a line for each method; fits 80 columns."""
+    """A table for each data set, a line for each method; fits 110 columns."""
     reasons = {entry["data"]: entry["reason"] for entry in result["skipped"]}
     found = []
     for data in result["data"]:
@@ -45,10 +48,22 @@ def _figures(row: dict[str, Any]) -> list[str]:
         _percent(row["worst_site_mean"]),
         _percent(row["worst_site_public_mean"]),
         _percent(row["head_mean"]),
+        _percent(row["middle_mean"]),
         _percent(row["tail_mean"]),
-        f"{row['rounds'] * row['upload_bytes'] / 1e3:,.0f}" if row["rounds"] else HOLE,
+        _percent(row["worst_class_mean"]),
+        *(_thousands(row["rounds"] * (row.get(key) or 0)) for key in ("upload_bytes", "download_bytes")),
         f"{row['cpu_seconds_mean']:.0f}",
+        *(_or_hole(row.get(key)) for key in ("rounds_to_target", "cpu_seconds_to_target")),
+        _or_hole((row.get("peak_bytes_max") or 0) / 1e6 or None),
     ]
+
+
+def _or_hole(value: float | None) -> str:
+    return HOLE if value is None else f"{value:,.0f}"
+
+
+def _thousands(n_bytes: float) -> str:
+    return f"{n_bytes / 1e3:,.0f}" if n_bytes else HOLE
 
 
 def _percent(value: float | None) -> str:
@@ -58,14 +73,15 @@ def _percent(value: float | None) -> str:
 def write_table(result: dict[str, Any], path: Path) -> None:
     """The tables as plain text, with what their columns mean."""
     out = io.StringIO()
-    console = Console(file=out, width=100, color_system=None)
+    console = Console(file=out, width=110, color_system=None)
     for table in tables(result):
         console.print(table)
     console.print(
         "Per cent, means over seeds. accuracy: public test set; ±: standard deviation over seeds; worst site: on "
         "records held back there, whose classes are skewed as that site's; worst public: the worst site's model on "
-        "the public test set; head, tail: classes with most and fewest training records, a third each; KB sent: by "
-        "one site over all rounds.",
+        "the public test set; head, mid, tail: classes with most, middling and fewest training records, a third each; "
+        "KB up, down: of one site over all rounds; rounds to, CPU s to: until the grid's target accuracy was first "
+        "seen, all sites together; peak: of the whole process, all sites' tokens included.",
         soft_wrap=False,
     )
     path.write_text(out.getvalue(), encoding="utf-8")
@@ -90,4 +106,23 @@ def write_plot(result: dict[str, Any], path: Path) -> None:
         axes.set(title=data, xlabel="accuracy on public test images [%]", yticks=range(len(names)))
         axes.set_yticklabels(names)
         axes.set_ylim(len(names) - 0.4, -0.6)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def write_partitions(result: dict[str, Any], path: Path) -> None:
+    """How each data set was divided: a bar a site, a part of it a class, at the first seed that was measured; SVG."""
+    partitions = result["partitions"]
+    if not partitions:
+        return
+    figure = Figure(figsize=(3.2 * len(partitions), 2.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(partitions)))
+    for axes, (data, sites) in zip(panels, partitions.items(), strict=True):
+        counts = np.array(list(sites.values()))  # (n_sites, n_classes)
+        ends = counts.cumsum(axis=1)
+        for label in range(counts.shape[1]):
+            axes.barh(range(len(sites)), counts[:, label], left=ends[:, label] - counts[:, label],
+                      color=f"C{label % 10}", height=0.8)  # fmt: skip
+        axes.set(title=data, xlabel="training records, a colour a class", yticks=range(len(sites)))
+        axes.set_yticklabels(sites, fontsize=7)
+        axes.invert_yaxis()
     figure.savefig(path, metadata={"Date": None})

@@ -20,7 +20,7 @@ from secure_triplay.experiments.show import HOLE
 from secure_triplay.planner.measured import read_measurements
 
 ROOT = Path(__file__).parent.parent.parent
-TIMES = ("cpu_seconds_mean", "cpu_seconds_without_encoding_mean")
+TIMES = ("cpu_seconds_mean", "peak_bytes_max", "cpu_seconds_to_target", "cpu_seconds_without_encoding_mean")
 
 
 def figures(result):
@@ -130,7 +130,7 @@ def test_missing_data_leave_a_hole_with_its_reason_and_no_row(grid_file, tmp_pat
     table = (tmp_path / "out" / "table.txt").read_text()
     absent = table[table.index("absent") : table.index("gone")]
     (line,) = [line for line in absent.splitlines() if line.strip().startswith("fedavg-cnn")]
-    assert line.split()[1:] == [HOLE] * 9
+    assert line.split()[1:] == [HOLE] * 15
     assert "NOT_SET_HERE" in absent
 
 
@@ -175,6 +175,46 @@ def test_cells_of_other_settings_are_refused_not_mixed_in(grid_file, tmp_path):
     (tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json").write_text("{}")
     with pytest.raises(RunError, match="not a cell"):
         run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+
+
+def test_what_a_method_costs_to_a_target_is_read_off_its_own_rounds(grid_file, tmp_path):
+    file, out = grid_file(seeds=[1, 2], target_accuracy=0.6), tmp_path / "out"
+    result = run_experiment(file, out)
+    cells = [json.loads(path.read_text()) for path in sorted((out / "cells").iterdir())]
+    (row,) = result["rows"]
+    for cell in cells:
+        assert cell["curve"][-1]["accuracy"] == cell["accuracy"]
+        assert [point["round"] for point in cell["curve"]] == list(range(2, 21, 2))
+        assert sum(map(sum, cell["class_counts"].values())) == 24  # 48, less public, test and held back
+        assert cell["peak_bytes"] > 1e7
+    first = [next(point for point in cell["curve"] if point["accuracy"] >= 0.6) for cell in cells]
+    assert row["rounds_to_target"] == pytest.approx(sum(point["round"] for point in first) / 2)
+    assert row["cpu_seconds_to_target"] == pytest.approx(
+        sum(point["cpu_seconds"] for point in first) / 2, abs=0.06
+    )
+    assert row["download_bytes"] == row["upload_bytes"] == 4 * row["n_params"]
+    assert result["partitions"] == {"pictures": cells[0]["class_counts"]}
+    assert (out / "partitions.svg").stat().st_size > 1000
+    never = run_experiment(grid_file(seeds=[1, 2], target_accuracy=0.999999), out, only_collect=True)
+    reached = all(any(point["accuracy"] == 1 for point in cell["curve"]) for cell in cells)
+    assert reached or never["rows"][0]["rounds_to_target"] is None
+
+
+def test_a_grid_killed_without_warning_goes_on_with_what_was_written(grid_file, tmp_path):
+    file, out = grid_file(seeds=[1, 2, 3]), tmp_path / "out"
+    run = "import sys; from pathlib import Path; from secure_triplay.experiments.run import run_experiment\n"
+    run += "import os, signal\n"
+    run += "def tell(text):\n    if text.startswith('[3/3]'): os.kill(os.getpid(), signal.SIGKILL)\n"
+    run += "run_experiment(Path(sys.argv[1]), Path(sys.argv[2]), tell)"
+    ended = subprocess.run([sys.executable, "-c", run, str(file), str(out)], check=False)
+    assert ended.returncode == -9
+    kept = {path.name: path.read_bytes() for path in (out / "cells").iterdir()}
+    assert set(kept) == {"pictures--fedavg-cnn--1.json", "pictures--fedavg-cnn--2.json"}
+    told = []
+    result = run_experiment(file, out, told.append)
+    assert [text for text in told if text.startswith("[")] == ["[3/3] fedavg-cnn on pictures, seed 3"]
+    assert result["missing"] == []
+    assert {name: (out / "cells" / name).read_bytes() for name in kept} == kept
 
 
 def test_mean_and_spread_are_those_of_the_cells(grid_file, tmp_path):
