@@ -80,8 +80,9 @@ def write_table(result: dict[str, Any], path: Path) -> None:
         "Per cent, means over seeds. accuracy: public test set; ±: standard deviation over seeds; worst site: on "
         "records held back there, whose classes are skewed as that site's; worst public: the worst site's model on "
         "the public test set; head, mid, tail: classes with most, middling and fewest training records, a third each; "
-        "KB up, down: of one site over all rounds; rounds to, CPU s to: (without loading and encoding) until the grid's target accuracy was first "
-        "seen, all sites together; peak: of the whole process, all sites' tokens included.",
+        "KB up, down: of one site over all rounds; rounds to, CPU s to: until the grid's target accuracy was first "
+        "seen, all sites together, without loading and encoding; peak: of "
+        "the whole process, all sites' tokens included.",
         soft_wrap=False,
     )
     path.write_text(out.getvalue(), encoding="utf-8")
