@@ -233,7 +233,7 @@ def without_paths(study: Study) -> dict[str, Any]:
     content: dict[str, Any] = study.model_dump(mode="json")
     if study.adapter.basis == "public":
         raise ConfigError(
-            "a basis from public images is for simulations: sites on different processors would compute different ones",
+            "a basis from public images is for simulations: sites on different processors might compute different ones",
             where="adapter.basis",
             fix="remove it; A is then drawn from the roster's hash",
         )

@@ -185,7 +185,9 @@ def test_what_a_method_costs_to_a_target_is_read_off_its_own_rounds(grid_file, t
     for cell in cells:
         assert cell["curve"][-1]["accuracy"] == cell["accuracy"]
         assert [point["round"] for point in cell["curve"]] == list(range(2, 21, 2))
-        assert sum(map(sum, cell["class_counts"].values())) == 20  # of 48: 12 test, 8 public, 4 held back at each
+        assert (
+            sum(map(sum, cell["class_counts"].values())) == 20
+        )  # of 48: 12 test, 8 public, 4 held back at each
         assert cell["peak_bytes"] > 1e7
     first = [next(point for point in cell["curve"] if point["accuracy"] >= 0.6) for cell in cells]
     assert row["rounds_to_target"] == pytest.approx(sum(point["round"] for point in first) / 2)
