@@ -13,12 +13,9 @@ from secure_triplay.wire.exchange import (
     Behind,
     CatchUp,
     Closed,
-    Countersignature,
     Declined,
     Done,
     Endorsement,
-    HeldHead,
-    LedgerHead,
     Report,
     Train,
     Witness,
@@ -26,6 +23,7 @@ from secure_triplay.wire.exchange import (
     verify_endorsement,
     verify_quorum,
 )
+from secure_triplay.wire.heads import Countersignature, HeldHead, LedgerHead
 from secure_triplay.wire.masks import HeldShares, MemberSeed, mask_context, names_of
 from secure_triplay.wire.plan import TAG_BYTES, SessionPlan, Site, require_quorum
 from secure_triplay.wire.unmask import Unmask, Unmasked

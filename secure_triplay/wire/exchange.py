@@ -13,21 +13,19 @@ updates are masked is in `masks`; it is empty where they are not.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from secure_triplay.crypto.identity import (
-    IDENTITY_BYTES,
     SIGNATURE_BYTES,
-    Identity,
     Purpose,
     SigningIdentity,
     transcript,
 )
 from secure_triplay.crypto.masking.messages import MaskKeys, SealedShares
 from secure_triplay.errors import CryptoError
+from secure_triplay.wire.heads import Countersignature, HeldHead, LedgerHead
 from secure_triplay.wire.masks import (
     HeldShares,
     MemberSeed,
@@ -58,9 +56,6 @@ MAX_HEADS = 64
 MAX_CATCH_UP_BYTES = 64 << 20
 """About what one `CatchUp` carries; who is further behind asks again."""
 
-_HEAD_BYTES = 32
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
-
 
 @dataclass(frozen=True)
 class Endorsement:
@@ -72,66 +67,6 @@ class Endorsement:
     def __post_init__(self) -> None:
         require(is_text(self.site, NAME), "a site's name is a-z, 0-9 and -", Endorsement)
         require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", Endorsement)
-
-
-@dataclass(frozen=True)
-class LedgerHead:
-    """The head of a site's ledger under its own signature, and the head that others are known to hold of it."""
-
-    party_key: bytes
-    counter: int
-    head: bytes
-    time: str
-    signature: bytes
-    previous_counter: int
-    previous_head: bytes
-
-    def __post_init__(self) -> None:
-        require(is_bytes(self.party_key, IDENTITY_BYTES), "an identity has 32 bytes", LedgerHead)
-        require(is_number(self.counter, 1), "entries count from 1", LedgerHead)
-        require(is_number(self.previous_counter), "a counter is a number", LedgerHead)
-        heads = is_bytes(self.head, _HEAD_BYTES) and is_bytes(self.previous_head, _HEAD_BYTES)
-        require(heads, "a head has 32 bytes", LedgerHead)
-        require(is_text(self.time, _TIME), "a time is in UTC", LedgerHead)
-        require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", LedgerHead)
-
-    def verify(self) -> None:
-        """Return nothing if the party signed this counter and head. Raises CryptoError."""
-        Identity(self.party_key).verify(self.signature, Purpose.LEDGER, self.counter.to_bytes(8), self.head)
-
-
-@dataclass(frozen=True)
-class Countersignature:
-    """A receipt: the signature of `peer_key` over the head at `counter` of the ledger of `party_key`."""
-
-    party_key: bytes
-    peer_key: bytes
-    counter: int
-    signature: bytes
-
-    def __post_init__(self) -> None:
-        keys = is_bytes(self.party_key, IDENTITY_BYTES) and is_bytes(self.peer_key, IDENTITY_BYTES)
-        require(keys, "an identity has 32 bytes", Countersignature)
-        require(is_number(self.counter, 1), "entries count from 1", Countersignature)
-        require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", Countersignature)
-
-
-@dataclass(frozen=True)
-class HeldHead:
-    """A peer's other answer: the last head of `party_key` that it holds, under that party's own signature."""
-
-    party_key: bytes
-    peer_key: bytes
-    counter: int
-    head: bytes
-    signature: bytes
-
-    def __post_init__(self) -> None:
-        keys = is_bytes(self.party_key, IDENTITY_BYTES) and is_bytes(self.peer_key, IDENTITY_BYTES)
-        require(keys, "an identity has 32 bytes", HeldHead)
-        require(is_number(self.counter, 1), "entries count from 1", HeldHead)
-        require(is_bytes(self.head, _HEAD_BYTES), "a head has 32 bytes", HeldHead)
-        require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", HeldHead)
 
 
 @dataclass(frozen=True)

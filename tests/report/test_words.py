@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from secure_triplay.errors import RunError
 from secure_triplay.report import words
 from secure_triplay.report.summary import Summary, from_json
 
@@ -96,9 +97,22 @@ def test_the_statement_for_all_sites_is_that_of_the_site_that_spent_most(content
     assert words.spent(from_json(json.dumps(content))).epsilon == 9.5
 
 
-def test_server_with_one_site_is_always_named_as_unprotected(summary: Summary, unsafe: Summary) -> None:
+def test_server_with_one_site_is_named_as_unprotected_where_nothing_is_masked(
+    summary: Summary, unsafe: Summary
+) -> None:
     for run in (summary, unsafe):
         assert any(limit.title == "The server together with one site" for limit in words.limits(run))
+
+
+def test_masked_runs_name_the_smallest_coalition_that_may_read_an_update(content: dict[str, Any]) -> None:
+    content["federation"] |= {"aggregation": "masked", "colluders": 1, "threshold": 3}
+    (limit,) = [each for each in words.limits(from_json(json.dumps(content))) if "The server" in each.title]
+    assert limit.title == "The server together with 2 sites"
+    assert "up to 1 of the" in limit.text
+    assert "differential privacy" in limit.text
+    for wrong in ({"aggregation": "shared-key"}, {"colluders": None}, {"threshold": None}):
+        with pytest.raises(RunError):
+            from_json(json.dumps(content | {"federation": content["federation"] | wrong}))
 
 
 def test_without_dp_the_first_limit_is_what_the_adapter_reveals(unsafe: Summary) -> None:
