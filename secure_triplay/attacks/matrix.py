@@ -142,5 +142,15 @@ def _epsilon(content: dict[str, Any]) -> tuple[str, str]:
     return str(content.get("verdict", "invalid")), f"epsilon at least {bound:.2f}, claimed {claimed:g}"
 
 
-_CONCLUSIONS = {"planted-bugs": _planted, "epsilon": _epsilon}
+def _collusion(content: dict[str, Any]) -> tuple[str, str]:
+    arms, setting = content.get("arms", {}), content.get("setting", {})
+    got = [arms.get(arm, {}).get("psnr_db", math.nan) for arm in ("t-1 sites", "t sites")]
+    return (
+        str(content.get("verdict", "invalid")),
+        f"PSNR {got[0]:.1f} dB against {setting.get('threshold', 0) - 1} sites and the server, the mean image's; "
+        f"{got[1]:.1f} dB against {setting.get('threshold')}",
+    )
+
+
+_CONCLUSIONS = {"planted-bugs": _planted, "epsilon": _epsilon, "collusion": _collusion}
 """Audits with a command of their own: their result -> verdict, and one line of figures."""

@@ -30,6 +30,7 @@ ATTACKS: dict[str, str] = {
 AUDITS: dict[str, str] = {
     "epsilon": "secure-triplay audit epsilon STUDY.yaml",
     "planted-bugs": "secure-triplay audit planted --out DIR",
+    "collusion": "secure-triplay audit collusion --out DIR",
 }
 """Audits with a command of their own, which `attack` does not run."""
 

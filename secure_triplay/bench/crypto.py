@@ -110,13 +110,23 @@ def run_crypto_bench(
                      "update_std": UPDATE_STD, "range": RANGE_STDS * UPDATE_STD, "seed": seed},
         "rows": rows,
         "ratios": [_ratio(ours, usual) for ours, usual in zip(rows[::2], rows[1::2], strict=True)],
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system(),
-                    "omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "load_before": round(before, 2),
-                    "load_after": round(os.getloadavg()[0], 2)},
+        "machine": machine(before),
         "versions": {"python": platform.python_version(), "numpy": np.__version__,
                      "tenseal": version("tenseal")},
         "wall_s": round(time.perf_counter() - started, 1),
     }  # fmt: skip
+
+
+def machine(load_before: float) -> dict[str, Any]:
+    """On what it was measured, and how busy that was."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "load_before": round(load_before, 2),
+        "load_after": round(os.getloadavg()[0], 2),
+    }
 
 
 def update_of(site: int, n_params: int, seed: int) -> Delta:

@@ -179,6 +179,55 @@ def audit_server_blindness(
     raise typer.Exit(0 if result["verdict"] == "pass" else 1)
 
 
+@app.command("collusion", epilog="Example:  secure-triplay audit collusion --out audits/collusion")
+def audit_collusion(
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for result.json, a page and pictures; it must not exist.", show_default=False
+        ),
+    ],
+    study_file: Annotated[
+        Path, typer.Argument(metavar="[STUDY.YAML]", help="Whose model and images are attacked.")
+    ] = Path("configs/demo.yaml"),
+    quick: Annotated[bool, typer.Option("--quick", help="Three images instead of six.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes images and rounding; keys are fresh.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Attack one site with all that the server and other sites hold: without masks, against t-1 sites and t.
+
+    Exit code 0: t-1 sites and the server get the mean image. 1: they get more. 2: an attack that has to succeed did
+    not, so that nothing is shown.
+    """
+    from secure_triplay.attacks.collusion import audit_collusion as measure
+    from secure_triplay.config import load_study
+    from secure_triplay.prepare import fetch_assets
+    from secure_triplay.report.collusion_page import write_collusion_page
+    from secure_triplay.runfolder import run_folder
+
+    study = load_study(study_file)
+    fetch_assets(study)
+    with _bar("attacking", as_json) as tell, run_folder(out) as folder:
+        result = measure(study, folder, seed, quick, tell)
+        write_collusion_page(result, folder)
+    if as_json:
+        print_json(result)
+    else:
+        sys.stdout.write(_collusion_text(result) + f"Written to {out}\n")
+    raise typer.Exit({"pass": 0, "fail": 1}.get(result["verdict"], 2))
+
+
+def _collusion_text(result: dict[str, Any]) -> str:
+    lines = [f"{result['verdict'].upper()}: {result['reason']}"]
+    for arm, got in result["arms"].items():
+        lines.append(
+            f"{arm + ':':12} {got['psnr_db']:5.1f} dB PSNR, {got['ssim']:.2f} SSIM, "
+            f"record named {got['named']} of {got['tries']} times, masks left {got['masks_left']}"
+        )
+    lines.append(f"{'mean image:':12} {result['mean_image']['psnr_db']:5.1f} dB PSNR")
+    return "\n".join(lines) + "\n"
+
+
 def _server_bytes(result: dict[str, Any]) -> int:
     return sum(size for where, size in result["searched"].items() if "client" not in where)
 

@@ -51,6 +51,29 @@ def bench_crypto(
         Console().print(masking_table(result["masking"]))
 
 
+@app.command("masking", epilog="Example:  secure-triplay bench masking --out audits/masking-bench")
+def bench_masking(
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smallest size only, in seconds instead of minutes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What masks cost: a round without them, with them, and Flower's SecAgg+, on the same updates."""
+    from secure_triplay.bench.masking import masking_table, plot_masking_bench, run_masking_bench
+
+    with Console(stderr=True).status("measuring"):
+        result = run_masking_bench(quick=quick)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        plot_masking_bench(result, out / "bench.svg")
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(masking_table(result))
+
+
 @app.command("backbone", epilog="Example:  secure-triplay bench backbone --out audits/backbone-memory")
 def bench_backbone(
     out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None, as_json: AsJson = False

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import shamirs
+import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,6 +181,10 @@ def test_the_keystream_is_chacha20_of_rfc_8439():
     words = zero_words(masked_codec(n_sites=2, value_bits=9, n_params=1, limit=1.0))
     add_masks(words, [(bytes(32), False)])
     assert words[:2].tobytes().hex() == "76b8e0ada0f13d90405d6ae55386bd28"
+
+
+def test_the_field_of_shares_is_the_largest_prime_of_128_bits():
+    assert sympy.prevprime(2**128) == PRIME
 
 
 def test_secrets_are_shared_as_the_library_shares_and_reads_them():
