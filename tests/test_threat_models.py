@@ -20,6 +20,7 @@ NAMES = {
     "malicious-site",
     "network-observer",
     "server-disk-insider",
+    "server-with-few-sites",
     "server-with-one-site",
 }
 

@@ -46,6 +46,8 @@ class Defence(StrEnum):
     """What a claim may rest on."""
 
     ENCRYPTION = "encryption"
+    MASKS = "masks"
+    """Masks that cancel in the sum of the sites alone (`crypto.masking`)."""
     DP = "dp"
     VERIFICATION = "verification"
     """Signatures and the MAC of a sum, checked before anything is decrypted."""

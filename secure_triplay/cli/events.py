@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-_QUIET = frozenset({"encoding", "received", "train", "witness", "stopped", "started", "waiting"})
+_QUIET = frozenset(
+    {"encoding", "received", "train", "witness", "unmask", "members", "stopped", "started", "waiting"}
+)
 
 
 def say(out: Console, event: dict[str, Any]) -> None:
