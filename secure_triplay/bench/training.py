@@ -7,7 +7,7 @@ same Poisson samples from one seeded stream, and the two private ones add the sa
 can be compared; a seeded stream is for benches and protects nobody.
 
 The one pass that fills the cache is measured too, and charged to ours in `with_cache`, over the rounds of the study.
-Rates are of processor time on the given number of threads: on a busy machine the wall clock tells of others.
+Seconds are by the clock, and steps take turns: on a busy machine only the ratios mean something, and they little.
 """
 
 from __future__ import annotations
