@@ -14,29 +14,39 @@ from rich.table import Table
 
 HOLE = "–"
 _COLUMNS = (
-    *("accu-\nracy", "±", "seeds", "worst\nsite", "worst\npublic", "head", "mid", "tail", "worst\nclass"),
-    *("KB\nup", "KB\ndown", "CPU\ns", "rounds\nto", "CPU s\nto", "peak\nMB"),
+    "accu-\nracy",
+    "±",
+    "seeds",
+    "worst\nsite",
+    "worst\npublic",
+    "head",
+    "mid",
+    "tail",
+    "worst\nclass",
 )
+_COSTS = ("KB\nup", "KB\ndown", "CPU s\nin all", "rounds to\ntarget", "CPU s to\ntarget", "peak\nMB")
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """A table for each data set, a line for each method; fits 110 columns."""
+    """Two tables for each data set, accuracy and costs, a line for each method; they fit 80 columns."""
     reasons = {entry["data"]: entry["reason"] for entry in result["skipped"]}
     found = []
     for data in result["data"]:
         rows = {row["method"]: row for row in result["rows"] if row["data"] == data}
-        table = Table(
-            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=data, title_justify="left"
-        )
-        table.add_column("method", min_width=12)
-        for title in _COLUMNS:
-            table.add_column(title, justify="right")
-        for name in result["methods"]:
-            row = rows.get(name)
-            table.add_row(name, *([HOLE] * len(_COLUMNS) if row is None else _figures(row)))
-        if data in reasons:
-            table.caption, table.caption_justify = f"not measured: {reasons[data]}", "left"
-        found.append(table)
+        parts = ((data, _COLUMNS, _figures), (f"{data}: what it costs", _COSTS, _costs))
+        for title, columns, figures in parts:
+            table = Table(
+                box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left"
+            )
+            table.add_column("method", min_width=12)
+            for column in columns:
+                table.add_column(column, justify="right")
+            for name in result["methods"]:
+                row = rows.get(name)
+                table.add_row(name, *([HOLE] * len(columns) if row is None else figures(row)))
+            if data in reasons:
+                table.caption, table.caption_justify = f"not measured: {reasons[data]}", "left"
+            found.append(table)
     return found
 
 
@@ -51,6 +61,11 @@ def _figures(row: dict[str, Any]) -> list[str]:
         _percent(row["middle_mean"]),
         _percent(row["tail_mean"]),
         _percent(row["worst_class_mean"]),
+    ]
+
+
+def _costs(row: dict[str, Any]) -> list[str]:
+    return [
         *(_thousands(row["rounds"] * (row.get(key) or 0)) for key in ("upload_bytes", "download_bytes")),
         f"{row['cpu_seconds_mean']:.0f}",
         *(_or_hole(row.get(key)) for key in ("rounds_to_target", "cpu_seconds_to_target")),
@@ -73,7 +88,7 @@ def _percent(value: float | None) -> str:
 def write_table(result: dict[str, Any], path: Path) -> None:
     """The tables as plain text, with what their columns mean."""
     out = io.StringIO()
-    console = Console(file=out, width=110, color_system=None)
+    console = Console(file=out, width=100, color_system=None)
     for table in tables(result):
         console.print(table)
     console.print(
