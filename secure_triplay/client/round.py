@@ -127,10 +127,11 @@ class ApprovedSum:
 
 @dataclass(frozen=True)
 class Learned:
-    """What this site learned in a round, as integers (n_params,) in [0, 2 levels], and how long that took."""
+    """What this site learned in a round, as the codec's integers, and how long training and masking it took."""
 
     integers: Integers
     train_s: float = 0.0
+    mask_s: float = 0.0
 
 
 def learn(me: Member, state: GlobalState) -> Learned:
@@ -174,7 +175,7 @@ def seal(me: Member, round_number: int, learned: Learned, members: bytes = b"") 
         "uploaded" if me.counts_in(round_number) is None else "counted",
         round=round_number,
         train_s=learned.train_s,
-        encode_encrypt_s=time.perf_counter() - started,
+        encode_encrypt_s=time.perf_counter() - started + learned.mask_s,
         upload_bytes=len(content),
     )
     return content

@@ -16,6 +16,7 @@ epoch's key is destroyed: whether a forged sum was accepted is an oracle on the 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -210,8 +211,10 @@ class Session:
                 fix="nothing was trained; the operator decides whether the policy or the study has to change",
             )
         learned = self._learned(me, number)
+        started = time.perf_counter()
         masked, with_whom = self._masks.mask(number, members, learned.integers)
-        upload = seal(me, number, replace(learned, integers=masked), with_whom)
+        sealed = replace(learned, integers=masked, mask_s=time.perf_counter() - started)
+        upload = seal(me, number, sealed, with_whom)
         self._vault.save("upload", _ROUND.pack(number) + upload)
         me.accounts.settle(reservation, upload)  # on disk before anything leaves
         self._vault.destroy("update")
