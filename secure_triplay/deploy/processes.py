@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from secure_triplay.errors import RunError
 from secure_triplay.federation.processes import last_lines, stop_group
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 1.0, 60.0, 120.0
+_LASTING_PAUSE_S = 8.0
+"""A SuperLink takes a SuperNode that was killed for connected for a minute, and until then refuses the next one."""
 
 
 @dataclass
@@ -75,7 +78,8 @@ class Kept:
             self._due = time.monotonic() + self._pause_s
             self.restarts += 1
             notify(f"{self.name} ended with code {code}; it is started again in {self._pause_s:.0f} s")
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            longest_s = _LASTING_PAUSE_S if self.lasting else _LONGEST_PAUSE_S
+            self._pause_s = min(2 * self._pause_s, longest_s)
         if time.monotonic() >= self._due:
             self.start()
 
@@ -92,20 +96,20 @@ class Kept:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._pid_file.write_text(str(self._process.pid))
+        self._note_file.write_text(json.dumps({"pid": self._process.pid, "command": self.command}))
         self._started = time.monotonic()
 
     @property
-    def _pid_file(self) -> Path:
+    def _note_file(self) -> Path:
         return self.folder / f"{self.name}.pid"
 
     def _end_leftover(self) -> None:
-        """End the process that is noted, if it runs the very command: two of them would share ports and books."""
-        with suppress(OSError, ValueError):
-            pid = int(self._pid_file.read_text())
-            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1][-len(self.command) :] == [
-                word.encode() for word in self.command
-            ]:
+        """End the process that was noted, if it still is that one: two of them would share a key, ports and books."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            noted = json.loads(self._note_file.read_text())
+            pid, command = int(noted["pid"]), [word.encode() for word in noted["command"]]
+            running = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+            if command and running[-len(command) :] == command:
                 os.killpg(pid, signal.SIGKILL)
                 while Path(f"/proc/{pid}").exists() and not _is_zombie(pid):
                     time.sleep(0.05)

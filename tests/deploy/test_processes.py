@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -50,6 +52,38 @@ def test_what_has_done_its_work_is_not_started_again(tmp_path):
     look_until(one, lambda: one.ended)
     one.look(print)
     assert (one.pid, one.restarts) == (None, 0)
+
+
+def test_what_is_lasting_is_started_again_also_where_it_says_that_all_is_well(tmp_path):
+    one = kept(tmp_path, "pass")
+    one.lasting, one._pause_s = True, 0.05
+    look_until(one, lambda: one.restarts >= 2)
+    assert not one.ended
+    one.stop()
+
+
+def test_what_a_killed_supervisor_left_behind_is_ended_before_another_one_starts(tmp_path):
+    first = kept(tmp_path, "import time; time.sleep(60)")
+    first.start()
+    left = first.pid
+    second = Kept("thing", [sys.executable, "-c", "import time; time.sleep(61)"], tmp_path, dict(os.environ))
+    second.start()
+    assert first.pid is None
+    assert second.pid not in (None, left)
+    second.stop()
+
+
+def test_a_number_that_is_another_process_now_is_left_alone(tmp_path):
+    bystander = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
+    )
+    one = kept(tmp_path, "import time; time.sleep(62)")
+    (tmp_path / "thing.pid").write_text(json.dumps({"pid": bystander.pid, "command": one.command}))
+    one.start()
+    assert bystander.poll() is None
+    one.stop()
+    bystander.kill()
+    bystander.wait()
 
 
 def test_an_error_in_words_is_passed_on_instead_of_repeated(tmp_path):
