@@ -3,7 +3,7 @@
 Everything that a worker needs to go on after `kill -9` is in the vault before the reply leaves:
 
     state     adapter and optimiser after the last applied round
-    update    what was learned in the current round, until it is encrypted: nothing is trained twice
+    update    what was learned in the current round, until its sum is applied: nothing is trained twice
     upload    the update of the current round, masked and encrypted: a retry sends the same bytes
     sum       the sum that this site verified and signed, until a quorum allows to open it
     signed    which sum it signed in each round (one a round and epoch, for good), and how many checks failed
@@ -15,6 +15,7 @@ epoch's key is destroyed: whether a forged sum was accepted is an oracle on the 
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import time
 from collections.abc import Iterator
@@ -182,8 +183,10 @@ class Session:
         again, self._asked = self._asked == number, number
         reservation = me.accounts.reserved(number)
         kept = self._kept("upload", number)
+        carried = self._vault.load("carried") == _ROUND.pack(number)
         if kept is not None and reservation is not None:
-            me.accounts.settle(reservation, kept)
+            if not carried:
+                me.accounts.settle(reservation, kept)
             return kept
         if not self._masks.joins(number, members):
             me.note("waiting", round=number, what="this site was not there when the round's masks were made")
@@ -193,7 +196,7 @@ class Session:
         if reservation is None:
             me.note("waiting", round=number, what="nothing was reserved for this round yet")
             return b""
-        if reservation.released_sha256 is not None:
+        if reservation.released_sha256 is not None and not carried:
             raise PrivacyError(
                 f"round {number} was trained and sent, and what was sent is lost here",
                 where="vault",
@@ -216,12 +219,19 @@ class Session:
         sealed = replace(learned, integers=masked, mask_s=time.perf_counter() - started)
         upload = seal(me, number, sealed, with_whom)
         self._vault.save("upload", _ROUND.pack(number) + upload)
-        me.accounts.settle(reservation, upload)  # on disk before anything leaves
-        self._vault.destroy("update")
+        if carried:
+            me.accounts.decided(
+                f"update of round {number} encrypted anew for epoch {me.plan.epoch}: {_hash(upload)}"
+            )
+        else:
+            me.accounts.settle(reservation, upload)  # on disk before anything leaves
         return upload
 
     def _learned(self, me: Member, number: int) -> Learned:
-        """What is learned in this round: once, since two values under one mask would show their difference."""
+        """What is learned in this round: once, since two values under one mask would show their difference.
+
+        Also where the round goes on under the next epoch's key.
+        """
         kept = self._kept("update", number)
         if kept is not None:
             return Learned(np.frombuffer(kept, "<i4").astype(np.int64))
@@ -307,6 +317,7 @@ class Session:
         self._settle_on(total.verified.message)
         me.accounts.closed(total.verified.message)
         self._vault.save("state", state.to_bytes())
+        self._vault.destroy("update")
         self.state = state
         self._masks.close(state.round)
 
@@ -353,3 +364,19 @@ class Session:
                 fix="look into the server; the study goes on with a new key epoch",
             )
         return self._me
+
+
+def carry_update(vault: Vault, later: Vault, state: GlobalState) -> None:
+    """Take what was sent in a round that never closed into the next epoch, whose key encrypts it anew.
+
+    The released values stay the same, so nothing is charged for it; without this the round could not go on here.
+    """
+    number = _ROUND.pack(state.round + 1)
+    kept, sent = vault.load("update"), vault.load("upload")
+    if kept is not None and sent is not None and kept[: len(number)] == sent[: len(number)] == number:
+        later.save("update", kept)
+        later.save("carried", number)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

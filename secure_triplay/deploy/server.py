@@ -19,7 +19,6 @@ from secure_triplay.deploy.serverapp import (
     FOLDER_VARIABLE,
     PAUSE,
     PAUSED,
-    PLAN,
     RUNNING,
     epoch_folder,
 )
@@ -214,14 +213,15 @@ def stop_study(folder: ServerFolder, *, patience_s: float = 600.0, now: bool = F
 def change_roster(
     folder: ServerFolder, *, add: list[Path] | None = None, remove: list[str] | None = None
 ) -> StudyBundle:
-    """Begin a new key epoch, between two rounds. Raises RunError where a round may be half done."""
-    rounds = folder.path / ROUNDS
-    begun = (epoch_folder(folder, folder.bundle.epoch) / PLAN).exists()
-    if is_running(folder) or finished(folder) or (begun and not (rounds / PAUSED).exists()):
+    """Begin a new key epoch after the last round that a quorum signed; an open one is repeated under the new key.
+
+    Raises RunError while a round may be going on, or after the last one.
+    """
+    if is_running(folder) or finished(folder):
         raise RunError(
-            "a new key epoch begins between two rounds, and this study is in one, or has ended",
+            "the study is running" if is_running(folder) else "the study has ended",
             where=str(folder.path),
-            fix="secure-triplay study stop --dir DIR, and then again (`study run` first, if it was killed)",
+            fix="secure-triplay study stop --dir DIR (`--now`, where a round does not end), and then again",
         )
     return folder.next_epoch(add=add, remove=remove)
 

@@ -62,7 +62,10 @@ class Before:
 
     @classmethod
     def of(cls, folder: ServerFolder, epoch: int) -> Before:
-        """What lies before an epoch: the last one that had a key. Raises RunError where its last round is open."""
+        """What lies before an epoch: the last one that had a key, up to the last sum that a quorum signed.
+
+        A sum without these signatures was opened nowhere, and its key ends with its epoch: that round is repeated.
+        """
         for earlier in sorted(folder.epochs, reverse=True):
             own = epoch_folder(folder, earlier)
             if earlier >= epoch or not (own / PLAN).exists():
@@ -70,10 +73,8 @@ class Before:
             plan = SessionPlan.from_bytes(read_public(own / PLAN, "plan", "restore the server's folder"))
             archive = Archive(own / CLOSED_FOLDER, plan)
             names = frozenset(site.name for site in plan.sites)
-            if archive.last is None:
-                return cls(cls.of(folder, earlier).base, earlier, archive, names)
-            archive.closed(archive.last)  # it has its signatures
-            return cls(archive.last, earlier, archive, names)
+            last = archive.last_signed
+            return cls(cls.of(folder, earlier).base if last is None else last, earlier, archive, names)
         return cls()
 
 

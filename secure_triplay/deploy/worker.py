@@ -32,7 +32,7 @@ from secure_triplay.client.masks import forget_masks
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.published import Published
 from secure_triplay.client.round import Member, Trains
-from secure_triplay.client.session import Session
+from secure_triplay.client.session import Session, carry_update
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
@@ -238,6 +238,7 @@ class SiteWorker:
             )
         if state is not None:  # before anything says that the epoch is another: a restart goes on either way
             self._vault(bundle.epoch).save(_START_STATE, state.to_bytes())
+            carry_update(self._vault(current.epoch), self._vault(bundle.epoch), state)
         self._joined = succeed(self._site, self._joined, bundle, message.bundle)
         self._end_epoch(current)
         self._begin_epoch()
@@ -248,7 +249,8 @@ class SiteWorker:
         """What this site goes on from in the next epoch, also where this one never got a key."""
         if self._session is not None:
             return self._session.state
-        kept = self._vault(self._ceremony.epoch).load(_START_STATE)
+        vault = self._vault(self._ceremony.epoch)
+        kept = vault.load("state") or vault.load(_START_STATE)
         return None if kept is None else GlobalState.from_bytes(kept)
 
     def _end_epoch(self, ended: SiteCeremony) -> None:

@@ -75,6 +75,14 @@ class Archive:
         """Whether a quorum's signatures lie here for a round's sum."""
         return self._path(round, "approvals").exists()
 
+    @property
+    def last_signed(self) -> int | None:
+        """The last round whose sum a quorum signed, if there is one: a later sum was never opened by anybody."""
+        last = self.last
+        while last is not None and not self.is_signed(last):
+            last = last - 1 if self._path(last - 1, "sum").exists() else None
+        return last
+
     def closed(self, round: int) -> Closed:
         """A round's sum with the signatures under it and, where it is masked, its seeds.
 

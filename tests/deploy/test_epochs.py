@@ -29,6 +29,7 @@ from secure_triplay.federation.ceremony import Deliver
 from secure_triplay.federation.handover import StateGiven
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.ledger.ledger import TRAINING, Ledger
+from secure_triplay.wire import Witness
 
 from .conftest import Federation
 from .light_worker import N_PARAMS, Fixed, update_of
@@ -275,11 +276,94 @@ def test_workers_that_start_again_from_their_folders_go_on_in_every_epoch(grid):
     assert np.abs(found[0] - expected(grid)).max() < ROUNDS * 0.01 / 2**8
 
 
-def test_the_roster_does_not_change_in_the_middle_of_a_round(grid):
+def test_the_roster_does_not_change_while_the_study_runs(grid, monkeypatch):
     grid.run(until=1)
-    (grid.made.server.path / "rounds" / PAUSED).unlink()  # as after `kill -9`
-    with pytest.raises(RunError, match="between two rounds"):
+    monkeypatch.setattr("secure_triplay.deploy.server.is_running", lambda folder: True)
+    with pytest.raises(RunError, match="running"):
         change_roster(grid.made.server)
+
+
+def stopped_in_round_2(grid: DictionaryGrid, kind: type) -> None:
+    """`kill -9` of the server when it first sends such a message of round 2: that round stays open."""
+
+    def until(site: str, request: bytes) -> bytes:
+        if request[5:6] == bytes([kind.kind]) and kind.from_bytes(request).round == 2:
+            raise KeyboardInterrupt
+        return request
+
+    plain, grid.alter = grid.alter, until
+    with pytest.raises(KeyboardInterrupt):
+        grid.run(until=4)
+    grid.alter = plain
+
+
+def charged(grid: DictionaryGrid, name: str) -> list[int]:
+    with Ledger.open(grid.made.sites[name].ledger, None) as ledger:
+        return sorted(one.round for one in ledger.books.reservations.values() if one.what == TRAINING)
+
+
+def test_an_open_round_does_not_keep_the_roster_from_changing_and_is_repeated_without_a_second_charge(grid):
+    """All sites sent their updates, the sum was made, and nobody signed it; then a site is gone for good."""
+    stopped_in_round_2(grid, Witness)
+    sent = {name: vault(grid, name, 1).load("upload") for name in NAMES[:3]}
+    assert all(sent.values())
+    grid.stop("south")
+    change_roster(grid.made.server, remove=["south"])
+    grid.run()
+    found = adapters(grid, "north", "east")
+    assert (found[0] == found[1]).all()
+    total = sum(
+        np.mean([update_of(name) for name in names], axis=0)
+        for names in [NAMES[:3], NAMES[:2], NAMES[:2], NAMES[:2]]
+    )
+    assert np.abs(found[0] - total).max() < ROUNDS * 0.01 / 2**8
+    assert charged(grid, "north") == charged(grid, "east") == [1, 2, 3, 4]
+
+
+def test_what_a_site_sends_again_under_a_new_key_are_the_very_integers_that_it_released_before(grid):
+    stopped_in_round_2(grid, Witness)
+    before = {name: vault(grid, name, 1).load("update") for name in NAMES[:3]}
+    uploads = {name: vault(grid, name, 1).load("upload") for name in NAMES[:3]}
+    change_roster(grid.made.server)
+    grid.alter = lambda site, request: request
+    stopped_in_round_2(grid, Witness)
+    for name in NAMES[:3]:
+        assert vault(grid, name, 2).load("update") == before[name] is not None
+        assert vault(grid, name, 2).load("upload") not in (None, uploads[name])
+        assert vault(grid, name, 1).load("update") is None
+
+
+def test_a_study_may_be_stopped_and_lose_a_site_that_never_came(grid):
+    """The first ceremony waits for south; it is stopped, and the study goes on without that site."""
+    grid.stop("south")
+    rounds = grid.made.server.path / "rounds"
+    plain = grid.push_messages
+
+    def stop_when_it_waits(messages: Iterable) -> list[str]:
+        pushed = plain(messages)
+        (rounds / PAUSE).write_bytes(b"")
+        return pushed
+
+    grid.push_messages = stop_when_it_waits
+    run_study(grid, grid.made.server)
+    grid.push_messages = plain
+    assert (rounds / PAUSED).exists()
+    change_roster(grid.made.server, remove=["south"])
+    grid.run()
+    assert grid.made.survivors() == [["east", "north"]] * ROUNDS
+    found = adapters(grid, "north", "east")
+    assert (found[0] == found[1]).all()
+    assert np.abs(found[0] - expected(grid)).max() < ROUNDS * 0.01 / 2**8
+
+
+def test_the_coordinator_is_told_for_whom_the_ceremony_waits(grid, monkeypatch):
+    grid.stop("south")
+    monkeypatch.setattr("secure_triplay.deploy.epochstart._WAITING_S", 0.05)
+    with pytest.raises(RunError, match="south did not answer") as found:
+        grid.run()
+    assert "study remove" in found.value.fix
+    monkeypatch.setattr("secure_triplay.deploy.server.is_running", lambda folder: True)
+    assert "waits for south" in status(grid.made.server)["waiting"]
 
 
 def test_status_tells_where_the_study_stands(grid):
