@@ -48,6 +48,8 @@ class Federation:
     server: ServerFolder
     sites: dict[str, SiteFolder]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    inside: dict[str, str] = field(default_factory=dict)
+    """The network namespace that a process runs in, by its name."""
 
     @classmethod
     def make(
@@ -58,6 +60,7 @@ class Federation:
         names: tuple[str, ...] = NAMES,
         enrolled: tuple[str, ...] = (),
         deadline_s: float = 60.0,
+        host: str = "127.0.0.1",
     ) -> Federation:
         policy = yaml.safe_load((ROOT / "configs" / "policies" / "public-data.yaml").read_text())
         policy["delta"]["most_records"] = 2000
@@ -72,7 +75,7 @@ class Federation:
             folder / "coordinator",
             folder / "study.yaml",
             files,
-            server=f"127.0.0.1:{free_port()}",
+            server=f"{host}:{free_port()}",
             rules=Rules(quorum=len(files) // 2 + 1, deadline_s=deadline_s),
         )
         made = cls(folder, server, sites)
@@ -105,7 +108,7 @@ class Federation:
     def start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, str(HERE / "federation_process.py"), *command],
+                [*self._prefix(name), sys.executable, str(HERE / "federation_process.py"), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -113,8 +116,11 @@ class Federation:
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
 
-    def start_server(self) -> None:
-        self.start("server", "server", str(self.server.path))
+    def _prefix(self, name: str) -> list[str]:
+        return ["ip", "netns", "exec", self.inside[name]] if name in self.inside else []
+
+    def start_server(self, *host: str) -> None:
+        self.start("server", "server", str(self.server.path), *host)
         self.until(lambda: "lets in" in self.said("server"))
 
     def start_site(self, name: str, *superlink: str) -> None:

@@ -1,4 +1,4 @@
-"""One process of a test's federation: python federation_process.py server|site|run FOLDER [SUPERLINK]."""
+"""One process of a test's federation: python federation_process.py server|site|run FOLDER [HOST, SUPERLINK]."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     kind, folder = sys.argv[1], Path(sys.argv[2])
     if kind == "server":
-        start_server(ServerFolder.open(folder), say, host="127.0.0.1")
+        start_server(ServerFolder.open(folder), say, host=(sys.argv[3:] or ["127.0.0.1"])[0])
     elif kind == "run":
         run_study(ServerFolder.open(folder), say)
     else:

@@ -19,8 +19,12 @@ from .light_worker import N_PARAMS, update_of
 
 ROUNDS, SEED = 3, 7
 VICTIMS = ("worker", "supernode", "site", "serverapp", "summing", "superlink", "supervisor")
-STEPS = 26
-"""How many things the server notes in an undisturbed study of three rounds, or fewer."""
+STEPS = (
+    ("offer", None),
+    ("sealed", None),
+    *((step, n) for n in range(1, ROUNDS + 1) for step in ("train", "received", "witness")),
+)
+"""What the server notes in turn, of the key ceremony and of each round; somebody dies right after one of them."""
 
 
 def processes(*parts: str) -> list[psutil.Process]:
@@ -61,17 +65,18 @@ def kill(made: Federation, victim: str, site: str) -> bool:
     return bool(found)
 
 
-def noted(made: Federation) -> int:
-    """How many things the server has noted."""
+def has_come_to(made: Federation, step: tuple[str, int | None]) -> bool:
+    """Whether the server has noted a step."""
     logs = (made.server.path / "rounds").glob("epoch-*/*.jsonl")
-    return sum(log.read_text().count("\n") for log in logs)
+    events = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    return any((event["event"], event.get("round")) == step for event in events)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A finished study in which everything was killed once, and who was."""
     schedule = random.Random(SEED)
-    moments = sorted(schedule.sample(range(3, STEPS), len(VICTIMS)))
+    steps = sorted(schedule.sample(STEPS, len(VICTIMS)), key=STEPS.index)
     victims = schedule.sample(VICTIMS, len(VICTIMS))
     made, killed = Federation.make(tmp_path_factory.mktemp("federation"), rounds=ROUNDS), []
     with running(made):
