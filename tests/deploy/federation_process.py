@@ -12,8 +12,6 @@ from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
 
-WORKER = Path(__file__).with_name("light_worker.py")
-
 
 def say(event: dict) -> None:
     print(event, flush=True)
@@ -29,7 +27,7 @@ def main() -> None:
     else:
         site = SiteFolder.open(folder)
         joined = JoinedStudy.open(site)
-        command = [sys.executable, str(WORKER), str(site.path), joined.study.study]
+        command = [sys.executable, "-m", "secure_triplay.deploy.light", str(site.path), joined.study.study]
         start_site(site, joined, say, worker_command=command, superlink=(sys.argv[3:] or [None])[0])
 
 

@@ -21,6 +21,7 @@ from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import load_keys
 from secure_triplay.client.vault import Vault
 from secure_triplay.deploy.ceremony import RECIPIENT
+from secure_triplay.deploy.light import N_PARAMS, Fixed, update_of
 from secure_triplay.deploy.server import change_roster, finished, status
 from secure_triplay.deploy.serverapp import FINISHED, PAUSE, PAUSED, epoch_folder, run_study
 from secure_triplay.deploy.worker import STATE, SiteWorker
@@ -32,7 +33,6 @@ from secure_triplay.ledger.ledger import TRAINING, Ledger
 from secure_triplay.wire import Witness
 
 from .conftest import Federation
-from .light_worker import N_PARAMS, Fixed, update_of
 
 NAMES = ("north", "east", "south", "west")
 ROUNDS = 4

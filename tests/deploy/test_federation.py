@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
+from secure_triplay.deploy.light import N_PARAMS, update_of
 from secure_triplay.ledger.ledger import TRAINING, Ledger
 
 from .conftest import NAMES, Federation, running
-from .light_worker import N_PARAMS, update_of
 
 ROUNDS, SEED = 3, 7
 VICTIMS = ("worker", "supernode", "site", "serverapp", "summing", "superlink", "supervisor")
@@ -46,7 +46,7 @@ def kill(made: Federation, victim: str, site: str) -> bool:
     """`kill -9` for one process; whether there was one."""
     folder = str(made.sites[site].path)
     found = {
-        "worker": lambda: processes("light_worker.py", folder),
+        "worker": lambda: processes("secure_triplay.deploy.light", folder),
         "supernode": lambda: processes("flower-supernode", folder),
         "site": lambda: processes("federation_process.py", folder),
         "serverapp": lambda: serverapp(made),
@@ -84,10 +84,8 @@ def study(tmp_path_factory):
         for name in NAMES:
             made.start_site(name)
         made.start_run()
-        for moment, victim in zip(moments, victims, strict=True):
-            made.until(
-                lambda moment=moment: noted(made) >= moment or made.processes["run"].poll() is not None
-            )
+        for step, victim in zip(steps, victims, strict=True):
+            made.until(lambda step=step: has_come_to(made, step))
             site = schedule.choice(NAMES)
             made.until(lambda v=victim, s=site: kill(made, v, s) or made.processes["run"].poll() is not None)
             killed.append((victim, made.processes["run"].poll() is None))

@@ -11,6 +11,7 @@ from secure_triplay.client.keys import load_keys
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.packing import unpack60
+from secure_triplay.deploy.light import N_PARAMS, update_of
 from secure_triplay.deploy.server import change_roster, stop_study
 from secure_triplay.deploy.serverapp import PLAN, epoch_folder
 from secure_triplay.deploy.worker import STATE
@@ -23,7 +24,6 @@ from secure_triplay.server.archive import Archive
 from secure_triplay.wire import SessionPlan, SumMessage, unpack_tags
 
 from .conftest import Federation, running
-from .light_worker import N_PARAMS, update_of
 
 NAMES, FOUNDERS, REMOVED, ADDED = (
     ("north", "east", "south", "west"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from secure_triplay.deploy.light import N_PARAMS, update_of
 from secure_triplay.ledger.ledger import TRAINING, Ledger
 
 from .conftest import NAMES, Federation, running
-from .light_worker import N_PARAMS, update_of
 from .network import network, why_not
 
 ROUNDS, CUT_OFF, SLOW = 3, "south", "east"

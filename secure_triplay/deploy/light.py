@@ -1,6 +1,6 @@
-"""A worker without CLIP: its update is a fixed vector; everything else is the real worker.
+"""A worker without CLIP, for benches and tests: its update is a fixed vector; everything else is the real worker.
 
-python light_worker.py SITE-FOLDER STUDY
+python -m secure_triplay.deploy.light SITE-FOLDER STUDY
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.published import Published
 from secure_triplay.config import Study
 from secure_triplay.deploy.worker import run_worker
+from secure_triplay.errors import SecureTriplayError
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.prepare import choose_codec
 
 N_PARAMS = 3000
+LINGER_S = 30.0
 
 
-def update_of(site: str) -> np.ndarray:
+def update_of(site: str) -> NDArray[np.float32]:
     """What a site always learns; tests know it, the server must not."""
     limit = 0.01
     return np.random.default_rng(list(site.encode())).uniform(-limit, limit, N_PARAMS).astype(np.float32)
@@ -30,7 +34,7 @@ def update_of(site: str) -> np.ndarray:
 class Fixed:
     """A learner whose update does not depend on anything."""
 
-    published = None
+    published: Published | None = None
 
     def __init__(self, study: Study, site: str) -> None:
         self.codec = choose_codec(study, N_PARAMS)
@@ -38,26 +42,42 @@ class Fixed:
 
     @property
     def trainer(self) -> Fixed:
+        """Itself."""
         return self
 
-    def update(self, adapter: np.ndarray) -> np.ndarray:
+    def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The fixed vector (n_params,)."""
         return self._update
 
-    def start(self) -> np.ndarray:
+    def start(self) -> NDArray[np.float32]:
+        """Zeros (n_params,)."""
         return np.zeros(N_PARAMS, np.float32)
 
     def measure(self, state: GlobalState) -> None:
-        pass
+        """Nothing."""
 
     def save(self, state: GlobalState, folder: Path) -> None:
+        """Write the published adapter."""
         folder.mkdir(exist_ok=True)
         np.save(folder / "published.npy", state.published)
 
 
 def load(study: Study, site: str, adapter_seed: bytes, journal: Journal) -> Fixed:
+    """The light learner; what it is given besides changes nothing."""
     return Fixed(study, site)
 
 
+def main() -> None:
+    """Body of the process."""
+    try:
+        folder = SiteFolder.open(Path(sys.argv[1]))
+        run_worker(folder, JoinedStudy.open(folder, sys.argv[2]), load, reply_after_s=0.0, linger_s=LINGER_S)
+    except SecureTriplayError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 if __name__ == "__main__":
-    folder = SiteFolder.open(Path(sys.argv[1]))
-    run_worker(folder, JoinedStudy.open(folder, sys.argv[2]), load, reply_after_s=0.0, linger_s=30.0)
+    main()
