@@ -142,3 +142,32 @@ def bench_training(
         print_json(result)
     else:
         Console().print(training_table(result))
+
+
+@app.command(
+    "federation",
+    epilog="Example:  secure-triplay bench federation configs/demo.yaml configs/policies/public-data.yaml "
+    "--out audits/federation-bench",
+)
+def bench_federation(
+    study_file: StudyFile,
+    policy_file: Annotated[
+        Path, typer.Argument(metavar="POLICY.yaml", help="The sites' policy.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
+    sites: Annotated[int, typer.Option("--sites", min=2, max=20, help="Number of light sites.")] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, max=100, help="Number of rounds.")] = 6,
+    as_json: AsJson = False,
+) -> None:
+    """What a round costs beyond training: a real federation on loopback, with stock SuperNodes and light sites."""
+    from secure_triplay.deploy.bench import federation_table, run_federation_bench
+
+    with Console(stderr=True).status("measuring"):
+        result = run_federation_bench(study_file, policy_file, sites=sites, rounds=rounds)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(federation_table(result))

@@ -37,6 +37,7 @@ def say(out: Console, event: dict[str, Any]) -> None:
         "failed": lambda: (
             f"round {event['round']} failed: only {', '.join(event['survivors']) or 'nobody'} came"
         ),
+        "refused": lambda: f"refused from {event['from']}: {event['reason']} ({event['bytes']} bytes)",
         "resting": lambda: (
             f"round {event['round']}: {event['declined']} sites declined, and are asked again in {event['again_s']} s"
         ),

@@ -138,6 +138,11 @@ def study_status(folder: StudyDir, as_json: AsJson = False) -> None:
             f"key epoch {found['epoch']}.\nConfirmed: {', '.join(found['confirmed']) or 'nobody'} "
             f"(of {', '.join(found['sites'])})."
             + (f"\nLast sum over: {', '.join(found['last_survivors'])}." if found["last_survivors"] else "")
+            + (
+                "\nRefused: " + ", ".join(f"{n} {why}" for why, n in found["refused"].items()) + "."
+                if found["refused"]
+                else ""
+            )
             + (f"\nWaiting: {found['waiting']}." if found["waiting"] else "")
         )
     )

@@ -5,6 +5,7 @@ python -m secure_triplay.deploy.light SITE-FOLDER STUDY
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from secure_triplay.client.journal import Journal
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.published import Published
 from secure_triplay.config import Study
+from secure_triplay.deploy.site import start_site
 from secure_triplay.deploy.worker import run_worker
 from secure_triplay.errors import SecureTriplayError
 from secure_triplay.federation.join import JoinedStudy
@@ -71,7 +73,13 @@ def main() -> None:
     """Body of the process."""
     try:
         folder = SiteFolder.open(Path(sys.argv[1]))
-        run_worker(folder, JoinedStudy.open(folder, sys.argv[2]), load, reply_after_s=0.0, linger_s=LINGER_S)
+        joined = JoinedStudy.open(folder, sys.argv[2])
+        if sys.argv[3:]:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            command = [sys.executable, "-m", "secure_triplay.deploy.light", *sys.argv[1:3]]
+            start_site(folder, joined, lambda event: print(event, flush=True), worker_command=command)
+        else:
+            run_worker(folder, joined, load, reply_after_s=0.0, linger_s=LINGER_S)
     except SecureTriplayError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

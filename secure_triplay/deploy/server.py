@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from secure_triplay.deploy.serverapp import (
     RUNNING,
     epoch_folder,
 )
+from secure_triplay.deploy.superlinkmain import REFUSED
 from secure_triplay.errors import RunError
 from secure_triplay.federation import deployment
 from secure_triplay.federation.files import write_public
@@ -242,8 +244,18 @@ def status(folder: ServerFolder) -> Event:
         "finished": finished(folder),
         "rounds": folder.study.total_rounds,
         "last_closed_round": max((event["round"] for event in events), default=0),
+        "refused": dict(Counter(_reason(event) for event in said if _reason(event))),
         "last_survivors": events[-1]["survivors"] if events else [],
     }
+
+
+def _reason(event: Event) -> str:
+    """Why something that came was refused; empty for all else."""
+    if event["event"] == "refused":
+        return str(event["reason"])
+    if event["event"] == "received" and event["outcome"] != "accepted":
+        return str(event["outcome"])
+    return ""
 
 
 def _waiting(said: list[Event]) -> str:
@@ -290,9 +302,8 @@ class _Follow:
 
     def new(self) -> Iterator[Event]:
         """Events that are whole and were not given before."""
-        for epoch in self._folder.epochs:
-            own = epoch_folder(self._folder, epoch)
-            for path in (own / EVENTS, own / EVENT_LOG):
+        for own in self._folders():
+            for path in (own / EVENTS, own / EVENT_LOG, own / REFUSED):
                 if not path.exists():
                     continue
                 with path.open("rb") as file:
@@ -302,3 +313,9 @@ class _Follow:
                             break
                         self._read[path] = self._read.get(path, 0) + len(line)
                         yield json.loads(line)
+
+    def _folders(self) -> list[Path]:
+        return [
+            *(epoch_folder(self._folder, epoch) for epoch in self._folder.epochs),
+            self._folder.path / ROUNDS,
+        ]
