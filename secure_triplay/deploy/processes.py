@@ -115,7 +115,7 @@ class Kept:
                     time.sleep(0.05)
 
     def stop(self) -> None:
-        """End it and everything that it started."""
+        """End it and everything that it started; another `look` starts it again."""
         process, self._process = self._process, None
         if process is not None:
             stop_group(process)

@@ -6,8 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from secure_triplay.client.journal import JournalReader
 from secure_triplay.deploy.processes import Kept
@@ -28,6 +31,7 @@ from secure_triplay.federation.sitefolder import SUPERNODE_KEY, SiteFolder
 
 Event = dict[str, Any]
 _LINGER_S = 3.0
+_WATCH_S, _STUCK_S, _TAIL_BYTES = 2.0, 20.0, 65_536
 
 
 def start_site(
@@ -64,12 +68,16 @@ def start_site(
     def tell(text: str) -> None:
         notify({"event": "operator", "text": text})
 
+    watch = Watch(node)
     try:
         worker.start()
         _until_listening(joined.folder / SOCKET, worker, tell)
         while not worker.ended and not stop():
             worker.look(tell)
             node.look(tell)
+            if watch.stuck():
+                tell("the SuperNode waits for an app process that has died; it is started again")
+                node.stop()
             for event in reader.new():
                 notify(event)
             time.sleep(0.2)
@@ -82,6 +90,57 @@ def start_site(
     finally:
         node.stop()
         worker.stop()
+
+
+class Watch:
+    """Notices a SuperNode that waits for ever: it does so where the app process of a message died without a reply."""
+
+    def __init__(self, node: Kept) -> None:
+        self._node = node
+        self._since: float | None = None
+        self._due = 0.0
+
+    def stuck(self) -> bool:
+        """Whether a message was taken in, its app process is gone, and for a while nothing was sent."""
+        now = time.monotonic()
+        if now < self._due:
+            return False
+        self._due = now + _WATCH_S
+        pid = self._node.pid
+        if pid is None or not _answer_is_due(self._node.log) or _has_app_process(pid):
+            self._since = None
+            return False
+        self._since = self._since or now
+        if now - self._since < _STUCK_S:
+            return False
+        self._since = None
+        return True
+
+
+def _answer_is_due(log: Path) -> bool:
+    """Whether the last thing that a SuperNode's log says of messages is that one was received whole."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            tail = file.read().decode(errors="replace")
+    except OSError:
+        return False
+    begun = tail.rfind("Received successfully")
+    return begun >= 0 and not any(
+        word in tail[begun:] for word in ("Sending:", "SuperNode ID", "Starting Flower")
+    )
+
+
+def _has_app_process(pid: int) -> bool:
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return False
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            if any("flwr-clientapp" in word for word in process.cmdline()):
+                return True
+    return False
 
 
 def _arguments(site: SiteFolder, joined: JoinedStudy) -> list[str]:

@@ -25,6 +25,8 @@ from secure_triplay.server.rounds import Rounds
 from secure_triplay.wire import SessionPlan, require_quorum
 
 CLOSED_FOLDER = "closed"
+_ENDING_S = 120.0
+"""So long a try lasts in which sites are to open the last sum: nothing depends on it that others wait for."""
 _REST_S, _LONGEST_REST_S = 60.0, 900.0
 """How long the server waits before it asks again for a round that too many sites declined: ever longer."""
 
@@ -146,7 +148,8 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
             else:
                 nodes = _wait_for_nodes(grid, wanted, settings.quorum, gather_s, settings.deadline_s)
             wanted = settings.quorum  # once begun, nobody is waited for
-            _exchange(rounds, carrier, nodes, settings.deadline_s)
+            deadline_s = min(settings.deadline_s, _ENDING_S) if rounds.ending else settings.deadline_s
+            _exchange(rounds, carrier, nodes, deadline_s)
             log.take_in(archive, settings.base)
             rest_s = min(2 * rest_s, _LONGEST_REST_S) if rounds.resting else _REST_S / 2
             if rounds.resting and not _rest(rounds, summing, rest_s, pause):

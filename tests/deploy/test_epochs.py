@@ -108,7 +108,7 @@ def _short_pauses(monkeypatch):
     monkeypatch.setattr(TaskIdentity, "_node_id", 1)
     for name, seconds in {"DECLINED_S": 0.01, "_TICK_S": 0.01, "_NODES_S": 0.01}.items():
         monkeypatch.setattr(f"secure_triplay.deploy.epochstart.{name}", seconds)
-    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 1.0)
+    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 300.0)
     monkeypatch.setattr("secure_triplay.deploy.serverapp._RETRY_S", 0.05)
 
 
@@ -238,12 +238,13 @@ def test_a_new_site_takes_no_state_that_was_changed_on_its_way(grid):
     assert grid.workers["west"].session is None
 
 
-def test_nobody_new_gets_a_key_before_a_person_at_every_site_confirmed(grid):
+def test_nobody_new_gets_a_key_before_a_person_at_every_site_confirmed(grid, monkeypatch):
     grid.run(until=1)
     change_roster(grid.made.server, add=[grid.made.sites["west"].enrolment_file])
     for name in ("north", "east", "west"):  # south's people did not
         grid.made.join(name)
     grid.start("west")
+    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 1.0)
     with pytest.raises(RunError, match="south did not answer"):
         grid.run()
     assert not [request for name, request in grid.heard if request[5] == Deliver.kind and b"west" in request]
@@ -359,6 +360,7 @@ def test_a_study_may_be_stopped_and_lose_a_site_that_never_came(grid):
 def test_the_coordinator_is_told_for_whom_the_ceremony_waits(grid, monkeypatch):
     grid.stop("south")
     monkeypatch.setattr("secure_triplay.deploy.epochstart._WAITING_S", 0.05)
+    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 1.0)
     with pytest.raises(RunError, match="south did not answer") as found:
         grid.run()
     assert "study remove" in found.value.fix

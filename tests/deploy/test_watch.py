@@ -1,0 +1,62 @@
+"""A stock SuperNode waits for ever where the app process of a message died; the site notices, and starts it again."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from secure_triplay.deploy import site
+from secure_triplay.deploy.processes import Kept
+
+TAKEN = "Receiving: train message (ID: 1)\nReceived successfully\nStart `flwr-clientapp` process\n"
+SENT = TAKEN + "Sending: train message (ID: 2)\nSent successfully\n"
+
+
+@pytest.fixture
+def node(tmp_path):
+    """A process in the SuperNode's place, whose log a test writes."""
+    (tmp_path / "empty").mkdir()
+    kept = Kept(
+        "supernode", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, dict(os.environ)
+    )
+    kept.start()
+    yield kept
+    kept.stop()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(site.time, "monotonic", lambda: now[0])
+    return now
+
+
+def after(watch: site.Watch, clock: list[float], seconds: float) -> bool:
+    found = False
+    for _ in range(int(seconds)):
+        clock[0] += 1
+        found |= watch.stuck()
+    return found
+
+
+def test_a_message_whose_app_process_is_gone_is_noticed_after_a_while(node, clock):
+    node.log.write_text(TAKEN)
+    watch = site.Watch(node)
+    assert not after(watch, clock, 15)
+    assert after(watch, clock, 30)
+
+
+@pytest.mark.parametrize(
+    "log", ["", SENT, TAKEN + "Starting Flower SuperNode\n"], ids=["nothing", "answered", "anew"]
+)
+def test_a_node_that_owes_nothing_is_left_alone(node, clock, log):
+    node.log.write_text(log)
+    assert not after(site.Watch(node), clock, 300)
+
+
+def test_a_node_whose_app_process_is_at_work_is_left_alone(node, clock, monkeypatch):
+    node.log.write_text(TAKEN)
+    monkeypatch.setattr(site, "_has_app_process", lambda pid: True)
+    assert not after(site.Watch(node), clock, 3000)
