@@ -157,13 +157,18 @@ def bench_federation(
     out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
     sites: Annotated[int, typer.Option("--sites", min=2, max=20, help="Number of light sites.")] = 3,
     rounds: Annotated[int, typer.Option("--rounds", min=2, max=100, help="Number of rounds.")] = 6,
+    aggregation: Annotated[
+        str | None, typer.Option(help="masked or shared-key. [default: as the study says]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What a round costs beyond training: a real federation on loopback, with stock SuperNodes and light sites."""
     from secure_triplay.deploy.bench import federation_table, run_federation_bench
 
     with Console(stderr=True).status("measuring"):
-        result = run_federation_bench(study_file, policy_file, sites=sites, rounds=rounds)
+        result = run_federation_bench(
+            study_file, policy_file, sites=sites, rounds=rounds, aggregation=aggregation
+        )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -37,29 +37,32 @@ from secure_triplay.server.service import EVENT_LOG
 
 GOAL_S = 15.0
 _PATIENCE_S = 3600.0
+_EXCHANGES = ("train", "witness", "unmask")
 _COMMAND = "from secure_triplay.cli import main; main()"
 
 
 def run_federation_bench(
-    study_file: Path, policy_file: Path, *, sites: int = 3, rounds: int = 6
+    study_file: Path, policy_file: Path, *, sites: int = 3, rounds: int = 6, aggregation: str | None = None
 ) -> dict[str, Any]:
     """Run this study with light sites, and time its rounds -> what `result.json` holds.
 
-    Of the study stand its privacy and classes; sites, rounds, optimiser and codec are the bench's. Raises RunError
-    where it does not end, ConfigError where the policy does not allow it.
+    Of the study stand its privacy, its classes and, where no other `aggregation` is named, how it aggregates; sites,
+    rounds, optimiser and codec are the bench's. Raises RunError where it does not end, ConfigError where the policy
+    does not allow it.
     """
     os.umask(0o077)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="triplay-bench-") as scratch:
         folder = Path(scratch)
         names = [f"site-{i}" for i in range(1, sites + 1)]
-        server, members = _prepared(folder, study_file, policy_file, names, rounds)
+        server, members = _prepared(folder, study_file, policy_file, names, rounds, aggregation)
         cpu_s = _run(folder, server, members)
         seconds = _seconds(server, rounds)
     median_s = statistics.median(one["round_s"] for one in seconds)
     return {
         "bench": "federation",
         "sites": sites,
+        "aggregation": aggregation or "as the study says",
         "rounds": seconds,
         "median_round_s": round(median_s, 2),
         "slowest_round_s": max(one["round_s"] for one in seconds),
@@ -74,7 +77,12 @@ def run_federation_bench(
 
 
 def _prepared(
-    folder: Path, study_file: Path, policy_file: Path, names: list[str], rounds: int
+    folder: Path,
+    study_file: Path,
+    policy_file: Path,
+    names: list[str],
+    rounds: int,
+    aggregation: str | None,
 ) -> tuple[ServerFolder, dict[str, SiteFolder]]:
     """Folders of a coordinator and of sites that joined."""
     content = yaml.safe_load(study_file.read_text())
@@ -85,6 +93,8 @@ def _prepared(
         "codec": {"value_bits": 9, "range": 0.01},
     }
     content["training"]["rounds"] = rounds
+    if aggregation is not None:
+        content["aggregation"] = aggregation
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
     policy = yaml.safe_load(policy_file.read_text())
     policy["allowed_hours"] = "always"
@@ -98,7 +108,7 @@ def _prepared(
         folder / "study.yaml",
         [site.enrolment_file for site in members.values()],
         server=f"127.0.0.1:{free_port()}",
-        rules=Rules(quorum=len(members) // 2 + 1, deadline_s=600.0),
+        rules=Rules(quorum=len(members), deadline_s=600.0),
     )
     for site in members.values():
         asked = join.look(site, server.public_bundle, SitePaths())
@@ -126,17 +136,16 @@ def _seconds(server: ServerFolder, rounds: int) -> list[dict[str, float]]:
     begun: dict[tuple[str, int], float] = {}
     for line in log.read_text().splitlines():
         event = json.loads(line)
-        if event["event"] in ("train", "witness"):
+        if event["event"] in _EXCHANGES:
             begun.setdefault((event["event"], event["round"]), float(event["time"]))
-    return [
-        {
-            "round": number,
-            "round_s": round(begun["train", number + 1] - begun["train", number], 2),
-            "train_exchange_s": round(begun["witness", number] - begun["train", number], 2),
-            "witness_exchange_s": round(begun["train", number + 1] - begun["witness", number], 2),
-        }
-        for number in range(1, rounds + 1)
-    ]
+    found = []
+    for number in range(1, rounds + 1):
+        times = [begun[kind, number] for kind in _EXCHANGES if (kind, number) in begun]
+        times.append(begun["train", number + 1])
+        kinds = [kind for kind in _EXCHANGES if (kind, number) in begun]
+        lasted = {f"{kind}_s": round(b - a, 2) for kind, a, b in zip(kinds, times, times[1:], strict=False)}
+        found.append({"round": number, **lasted, "round_s": round(times[-1] - times[0], 2)})
+    return found
 
 
 class _Processes:
@@ -197,15 +206,11 @@ class _Processes:
 def federation_table(result: dict[str, Any]) -> Table:
     """The rounds as a table."""
     table = Table(title=f"{result['sites']} light sites on stock SuperNodes, seconds")
-    for heading in ("round", "train", "witness", "whole"):
+    for heading in ("round", *_EXCHANGES, "whole"):
         table.add_column(heading, justify="right")
     for one in result["rounds"]:
-        table.add_row(
-            str(one["round"]),
-            f"{one['train_exchange_s']:.1f}",
-            f"{one['witness_exchange_s']:.1f}",
-            f"{one['round_s']:.1f}",
-        )
+        parts = [f"{one[f'{kind}_s']:.1f}" if f"{kind}_s" in one else "-" for kind in _EXCHANGES]
+        table.add_row(str(one["round"]), *parts, f"{one['round_s']:.1f}")
     met = "met" if result["met"] else "NOT met"
     table.caption = (
         f"median {result['median_round_s']:.1f} s, goal {result['goal_s']:.0f} s: {met}; load "
