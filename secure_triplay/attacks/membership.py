@@ -2,37 +2,39 @@
 
 The attacker knows the study, the frozen backbone, and a pool of records of which half were trained on; it
 trains adapters of its own on random halves of that pool. The frozen blocks run once a record, so that a
-shadow adapter costs seconds. Targets are drawn apart from shadows: where each adapter is a target once and a
-shadow otherwise, and each record in exactly half of them, who is in the shadows tells who is in the target.
+shadow adapter costs seconds.
 
 The pool is smaller than a site's share, so that each record weighs more: in the attacker's favour.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from secure_triplay.attacks.attack import Attack, Observable, Setting
 from secure_triplay.attacks.finding import Arm, Control, Finding, Outcome, Verdict
+from secure_triplay.attacks.games import (
+    Array,
+    Game,
+    Games,
+    Mask,
+    Size,
+    adapters_of,
+    both_matrices,
+    first_of,
+    frozen_a,
+    mislabelled,
+    only_trains,
+    pool_and_population,
+)
 from secure_triplay.attacks.roc import area, area_interval, curve, hit_rate
-from secure_triplay.client.learner import Encoded, encode_records
-from secure_triplay.client.optimiser import GlobalState, step
-from secure_triplay.config import ServerOptimiser, Study
-from secure_triplay.errors import DataError
+from secure_triplay.config import Study
 from secure_triplay.planner.attacker import FALSE_ALARM_RATES, membership_ceiling
 from secure_triplay.planner.losses import composed
-from secure_triplay.prepare import Model, load_data, load_model, round_rule
-from secure_triplay.privacy.noise import NoiseSource
-from secure_triplay.privacy.training import train, train_unsafe_without_dp
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from secure_triplay.prepare import round_rule
 
 GOAL_AREA, GOAL_HITS = 0.8, 0.25
 """Of the control, fixed before it was first run: area under the curve, and hits at 1 % false alarms."""
@@ -40,18 +42,8 @@ GOAL_AREA, GOAL_HITS = 0.8, 0.25
 _GAMMA = 2.0  # RMIA's threshold of the ratio (Zarifzadeh, Liu and Shokri 2024)
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much is trained: records in the pool and in the population, and adapters."""
-
-    pool: int
-    population: int
-    shadows: int
-    targets: int
-
-
 _SIZES = {False: Size(400, 100, 6, 4), True: Size(120, 60, 4, 2)}
-_CONTROL, _CONTROL_ROUNDS = Size(40, 60, 4, 2), 35
+CONTROL, CONTROL_ROUNDS = Size(40, 60, 4, 2), 35
 
 
 @dataclass(frozen=True)
@@ -126,11 +118,11 @@ def run(setting: Setting) -> Outcome:
     """
     size, study = _SIZES[setting.quick], setting.study
     rng = np.random.default_rng([setting.seed, 0x3E3])
-    kinds = {"lora": _loaded(study, setting.seed)}
-    kinds["ffa"] = _frozen_a(kinds["lora"])
-    pool, population = _records(study, kinds["lora"], size)
+    kinds = {"lora": both_matrices(study, setting.seed)}
+    kinds["ffa"] = frozen_a(kinds["lora"])
+    pool, population = pool_and_population(study, kinds["lora"], size)
     arms = [Arm.NOTHING, Arm.DP] if study.dp else [Arm.NOTHING]
-    done, total = 0, len(kinds) * (_adapters(_CONTROL) + _adapters(size) * len(arms))
+    done, total = 0, len(kinds) * (adapters_of(CONTROL) + adapters_of(size) * len(arms))
 
     def ticked() -> None:
         nonlocal done
@@ -139,155 +131,27 @@ def run(setting: Setting) -> Outcome:
 
     controls, findings = [], []
     for kind, model in kinds.items():
-        _only_trains(model)
-        small = _mislabelled(_first(pool, _CONTROL.pool), len(study.classes))
-        games = _Games(study, model, small, population, setting.seed, ticked)
-        outcome = games.play(_CONTROL, rng, games.overfitted(_CONTROL_ROUNDS))
-        control = _control(kind, _scores("lira", outcome))
+        only_trains(model)
+        small = mislabelled(first_of(pool, CONTROL.pool), len(study.classes))
+        games = Games(study, model, small, population, setting.seed, ticked)
+        outcome = games.play(CONTROL, rng, games.overfitted(CONTROL_ROUNDS))
+        control = control_of(kind, _scores("lira", outcome))
         controls.append(control)
         for arm in arms:
-            games = _Games(study, model, pool, population, setting.seed, ticked)
+            games = Games(study, model, pool, population, setting.seed, ticked)
             trained = games.private if arm.private else games.as_stated
             outcome = games.play(size, rng, trained)
             for name in ATTACKERS:
                 scored = _scores(name, outcome)
-                findings.append(_finding(name, arm, kind, scored, study, control.valid, rng))
+                findings.append(finding_of(name, arm, kind, scored, study, control.valid, rng))
     return Outcome(
         tuple(controls),
         tuple(findings),
-        (
-            "membership in the updates of single rounds: `secure-triplay audit epsilon` tests it with canaries, "
-            "which no record of a site is stronger than",
-            "membership of a whole patient: each record is taken by itself",
-        ),
+        ("membership of a whole patient: each record is taken by itself",),
     )
 
 
-@dataclass(frozen=True)
-class _Game:
-    """All that a set of adapters shows, shadows first, and who was in which (k, n): the scorer's."""
-
-    n_shadows: int
-    confidences: Array
-    backbone: Array
-    population: Array
-    members: Mask
-
-
-@dataclass(frozen=True)
-class _Games:
-    """Adapters of one kind, trained on random halves of a pool."""
-
-    study: Study
-    model: Model
-    pool: Encoded
-    population: Encoded
-    seed: int
-    ticked: Callable[[], None]
-
-    def play(
-        self, size: Size, rng: np.random.Generator, training: Callable[[Encoded, NoiseSource], Array]
-    ) -> _Game:
-        """Shadows, each record in exactly half of them, and targets on halves of their own."""
-        members = draw_members(size.shadows, size.targets, len(self.pool), rng)
-        start = self.model.adapter.vector()
-        seen, population = [], []
-        backbone = self._confidence(self.pool)
-        for row in members:
-            chosen = torch.from_numpy(np.flatnonzero(row))
-            noise = NoiseSource.unsafe_from_seed(int(rng.integers(2**31)))
-            released = training(Encoded(self.pool.tokens[chosen], self.pool.labels[chosen]), noise)
-            self.model.adapter.load_vector(released.astype(np.float32))
-            seen.append(self._confidence(self.pool))
-            population.append(self._confidence(self.population))
-            self.model.adapter.load_vector(start)
-            self.ticked()
-        return _Game(size.shadows, np.asarray(seen), backbone, np.asarray(population), members)
-
-    def private(self, records: Encoded, noise: NoiseSource) -> Array:
-        """The study's own rule; each record is a unit of its own."""
-        rule = round_rule(self.study)
-        units = torch.arange(len(records)) if rule.unit == "patient" else None
-        return self._rounds(
-            self.study.training.rounds,
-            self.study.server_optimiser,
-            lambda: train(self.model.classifier, records.tokens, records.labels, rule, noise, units),
-        )
-
-    def as_stated(self, records: Encoded, noise: NoiseSource) -> Array:
-        """The study's steps without clipping and noise; the normaliser fits the smaller pool."""
-        rate, training = self.study.privacy.sampling_rate, self.study.training
-        return self._rounds(
-            training.rounds,
-            self.study.server_optimiser,
-            lambda: self._plain(
-                records, noise, rate, rate * len(records), training.steps_per_round, training.learning_rate
-            ),
-        )
-
-    def overfitted(self, rounds: int) -> Callable[[Encoded, NoiseSource], Array]:
-        """Every record in every one of many steps: more than fit the labels."""
-
-        def training(records: Encoded, noise: NoiseSource) -> Array:
-            return self._rounds(
-                rounds,
-                ServerOptimiser(kind="fedadam", learning_rate=0.003, tau=1e-6),
-                lambda: self._plain(records, noise, 1.0, float(len(records)), 1, 1.0),
-            )
-
-        return training
-
-    def _plain(
-        self, records: Encoded, noise: NoiseSource, rate: float, expected: float, steps: int, speed: float
-    ) -> None:
-        train_unsafe_without_dp(
-            self.model.classifier,
-            records.tokens,
-            records.labels,
-            sampling_rate=rate,
-            expected_batch_size=expected,
-            steps=steps,
-            learning_rate=speed,
-            physical_batch_size=self.study.training.physical_batch_size,
-            noise=noise,
-        )
-
-    def _rounds(self, rounds: int, optimiser: ServerOptimiser, local: Callable[[], object]) -> Array:
-        adapter = self.model.adapter
-        state = GlobalState.start(adapter.vector())
-        for _ in range(rounds):
-            before = state.adapter.astype(np.float32)
-            adapter.load_vector(before)
-            local()
-            state = step(state, (adapter.vector() - before).astype(np.float64), optimiser)
-        return state.published.astype(np.float64)
-
-    def _confidence(self, records: Encoded) -> Array:
-        """log p(right class) - log(1 - p), (n,)."""
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(records), 256):
-                tokens, labels = records.tokens[start : start + 256], records.labels[start : start + 256]
-                logits = self.model.classifier(tokens).double()
-                right = logits.gather(1, labels[:, None])[:, 0]
-                others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
-                parts.append(right - others)
-        confidences: Array = torch.cat(parts).numpy()
-        return confidences
-
-
-def _adapters(size: Size) -> int:
-    return size.shadows + size.targets
-
-
-def draw_members(shadows: int, targets: int, records: int, rng: np.random.Generator) -> Mask:
-    """Who is trained on in which adapter (shadows + targets, records); targets do not depend on shadows."""
-    order = np.argsort(rng.random((shadows, records)), axis=0)
-    halves = [rng.permutation(records) < records // 2 for _ in range(targets)]
-    return np.concatenate([order < shadows // 2, np.asarray(halves)])
-
-
-def _scores(name: str, game: _Game) -> tuple[Array, Array]:
+def _scores(name: str, game: Game) -> tuple[Array, Array]:
     """Scores of members and of others over all targets."""
     members, others, k = [], [], game.n_shadows
     for target in range(k, len(game.members)):
@@ -305,10 +169,11 @@ def _scores(name: str, game: _Game) -> tuple[Array, Array]:
     return np.concatenate(members), np.concatenate(others)
 
 
-def _control(kind: str, scored: tuple[Array, Array]) -> Control:
+def control_of(kind: str, scored: tuple[Array, Array], name: str = "membership") -> Control:
+    """Whether planted membership is found as well as the goal says."""
     found, hits = area(*scored), hit_rate(*scored, 0.01).value
     return Control(
-        f"membership-{kind}",
+        f"{name}-{kind}",
         found >= GOAL_AREA and hits >= GOAL_HITS,
         f"LiRA on mislabelled records, overfitted without DP: area at least {GOAL_AREA:g}, "
         f"hits at least {GOAL_HITS:g} at 1 % false alarms",
@@ -316,7 +181,7 @@ def _control(kind: str, scored: tuple[Array, Array]) -> Control:
     )
 
 
-def _finding(
+def finding_of(
     name: str,
     arm: Arm,
     kind: str,
@@ -324,7 +189,9 @@ def _finding(
     study: Study,
     valid: bool,
     rng: np.random.Generator,
+    note: str = "encryption changes nothing here: the adapter is released in the clear",
 ) -> Finding:
+    """Hits at 1 % false alarms as the figure, with area, other rates, and what the claimed epsilon allows."""
     rates = {rate: hit_rate(*scored, rate) for rate in FALSE_ALARM_RATES}
     interval = area_interval(*scored, rng)
     figures = {
@@ -361,7 +228,7 @@ def _finding(
         interval=(round(main.interval[0], 4), round(main.interval[1], 4)),
         bound=round(bounds[0.01], 4) if bounds else None,
         bound_is=f"the most that epsilon {study.dp.epsilon:g} allows" if bounds and study.dp else "",
-        note="encryption changes nothing here: the adapter is released in the clear",
+        note=note,
         curve=curve(*scored),
         figures={key: round(float(value), 4) for key, value in figures.items()},
     )
@@ -393,59 +260,6 @@ def _spread(values: Array) -> float:
 def _odds_to_p(log_odds: Array) -> Array:
     p: Array = 1 / (1 + np.exp(-np.clip(log_odds, -60, 60)))
     return p
-
-
-def _loaded(study: Study, seed: int) -> Model:
-    public = load_data(study, study.sites[0].name).public
-    both = study.model_copy(update={"adapter": study.adapter.model_copy(update={"kind": "lora"})})
-    return load_model(both, public, hashlib.sha256(f"membership {seed} {study.sha256}".encode()).digest())
-
-
-def _frozen_a(model: Model) -> Model:
-    """The same adapter with A frozen: only B is trained and released."""
-    whole = model.adapter
-    kept = [i for i, name in enumerate(whole.names) if ".lora_B" in name]
-    part = replace(
-        whole,
-        names=tuple(whole.names[i] for i in kept),
-        shapes=tuple(whole.shapes[i] for i in kept),
-        weights=tuple(whole.weights[i] for i in kept),
-    )
-    return replace(model, adapter=part)
-
-
-def _only_trains(model: Model) -> None:
-    """Gradients for this adapter's weights, and for no others."""
-    mine = {id(weight) for weight in model.adapter.weights}
-    for name, weight in model.classifier.named_parameters():
-        if "lora_" in name:
-            weight.requires_grad_(id(weight) in mine)
-
-
-def _records(study: Study, model: Model, size: Size) -> tuple[Encoded, Encoded]:
-    """The pool and the population, from the first site's records."""
-    site = study.sites[0].name
-    mine = load_data(study, site).sites[site].train
-    needed = size.pool + size.population
-    if len(mine) < needed:
-        raise DataError(
-            f"membership inference needs {needed:,} records; site {site} has {len(mine):,}",
-            where="data",
-            fix="attack with --quick, or give the first site more records",
-        )
-    everything = encode_records(model, mine.take(np.arange(needed)), lambda done, total: None)
-    pool = _first(everything, size.pool)
-    return pool, Encoded(everything.tokens[size.pool :], everything.labels[size.pool :])
-
-
-def _first(records: Encoded, n: int) -> Encoded:
-    return Encoded(records.tokens[:n], records.labels[:n])
-
-
-def _mislabelled(records: Encoded, n_classes: int) -> Encoded:
-    """Wrong labels: only who was trained on them can have learnt them."""
-    shift = 1 + torch.arange(len(records)) % (n_classes - 1)
-    return Encoded(records.tokens, (records.labels + shift) % n_classes)
 
 
 ATTACK = Attack(

@@ -18,6 +18,7 @@ ATTACKS: dict[str, str] = {
     "released-adapter": "secure_triplay.attacks.released",
     "embedding-leakage": "secure_triplay.attacks.embedding",
     "membership": "secure_triplay.attacks.membership",
+    "membership-rounds": "secure_triplay.attacks.membership_rounds",
     "shared-key": "secure_triplay.attacks.shared_key",
     "key-recovery": "secure_triplay.attacks.key_recovery",
     "active-server": "secure_triplay.attacks.active_server",

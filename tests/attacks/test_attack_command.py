@@ -8,11 +8,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from secure_triplay.attacks import suite
+from secure_triplay.attacks import epsilon, suite
 from secure_triplay.attacks.finding import Control, Outcome
+from secure_triplay.attacks.scene import victims
 from secure_triplay.attacks.suite import Ran, make_report
 from secure_triplay.cli import app
-from secure_triplay.errors import ConfigError
+from secure_triplay.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -80,3 +81,20 @@ def test_matrix_as_json_says_which_cells_nobody_tests(run, root, tmp_path):
     text = run("threats", "--threat-models", tmp_path, "--audits", root / "audits").output
     assert "NOBODY TESTS THIS" in text
     assert "curious-site: an accuracy" in text
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 1), ("invalid", 2)])
+def test_a_lower_bound_above_the_claim_fails_the_build(run, root, monkeypatch, verdict, code):
+    """Which verdict it is follows from bounds in test_epsilon; a build looks at the exit code alone."""
+    committed = json.loads((root / "audits" / "epsilon" / "result.json").read_text())
+    assert committed["verdict"] == "pass"
+    monkeypatch.setattr(epsilon, "audit_epsilon", lambda *_, **__: committed | {"verdict": verdict})
+    done = run("audit", "epsilon", root / "configs" / "demo.yaml")
+    assert done.exit_code == code, done.output
+    assert isinstance(done.exception, SystemExit) or not code  # an exit that was meant, and no error
+
+
+def test_a_site_with_too_few_images_is_named_with_what_the_attack_needs(attacked):
+    with pytest.raises(DataError, match=r"needs 100000 images of a site, and north has \d+") as caught:
+        victims(attacked, 100_000, seed=0)
+    assert "--quick" in caught.value.fix

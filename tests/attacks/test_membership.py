@@ -11,7 +11,7 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from secure_triplay.attacks import membership
+from secure_triplay.attacks import games, membership, membership_rounds
 from secure_triplay.attacks.attack import Observable
 from secure_triplay.attacks.finding import Arm, Verdict
 from secure_triplay.attacks.membership import ATTACK, ATTACKERS, Observation
@@ -84,14 +84,14 @@ def test_curve_rises_from_few_false_alarms_to_all():
 # -- attackers ------------------------------------------------------------------------------------------------
 
 
-def planted(effect: float, adapters: int = 9, records: int = 300, seed: int = 4) -> membership._Game:
+def planted(effect: float, adapters: int = 9, records: int = 300, seed: int = 4) -> games.Game:
     """Confidences that a record's own difficulty decides, and by `effect` whether it was trained on."""
     rng = np.random.default_rng(seed)
-    members = membership.draw_members(adapters - 3, 3, records, rng)
+    members = games.draw_members(adapters - 3, 3, records, rng)
     backbone = rng.normal(0, 3, records)
     confidences = backbone + effect * members + rng.normal(0, 0.5, (adapters, records))
     further = rng.normal(0, 3, 100) + rng.normal(0, 0.5, (adapters, 100))
-    return membership._Game(adapters - 3, confidences, backbone, further, members)
+    return games.Game(adapters - 3, confidences, backbone, further, members, np.empty((adapters, 0, records)))
 
 
 @pytest.mark.parametrize("name", ATTACKERS)
@@ -104,7 +104,7 @@ def test_every_attacker_finds_planted_membership_and_nothing_where_nothing_is(na
 
 def test_who_is_in_a_target_does_not_follow_from_the_shadows():
     rng = np.random.default_rng(10)
-    members = membership.draw_members(4, 1, 4000, rng)
+    members = games.draw_members(4, 1, 4000, rng)
     assert (members[:4].sum(axis=0) == 2).all()
     for shadow in members[:4]:
         assert abs(members[4][shadow].mean() - 0.5) < 0.06
@@ -166,7 +166,7 @@ def test_the_attacker_is_not_given_who_was_in_its_target():
 
 
 def finding(study, arm: Arm, scored, *, valid: bool = True):
-    return membership._finding("lira", arm, "ffa", scored, study, valid, np.random.default_rng(6))
+    return membership.finding_of("lira", arm, "ffa", scored, study, valid, np.random.default_rng(6))
 
 
 @pytest.fixture
@@ -198,14 +198,14 @@ def test_verdicts_follow_from_arm_figure_and_control(study):
 
 
 def test_a_control_below_its_goal_is_not_valid():
-    assert membership._control("ffa", membership._scores("lira", planted(3.0))).valid
-    assert not membership._control("ffa", membership._scores("lira", planted(0.1))).valid
+    assert membership.control_of("ffa", membership._scores("lira", planted(3.0))).valid
+    assert not membership.control_of("ffa", membership._scores("lira", planted(0.1))).valid
 
 
 # -- training -------------------------------------------------------------------------------------------------
 
 
-SIZE = membership.Size(40, 30, 4, 2)
+SIZE = games.Size(40, 30, 4, 2)
 
 
 class Small(nn.Module):
@@ -245,35 +245,64 @@ def drawn(n: int, seed: int) -> Encoded:
 
 def test_freezing_a_leaves_b_alone_to_be_trained_and_released():
     whole = small_model()
-    part = membership._frozen_a(whole)
+    part = games.frozen_a(whole)
     before = whole.classifier.lora_A.weight.clone()
-    membership._only_trains(part)
+    games.only_trains(part)
     assert part.adapter.names == ("x.lora_B",)
     assert [w.requires_grad for w in (whole.classifier.lora_A.weight, whole.classifier.lora_B.weight)] == [
         False,
         True,
     ]
-    membership._only_trains(whole)
+    games.only_trains(whole)
     assert whole.classifier.lora_A.weight.requires_grad
     assert torch.equal(before, whole.classifier.lora_A.weight)
 
 
 def test_overfitting_is_found_and_the_studys_noise_hides_it(study):
     model = small_model()
-    membership._only_trains(model)
-    games = membership._Games(study, model, drawn(40, 1), drawn(30, 2), 0, lambda: None)
+    games.only_trains(model)
+    played = games.Games(study, model, drawn(40, 1), drawn(30, 2), 0, lambda: None)
     start = model.adapter.vector()
-    overfitted = games.play(SIZE, np.random.default_rng(8), games.overfitted(60))
-    private = games.play(SIZE, np.random.default_rng(8), games.private)
+    overfitted = played.play(SIZE, np.random.default_rng(8), played.overfitted(60))
+    private = played.play(SIZE, np.random.default_rng(8), played.private)
     assert area(*membership._scores("lira", overfitted)) > 0.8
     assert area(*membership._scores("lira", private)) < 0.65
     assert np.array_equal(model.adapter.vector(), start)
 
 
+def test_single_rounds_tell_more_than_all_of_them_together():
+    """Each round draws some of the members, and everything moves by a lot from round to round."""
+    rng = np.random.default_rng(12)
+    rounds, records, effect = 12, 400, 1.5
+    members = games.draw_members(6, 3, records, rng)
+    drawn_in = members[:, None] & (rng.random((9, rounds, records)) < 0.3)
+    common = np.linspace(0.2, 4, rounds)[None, :, None] * rng.normal(0, 1, (9, rounds, records))
+    changes = common + effect * drawn_in
+    nothing = np.zeros((9, records))
+    game = games.Game(6, changes.sum(axis=1), nothing[0], nothing[:, :50], members, changes)
+    one, together = membership_rounds.scores("lira, rounds added", game), membership._scores("lira", game)
+    assert area(*one) > area(*together) + 0.1
+    blind = dataclasses.replace(game, changes=common, confidences=common.sum(axis=1))
+    for name in membership_rounds.ATTACKERS:
+        low, high = area_interval(*membership_rounds.scores(name, blind), rng)
+        assert low - 0.02 < 0.5 < high + 0.02
+
+
+def test_what_single_rounds_did_adds_up_to_what_was_released(study):
+    model = small_model()
+    games.only_trains(model)
+    played = games.Games(study, model, drawn(40, 1), drawn(30, 2), 0, lambda: None, every_round=True)
+    found = played.play(SIZE, np.random.default_rng(8), played.overfitted(30))
+    assert found.changes.shape == (6, 30, 40)
+    assert np.abs(found.backbone + found.changes.sum(axis=1) - found.confidences).max() < 1e-3
+    assert area(*membership_rounds.scores("lira, rounds added", found)) > 0.8
+    assert membership_rounds.ATTACK.needs == {Observable.STUDY, Observable.AGGREGATES}
+
+
 def test_a_game_repeats_itself(study):
     model = small_model()
-    membership._only_trains(model)
-    games = membership._Games(study, model, drawn(20, 1), drawn(10, 2), 0, lambda: None)
-    first, second = (games.play(SIZE, np.random.default_rng(9), games.as_stated) for _ in range(2))
+    games.only_trains(model)
+    played = games.Games(study, model, drawn(20, 1), drawn(10, 2), 0, lambda: None)
+    first, second = (played.play(SIZE, np.random.default_rng(9), played.as_stated) for _ in range(2))
     assert np.array_equal(first.confidences, second.confidences)
     assert np.array_equal(first.members, second.members)

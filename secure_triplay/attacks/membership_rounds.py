@@ -1,0 +1,156 @@
+"""Membership inference on the sum of each round, which every site opens, and not on the final adapter alone.
+
+A record's gradient enters only the rounds in which it was drawn, so what single rounds did to its confidence says
+more than what all of them did together. For each round the likelihood ratio of Carlini et al. 2022 is taken of
+the change in confidence, and rounds are added: they are independent draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from secure_triplay.attacks import membership
+from secure_triplay.attacks.attack import Attack, Observable, Setting
+from secure_triplay.attacks.finding import Arm, Control, Finding, Outcome
+from secure_triplay.attacks.games import (
+    Array,
+    Game,
+    Games,
+    Mask,
+    Size,
+    adapters_of,
+    both_matrices,
+    first_of,
+    frozen_a,
+    mislabelled,
+    only_trains,
+    pool_and_population,
+)
+from secure_triplay.client.learner import Encoded
+from secure_triplay.prepare import Model
+
+NAME = "membership-rounds"
+_SIZES = {False: Size(200, 20, 4, 4), True: Size(60, 20, 4, 2)}
+
+
+@dataclass(frozen=True)
+class RoundsSeen:
+    """What the attacker has of one target: changes in confidence, round by round.
+
+    `target` (rounds, n) in the study's rounds, `shadows` (k, rounds, n) in its own, `shadow_members` (k, n).
+    """
+
+    target: Array
+    shadows: Array
+    shadow_members: Mask
+
+    def each(self, score: Callable[[membership.Observation], Array]) -> Array:
+        """The score of every round by itself (rounds, n)."""
+        none = np.empty(0)
+        return np.stack(
+            [
+                score(
+                    membership.Observation(
+                        self.target[r], self.shadows[:, r], self.shadow_members, none, none, none
+                    )
+                )
+                for r in range(len(self.target))
+            ]
+        )
+
+
+def by_added_ratios(seen: RoundsSeen) -> Array:
+    """Likelihood ratios of all rounds added."""
+    return np.asarray(seen.each(membership.by_lira).sum(axis=0))
+
+
+def by_added_offline(seen: RoundsSeen) -> Array:
+    """How far above shadows that never saw the record, added over the rounds."""
+    return np.asarray(seen.each(membership.by_lira_offline).sum(axis=0))
+
+
+def by_clearest_round(seen: RoundsSeen) -> Array:
+    """The same in the round that stands out most: the one, perhaps, that drew the record."""
+    return np.asarray(seen.each(membership.by_lira_offline).max(axis=0))
+
+
+ATTACKERS: dict[str, Callable[[RoundsSeen], Array]] = {
+    "lira, rounds added": by_added_ratios,
+    "lira offline, rounds added": by_added_offline,
+    "lira offline, clearest round": by_clearest_round,
+}
+
+
+def scores(name: str, game: Game) -> tuple[Array, Array]:
+    """Scores of members and of others over all targets."""
+    members, others, k = [], [], game.n_shadows
+    for target in range(k, len(game.members)):
+        found = ATTACKERS[name](RoundsSeen(game.changes[target], game.changes[:k], game.members[:k]))
+        members.append(found[game.members[target]])
+        others.append(found[~game.members[target]])
+    return np.concatenate(members), np.concatenate(others)
+
+
+def run(setting: Setting) -> Outcome:
+    """Controls by overfitting without DP, then the study's own rounds without and with DP, LoRA and FFA.
+
+    Raises DataError where the first site has too few records.
+    """
+    size, study = _SIZES[setting.quick], setting.study
+    rng = np.random.default_rng([setting.seed, 0x3E4])
+    kinds = {"lora": both_matrices(study, setting.seed)}
+    kinds["ffa"] = frozen_a(kinds["lora"])
+    pool, population = pool_and_population(study, kinds["lora"], size)
+    arms = [Arm.NOTHING, Arm.DP] if study.dp else [Arm.NOTHING]
+    control_size = membership.CONTROL
+    done, total = 0, len(kinds) * (adapters_of(control_size) + adapters_of(size) * len(arms))
+
+    def ticked() -> None:
+        nonlocal done
+        done += 1
+        setting.tell(done, total)
+
+    def games(model: Model, records: Encoded) -> Games:
+        return Games(study, model, records, population, setting.seed, ticked, every_round=True)
+
+    controls: list[Control] = []
+    findings: list[Finding] = []
+    for kind, model in kinds.items():
+        only_trains(model)
+        planted = games(model, mislabelled(first_of(pool, control_size.pool), len(study.classes)))
+        outcome = planted.play(control_size, rng, planted.overfitted(membership.CONTROL_ROUNDS))
+        control = membership.control_of(kind, scores("lira, rounds added", outcome), NAME)
+        controls.append(control)
+        for arm in arms:
+            played = games(model, pool)
+            outcome = played.play(size, rng, played.private if arm.private else played.as_stated)
+            findings += [
+                membership.finding_of(
+                    name,
+                    arm,
+                    kind,
+                    scores(name, outcome),
+                    study,
+                    control.valid,
+                    rng,
+                    note="encryption changes nothing here: every site opens every sum",
+                )
+                for name in ATTACKERS
+            ]
+    return Outcome(tuple(controls), tuple(findings), _NOT_TESTED)
+
+
+_NOT_TESTED = (
+    "membership in sums of several sites: one site alone is attacked, and others' updates only hide its own",
+)
+
+ATTACK = Attack(
+    name=NAME,
+    title="Membership inference on the sum of every round",
+    source="Carlini 2022 (LiRA), round by round; written anew, since no maintained tool takes federated rounds",
+    needs=frozenset({Observable.STUDY, Observable.AGGREGATES}),
+    run=run,
+)
