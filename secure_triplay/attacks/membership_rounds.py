@@ -1,8 +1,8 @@
 """Membership inference on the sum of each round, which every site opens, and not on the final adapter alone.
 
-A record's gradient enters only the rounds in which it was drawn, so what single rounds did to its confidence says
-more than what all of them did together. For each round the likelihood ratio of Carlini et al. 2022 is taken of
-the change in confidence, and rounds are added: they are independent draws.
+What rounds add is of two kinds. A record's gradient enters only the rounds in which it was drawn, so that changes in
+its confidence are independent tries, whose likelihood ratios (Carlini et al. 2022) add up. And confidence itself is
+seen many times over, so that its mean over the rounds is steadier than the last value.
 """
 
 from __future__ import annotations
@@ -61,27 +61,21 @@ class RoundsSeen:
             ]
         )
 
-
-def by_added_ratios(seen: RoundsSeen) -> Array:
-    """Likelihood ratios of all rounds added."""
-    return np.asarray(seen.each(membership.by_lira).sum(axis=0))
-
-
-def by_added_offline(seen: RoundsSeen) -> Array:
-    """How far above shadows that never saw the record, added over the rounds."""
-    return np.asarray(seen.each(membership.by_lira_offline).sum(axis=0))
-
-
-def by_clearest_round(seen: RoundsSeen) -> Array:
-    """The same in the round that stands out most: the one, perhaps, that drew the record."""
-    return np.asarray(seen.each(membership.by_lira_offline).max(axis=0))
+    def averaged(self, score: Callable[[membership.Observation], Array]) -> Array:
+        """The score (n,) of the mean confidence over the rounds; what it was before them is the same for all."""
+        none = np.empty(0)
+        target, shadows = (
+            np.cumsum(changes, axis=-2).mean(axis=-2) for changes in (self.target, self.shadows)
+        )
+        return score(membership.Observation(target, shadows, self.shadow_members, none, none, none))
 
 
 ATTACKERS: dict[str, Callable[[RoundsSeen], Array]] = {
-    "lira, rounds added": by_added_ratios,
-    "lira offline, rounds added": by_added_offline,
-    "lira offline, clearest round": by_clearest_round,
+    "lira, rounds averaged": lambda seen: seen.averaged(membership.by_lira),
+    "lira offline, rounds averaged": lambda seen: seen.averaged(membership.by_lira_offline),
+    "lira of changes, added": lambda seen: np.asarray(seen.each(membership.by_lira).sum(axis=0)),
 }
+_FOR_CONTROL = "lira, rounds averaged"
 
 
 def scores(name: str, game: Game) -> tuple[Array, Array]:
@@ -122,7 +116,7 @@ def run(setting: Setting) -> Outcome:
         only_trains(model)
         planted = games(model, mislabelled(first_of(pool, control_size.pool), len(study.classes)))
         outcome = planted.play(control_size, rng, planted.overfitted(membership.CONTROL_ROUNDS))
-        control = membership.control_of(kind, scores("lira, rounds added", outcome), NAME)
+        control = membership.control_of(kind, scores(_FOR_CONTROL, outcome), NAME)
         controls.append(control)
         for arm in arms:
             played = games(model, pool)

@@ -1,9 +1,9 @@
 """The server together with one site: one key opens every upload, and this shows it.
 
-All sites of a key epoch share the key, so one of them and the server's bytes are enough to read each update. No
-check is broken, and no cryptography either: it is what the README says under "does not protect against". What is
-left to protect a record is the noise in the update: the span inversion of `span`, on uploads that were opened so,
-shows how much that is for pictures.
+All sites of a key epoch share the key, so one of them and the server's bytes are enough to read each update that is
+not masked as well: of two sites, or with `aggregation: shared-key`. No check is broken, and no cryptography either: it
+is what the README says under "does not protect against". What is left to protect a record is the noise in the update:
+the span inversion of `span`, on uploads that were opened so, shows how much that is for pictures.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def open_one(setting: Setting) -> Outcome:
             "share of a single update that server and one site read together",
             share,
             Verdict.LEAKS_AS_STATED if share > 0 else Verdict.NOTHING_FOUND,
-            note="one key is shared by all sites; "
+            note=("an upload without masks, which sites of this study do not send: " if study.masked else "")
+            + "one key is shared by all sites; "
             + (
                 "the study has no noise either"
                 if study.dp is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,11 +162,17 @@ def control_text(control: Control) -> str:
 
 
 def roc_plots(report: AttackReport) -> tuple[Plot, ...]:
-    """ROC curves on log axes, one plot for each attack and kind of adapter, with the claimed epsilon's ceiling."""
+    """ROC curves on log axes, one plot for each attack and kind of adapter, with the claimed epsilon's ceiling.
+
+    Where an attack has several ways of scoring, each arm has a plot of its own.
+    """
+    drawn = [finding for finding in report.findings if finding.curve is not None]
+    arms = Counter((finding.attack, finding.adapter, finding.arm) for finding in drawn)
     groups: dict[tuple[str, str, str], list[FindingEntry]] = {}
-    for finding in report.findings:
-        if finding.curve is not None:
-            groups.setdefault((finding.attack, finding.adapter, ""), []).append(finding)
+    for finding in drawn:
+        several = arms[finding.attack, finding.adapter, finding.arm] > 1
+        arm = finding.arm if several else ""
+        groups.setdefault((finding.attack, finding.adapter, arm), []).append(finding)
     return tuple(
         _roc(f"roc{index}", attack, adapter, findings, report)
         for index, ((attack, adapter, _), findings) in enumerate(groups.items())
@@ -217,6 +225,8 @@ def _roc(
         caption += " The ceiling holds for the arms with differential privacy."
     titles = {entry.name: entry.title for entry in report.attacks}
     title = titles.get(attack, attack) + (f", {ADAPTERS[adapter]}" if adapter != "none" else "")
+    if not _one_line_an_arm(findings):
+        title += f", {ARMS[findings[0].arm]}"
     return Plot(title, caption, draw(name, alt, paint, 3.2), tuple(legend))
 
 
@@ -231,5 +241,7 @@ def _line(findings: Sequence[FindingEntry], position: int) -> str:
 
 
 def _label(findings: Sequence[FindingEntry], finding: FindingEntry) -> str:
-    arm = ARMS[finding.arm]
-    return arm if _one_line_an_arm(findings) else f"{arm}: {finding.metric}"
+    if _one_line_an_arm(findings):
+        return ARMS[finding.arm]
+    found = re.fullmatch(r".*\((.+)\)", finding.metric)
+    return found[1] if found else finding.metric

@@ -280,8 +280,13 @@ def test_single_rounds_tell_more_than_all_of_them_together():
     changes = common + effect * drawn_in
     nothing = np.zeros((9, records))
     game = games.Game(6, changes.sum(axis=1), nothing[0], nothing[:, :50], members, changes)
-    one, together = membership_rounds.scores("lira, rounds added", game), membership._scores("lira", game)
+    one, together = membership_rounds.scores("lira of changes, added", game), membership._scores("lira", game)
     assert area(*one) > area(*together) + 0.1
+    steady = members[:, None] * np.diff(np.full(rounds, 1.0), prepend=0)[None, :, None]  # a gain that stays
+    seen_often = steady + np.diff(rng.normal(0, 0.7, (9, rounds, records)), axis=1, prepend=0)
+    often = dataclasses.replace(game, changes=seen_often, confidences=seen_often.sum(axis=1))
+    averaged = membership_rounds.scores("lira, rounds averaged", often)
+    assert area(*averaged) > area(*membership._scores("lira", often)) + 0.05
     blind = dataclasses.replace(game, changes=common, confidences=common.sum(axis=1))
     for name in membership_rounds.ATTACKERS:
         low, high = area_interval(*membership_rounds.scores(name, blind), rng)
@@ -295,7 +300,7 @@ def test_what_single_rounds_did_adds_up_to_what_was_released(study):
     found = played.play(SIZE, np.random.default_rng(8), played.overfitted(30))
     assert found.changes.shape == (6, 30, 40)
     assert np.abs(found.backbone + found.changes.sum(axis=1) - found.confidences).max() < 1e-3
-    assert area(*membership_rounds.scores("lira, rounds added", found)) > 0.8
+    assert area(*membership_rounds.scores("lira, rounds averaged", found)) > 0.8
     assert membership_rounds.ATTACK.needs == {Observable.STUDY, Observable.AGGREGATES}
 
 
