@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +70,12 @@ def audit_planted(
     alarms: list[dict[str, Any]] = []
     total = len(patches) + clean_runs
     with run_folder(out) as folder, working_copy(root) as copy:
-        for number in range(clean_runs):
-            tell(number, total)
-            clean = run_tests(copy, nodes, clean_run=number + 1)
-            if clean.exit_code != _PASSED:
-                alarms.append({"run": number + 1, "failed": list(clean.failed), "said": clean.said})
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # clean copies are only read
+            runs = pool.map(lambda n: run_tests(copy, nodes, clean_run=n + 1), range(clean_runs))
+            for number, clean in enumerate(runs):
+                tell(number, total)
+                if clean.exit_code != _PASSED:
+                    alarms.append({"run": number + 1, "failed": list(clean.failed), "said": clean.said})
         for number, patch in enumerate(patches):
             tell(clean_runs + number, total)
             entries.append(plant(copy, patch))
@@ -146,7 +148,7 @@ def run_tests(copy: Path, nodes: Iterable[str], *, clean_run: int = 0) -> TestRu
 
     With the number of a clean run (from 1) every seed in a test stands for another stream.
     """
-    report = copy / "planted-report.xml"
+    report = copy / f"planted-report-{clean_run}.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *nodes]
     environment = _environment(copy)
@@ -242,7 +244,7 @@ def _require_copy_is_used(copy: Path) -> None:
 
 def _environment(copy: Path) -> dict[str, str]:
     # no byte code: Python would take the clean module's for a planted one of the same size and second
-    return os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    return os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _write(texts: dict[Path, str]) -> None:
