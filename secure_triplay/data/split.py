@@ -102,20 +102,38 @@ def _split_fashion(study: Study, data: FashionMnist, notify: Callable[[str], Non
     folder = fashion_mnist(notify)
     classes = [entry.name for entry in study.classes]
     train, test = load_fashion_mnist(folder, "train", classes), load_fashion_mnist(folder, "test", classes)
-    public = _balanced(train, data.public_images, study.seed, "public")
+    public, shares = _fashion_rows(study, data, train)
     measured = _balanced(test, data.test_images, study.seed, "test")
+    sites: dict[str, SiteData] = {}
+    for site, share in zip(study.sites, shares, strict=True):
+        mixed = stream(study.seed, f"holdout {site.name}").permutation(share)
+        kept, used = np.sort(mixed[: data.holdout_per_site]), np.sort(mixed[data.holdout_per_site :])
+        sites[site.name] = SiteData(train=train.take(used), holdout=train.take(kept))
+    return Split(train.take(public), test.take(measured), sites)
+
+
+def _fashion_rows(study: Study, data: FashionMnist, train: Records) -> tuple[Codes, Shares]:
+    """Rows of the training split: public ones, and each site's."""
+    public = _balanced(train, data.public_images, study.seed, "public")
     rest = np.setdiff1d(np.arange(len(train)), public)
     trained = site_sizes(
         data.records_per_site * len(study.sites), len(study.sites), data.partition.size_ratio
     )
     sizes = [size + data.holdout_per_site for size in trained]
-    shares = _divide(train.take(rest), data.partition, len(study.sites), sizes, stream(study.seed, "sites"))
-    sites: dict[str, SiteData] = {}
-    for site, share in zip(study.sites, shares, strict=True):
-        mixed = stream(study.seed, f"holdout {site.name}").permutation(rest[share])
-        kept, used = np.sort(mixed[: data.holdout_per_site]), np.sort(mixed[data.holdout_per_site :])
-        sites[site.name] = SiteData(train=train.take(used), holdout=train.take(kept))
-    return Split(train.take(public), test.take(measured), sites)
+    shares = divide(train.take(rest), data.partition, len(study.sites), sizes, stream(study.seed, "sites"))
+    return public, tuple(rest[share] for share in shares)
+
+
+def spare_fashion(study: Study) -> Records:
+    """Fashion-MNIST's training images that are neither public in the study nor at any of its sites.
+
+    Raises DataError where the study's data are others.
+    """
+    if not isinstance(study.data, FashionMnist):
+        raise DataError("these are a site's own data", where="data", fix="take its public images")
+    train = load_fashion_mnist(fashion_mnist(None), "train", [entry.name for entry in study.classes])
+    public, shares = _fashion_rows(study, study.data, train)
+    return train.take(np.setdiff1d(np.arange(len(train)), np.concatenate([public, *shares])))
 
 
 def _balanced(records: Records, n: int, seed: int, purpose: str) -> Codes:
@@ -144,7 +162,7 @@ def _split_one_manifest(study: Study, data: Manifest, path: str) -> Split:
         public = load_manifest(data.public_manifest, classes)
     private = records.take(rest)
     _refuse_shared_images({"the public images": public, "the test images": test, "the sites": private})
-    shares = _divide(private, data.partition, len(study.sites), None, stream(study.seed, "sites"))
+    shares = divide(private, data.partition, len(study.sites), None, stream(study.seed, "sites"))
     sites = {
         site.name: _hold_back(private.take(share), data.holdout_fraction, study.seed, site.name)
         for site, share in zip(study.sites, shares, strict=True)
@@ -166,10 +184,13 @@ def _own_manifests(study: Study, data: Manifest, names: list[str]) -> Split:
     return Split(public, test, sites)
 
 
-def _divide(
+def divide(
     records: Records, rule: Partition, n_sites: int, sizes: list[int] | None, rng: np.random.Generator
 ) -> Shares:
-    """Shares of the records by the study's rule; without `sizes`, equal ones of all that there are."""
+    """Shares of the records by the study's rule; without `sizes`, equal ones of all that there are.
+
+    Raises DataError where the rule asks for more records, or for columns, than there are.
+    """
     if sizes is None:
         n = long_tail_total(records.labels, rule.imbalance) if rule.kind == "long-tail" else len(records)
         sizes = site_sizes(n, n_sites, rule.size_ratio)
