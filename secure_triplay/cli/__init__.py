@@ -23,6 +23,7 @@ from secure_triplay.cli import (
     config,
     doctor,
     experiment,
+    pilot,
     policy,
     server,
     simulate,
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.add_typer(simulate.app)  # without a name: its commands stand at the top
 app.add_typer(attack.app)
 app.add_typer(experiment.app)
+app.add_typer(pilot.app)
 app.add_typer(config.app, name="config")
 app.add_typer(policy.app, name="policy")
 app.add_typer(budget.app, name="budget")

@@ -1,0 +1,102 @@
+"""How fast this machine is, and how much memory the frozen weights take: measured once for each quantization."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from secure_triplay.client.ckks import CkksSecretKey
+from secure_triplay.config import Study
+from secure_triplay.crypto.codec import Codec
+from secure_triplay.crypto.packing import add_mod, pack60, unpack60
+from secure_triplay.pilot.costs import Speeds
+from secure_triplay.pilot.trial import PublicLearner, PublicSetting
+from secure_triplay.prepare import choose_codec, round_rule
+from secure_triplay.privacy.noise import NoiseSource
+
+_IMAGES = 128
+_STEPS = 2
+
+
+def measure_speeds(setting: PublicSetting, study: Study, process_bytes: int) -> Speeds:
+    """Speeds of a study's model on the sample: a few real private steps, the frozen blocks, one ciphertext."""
+    model = setting.model(study)
+    before = (setting.encoding_cpu_seconds, setting.encoded_images)
+    records = [own for own in setting.train(model).values() if len(own)]
+    setting.encoded(model, "test")
+    largest = max(records, key=len)
+    rate = min(1.0, _IMAGES / len(largest))
+    rule = replace(round_rule(study), sampling_rate=rate, steps=_STEPS)
+    learner = PublicLearner(model, largest, rule, NoiseSource(), len(largest))
+    vector = setting.start(model)
+    learner.update(vector)  # warms up, and checks the gradients of single records once
+    learner.images, learner.seconds = 0.0, 0.0
+    learner.update(vector)
+    model.adapter.load_vector(vector)
+    encrypt, opened = _crypto_seconds(choose_codec(study, model.adapter.n_params))
+    tokens = largest.tokens
+    encoded = setting.encoded_images - before[1]
+    return Speeds(
+        blocks=study.adapter.last_blocks,
+        rank=study.adapter.rank,
+        params=model.adapter.n_params,
+        tower_blocks=model.adapter.n_blocks,
+        tokens=tokens.shape[1],
+        width=tokens.shape[2],
+        step_s_per_image=learner.seconds / max(1.0, learner.images),
+        encode_s_per_image=(setting.encoding_cpu_seconds - before[0])
+        / max(1, encoded)
+        / torch.get_num_threads(),
+        frozen_bytes=model.backbone.frozen_bytes,
+        loading_bytes=_full_precision_bytes(model.backbone.model),
+        process_bytes=process_bytes,
+        encrypt_s_per_chunk=encrypt,
+        open_s_per_chunk=opened,
+    )
+
+
+def process_bytes() -> int:
+    """Resident memory of this process with its libraries, before it holds a model."""
+    from secure_triplay.model import backbone  # noqa: F401  (what a site imports)
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _full_precision_bytes(model: nn.Module) -> int:
+    """What the weights take while they are loaded: four bytes each, whatever they become afterwards."""
+    linear = {
+        id(part.weight): part.in_features * part.out_features
+        for part in model.modules()
+        if isinstance(part, nn.Linear)
+    }
+    return 4 * sum(linear.get(id(weight), weight.numel()) for weight in model.parameters())
+
+
+def _crypto_seconds(codec: Codec) -> tuple[float, float]:
+    """Seconds to encode and encrypt one ciphertext, and to open one of all sites' sum.
+
+    Opening grows by the expansion of each site's seed, so two real sums give the time of any.
+    """
+    noise, key = NoiseSource(), CkksSecretKey.generate(codec.parameters)
+    update = np.zeros(codec.n_params, np.float32)
+    total = np.zeros((codec.n_chunks, codec.parameters.degree), np.uint64)
+    seeds: list[NDArray[np.uint8]] = []
+    sealing, opening = 0.0, []
+    for _ in range(min(2, codec.n_sites)):
+        started = time.process_time()
+        sealed = key.encrypt(codec.to_slots(codec.quantise(update, noise)), codec.encode_tolerance)
+        packed = pack60(sealed.c0)
+        sealing = time.process_time() - started
+        add_mod(total, unpack60(packed, codec.n_chunks))
+        seeds.append(sealed.seeds)
+        started = time.process_time()
+        codec.sum_from_slots(key.decrypt(total, seeds), len(seeds))
+        opening.append(time.process_time() - started)
+    a_site = max(0.0, opening[-1] - opening[0])
+    return sealing / codec.n_chunks, (opening[0] + a_site * (codec.n_sites - 1)) / codec.n_chunks

@@ -1,0 +1,74 @@
+"""The pilot's images: public ones, and none of a site's.
+
+Where a study divides Fashion-MNIST, every image of it is public, and the sample is drawn from those that no site
+has. Elsewhere it is the study's public images, and its public test images only if a person says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from secure_triplay.config import FashionMnist, Study
+from secure_triplay.data.partition import balanced_draw, iid, stream
+from secure_triplay.data.records import Codes, Records
+from secure_triplay.data.split import SiteData, Split, divide, spare_fashion, split_study
+from secure_triplay.errors import DataError
+
+FEWEST = 60
+_MEASURED_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Public records as a split of their own: `split.public` aligns, its sites train, its test records measure."""
+
+    split: Split
+    source: str
+    training_images: int
+    measured_images: int
+
+
+def public_sample(study: Study, size: int, *, use_test_images: bool = False) -> Sample:
+    """At most `size` public images, divided over as many sites as the study has. Raises DataError where too few."""
+    own = split_study(study, only=[])  # opens no site's manifest
+    if isinstance(study.data, FashionMnist):
+        records, source = spare_fashion(study), "Fashion-MNIST's training images that no site has"
+    elif use_test_images:
+        records, source = own.test, "the study's public TEST images (measure the finished model on others)"
+    else:
+        records, source = own.public, "the study's public images, which also align the projection"
+    if len(records) < FEWEST:
+        raise DataError(
+            f"there are {len(records)} public images to try settings on; fewer than {FEWEST} say nothing",
+            where="data",
+            fix="name a public_manifest with more of them, or raise public_images; or say --use-test-images",
+        )
+    rng = stream(study.seed, "pilot")
+    drawn = records.take(balanced_draw(records.labels, min(size, len(records)), rng, where="sample"))
+    units = np.arange(len(drawn)) if drawn.patients is None else drawn.patients
+    present = rng.permutation(np.unique(units))
+    measured = np.isin(units, present[: max(1, round(_MEASURED_SHARE * len(present)))])
+    train, test = drawn.take(np.flatnonzero(~measured)), drawn.take(np.flatnonzero(measured))
+    shares = _shares(study, train, rng)
+    none = train.take([])
+    sites = {
+        site.name: SiteData(train.take(share), none) for site, share in zip(study.sites, shares, strict=True)
+    }
+    return Sample(Split(own.public, test, sites), source, sum(map(len, shares)), len(test))
+
+
+def _shares(study: Study, records: Records, rng: np.random.Generator) -> tuple[Codes, ...]:
+    """The study's own skew where public images allow it; equal sites, their classes alike, otherwise."""
+    n_sites = len(study.sites)
+    if len(records) < n_sites:
+        raise DataError(
+            f"{len(records)} public images are too few for {n_sites} sites",
+            where="data",
+            fix="name more public images",
+        )
+    try:
+        return divide(records, study.data.partition, n_sites, None, rng)
+    except DataError:
+        return iid(len(records), [len(records) // n_sites] * n_sites, rng)

@@ -1,0 +1,134 @@
+"""From limits to a choice: what fits, what is tried, and which of the tried is taken, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from secure_triplay.errors import PrivacyError
+from secure_triplay.pilot.choices import Choice, Space
+from secure_triplay.pilot.costs import Cost, SiteLimits, nothing_fits
+
+ORDER = ("rounds", "batch", "rank", "blocks", "value_bits", "quantization")
+"""Settings that moved accuracy most in our own runs come first, for where trials run out."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A choice, what it costs, and what it gave on public images."""
+
+    choice: Choice
+    cost: Cost
+    accuracy: float
+    standard_error: float
+    start_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The trial that is taken, and the reason in words."""
+
+    trial: Trial
+    best: Trial
+    reason: str
+
+
+def what_fits(
+    space: Space, cost_of: Callable[[Choice], Cost], limits: SiteLimits
+) -> tuple[dict[Choice, Cost], dict[Choice, Cost]]:
+    """(choices within the limits, all whose cost is known). Raises ConfigError that names the limit which binds."""
+    costs: dict[Choice, Cost] = {}
+    no_noise = []
+    for choice in space.choices():
+        try:
+            costs[choice] = cost_of(choice)
+        except PrivacyError:
+            no_noise.append(choice)
+    fits = {choice: cost for choice, cost in costs.items() if max(cost.shares(limits).values()) <= 1}
+    if not fits:
+        raise nothing_fits(costs, limits, no_noise)
+    return fits, costs
+
+
+def first(own: Choice, fits: Mapping[Choice, Cost]) -> Choice:
+    """The study's own choice where it fits; otherwise one that fits with the fewest changes, the fastest of those."""
+
+    def distance(choice: Choice) -> tuple[int, float]:
+        changed = sum(getattr(choice, axis) != getattr(own, axis) for axis in ORDER)
+        return changed, fits[choice].hours
+
+    return own if own in fits else min(fits, key=distance)
+
+
+def search(
+    space: Space,
+    fits: Mapping[Choice, Cost],
+    start: Choice,
+    attempt: Callable[[Choice], Trial],
+    limits: SiteLimits,
+    most: int,
+) -> list[Trial]:
+    """Try choices one setting at a time, each from the best so far; at most `most`.
+
+    A trial whose own speed shows that it does not fit is kept, and never taken.
+    """
+    tried: dict[Choice, Trial] = {start: attempt(start)}
+    here = start
+    for axis in ORDER:
+        for choice in space.beside(here, axis):
+            if len(tried) >= most:
+                return list(tried.values())
+            if choice in fits and choice not in tried:
+                tried[choice] = attempt(choice)
+        here = (
+            decide(list(tried.values()), limits).trial.choice if _fitting(tried.values(), limits) else start
+        )
+    return list(tried.values())
+
+
+def decide(trials: list[Trial], limits: SiteLimits) -> Decision:
+    """Of the trials that fit, the cheapest among those that are no more than one standard error below the best.
+
+    Cheap is the sum of the shares of hours and memory; fewer bytes where that is equal. Raises ConfigError where
+    what was measured in the trials shows that none fits.
+    """
+    fitting = _fitting(trials, limits)
+    if not fitting:
+        raise nothing_fits({trial.choice: trial.cost for trial in trials}, limits, ())
+    best = max(fitting, key=lambda trial: trial.accuracy)
+    near = [trial for trial in fitting if trial.accuracy >= best.accuracy - best.standard_error]
+    taken = min(
+        near, key=lambda trial: (sum(trial.cost.shares(limits).values()), trial.cost.upload_bytes_per_round)
+    )
+    share = taken.cost.shares(limits)
+    if taken is best:
+        reason = "It has the best accuracy of the choices tried that fit"
+        reason += ", and none cheaper comes within one standard error of it."
+    else:
+        reason = (
+            f"The best of the choices tried ({best.choice.words()}) has {best.accuracy:.1%}; this one is within one "
+            f"standard error of it ({best.standard_error:.1%}), and the cheapest that is."
+        )
+    reason += f" It uses {share['hours']:.0%} of the hours and {share['memory']:.0%} of the memory allowed."
+    if taken.accuracy <= taken.start_accuracy:
+        reason += (
+            " WARNING: on these images training did not help at this epsilon; more images a site, or more epsilon, "
+            "would."
+        )
+    return Decision(taken, best, reason)
+
+
+def frontier(trials: list[Trial], price: Callable[[Trial], float]) -> list[Trial]:
+    """The trials that no other beats in accuracy at the same price or less, cheapest first."""
+    best, found = float("-inf"), []
+    for trial in sorted(trials, key=lambda one: (price(one), -one.accuracy)):
+        if trial.accuracy > best:
+            best = trial.accuracy
+            found.append(trial)
+    return found
+
+
+def _fitting(trials: Any, limits: SiteLimits) -> list[Trial]:
+    return [trial for trial in trials if max(trial.cost.shares(limits).values()) <= 1]

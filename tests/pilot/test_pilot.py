@@ -1,0 +1,365 @@
+"""A pilot reads public images only or pays for others, keeps to a site's limits, and writes a study that runs."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from secure_triplay.config import load_study, parse_study
+from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.keyfile import save_identity
+from secure_triplay.data.split import split_study
+from secure_triplay.describe import describe
+from secure_triplay.errors import AssetError, ConfigError, DataError, PrivacyError, RunError
+from secure_triplay.ledger.budget import Limits
+from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.pilot.choices import Choice, Space, own_choice, with_choice
+from secure_triplay.pilot.costs import SiteLimits, Speeds, cost
+from secure_triplay.pilot.private import Private, private_trials
+from secure_triplay.pilot.run import Request, run_pilot
+from secure_triplay.pilot.sample import public_sample
+from secure_triplay.pilot.search import Decision, Trial, decide, first, search, what_fits
+from secure_triplay.pilot.trial import scaled_rule
+from secure_triplay.prepare import round_rule
+from secure_triplay.simulate import simulate
+
+SPEEDS = Speeds(
+    blocks=2, rank=8, params=2 * 8 * 3072, tower_blocks=12, tokens=17, width=384, step_s_per_image=0.002,
+    encode_s_per_image=0.005, frozen_bytes=66_000_000, loading_bytes=180_000_000, process_bytes=700_000_000,
+    encrypt_s_per_chunk=0.002, open_s_per_chunk=0.01,
+)  # fmt: skip
+ROOMY = SiteLimits(hours=1000, memory_gib=100)
+
+
+def small(demo: dict) -> dict:
+    """A small study whose own settings are cheap."""
+    demo["data"] |= {"records_per_site": 80, "holdout_per_site": 20, "test_images": 40, "public_images": 40}
+    demo["sites"] = demo["sites"][:2]
+    demo["training"] |= {"rounds": 2}
+    demo["server_optimiser"] |= {"average_last": 1}
+    demo["adapter"] |= {"last_blocks": 1, "rank": 4, "alpha": 8.0}
+    demo["privacy"] |= {
+        "expected_batch_size": 20,
+        "sampling_rate": 0.25,
+        "max_units_per_site": 100,
+        "delta": 1e-5,
+    }
+    return demo
+
+
+@pytest.fixture
+def content(demo):
+    """The small study, to be changed at will."""
+    return small(demo)
+
+
+def trial(choice: Choice, accuracy: float, hours: float, error: float = 0.01) -> Trial:
+    spent = replace(cost_of(choice), hours=hours)
+    return Trial(choice, spent, accuracy, error, 0.5, 1.0)
+
+
+def cost_of(choice: Choice, limits: SiteLimits = ROOMY):
+    base = yaml.safe_load((Path(__file__).parents[2] / "configs" / "demo.yaml").read_text())
+    study = parse_study(base)
+    return cost(parse_study(with_choice(base, study, choice, 8.0)), choice, SPEEDS, limits)
+
+
+def test_a_choice_stands_in_the_study_as_it_was_meant(demo):
+    study = parse_study(demo)
+    choice = Choice(rank=32, blocks=4, quantization="int8", value_bits=6, batch=200.0, rounds=3)
+    made = parse_study(with_choice(demo, study, choice, 3.0))
+    assert own_choice(made) == choice
+    assert made.dp.epsilon == 3.0
+    assert made.dp.sampling_rate == pytest.approx(200 / 2000)  # of the 500 / 0.25 units that the study fits
+    assert made.adapter.alpha / made.adapter.rank == study.adapter.alpha / study.adapter.rank
+    assert made.server_optimiser.average_last == 3  # no more than there are rounds
+    assert parse_study(demo) == study  # the content that was given is left as it was
+
+
+def test_the_bytes_of_a_choice_are_those_that_config_check_says(demo):
+    study = parse_study(demo)
+    found = cost(study, own_choice(study), SPEEDS, ROOMY)
+    (said,) = [sentence for topic, sentence in describe(study, found.n_params) if topic == "Upload"]
+    assert f"{found.upload_bytes_per_round:,} bytes" in said
+    assert found.n_params == 2 * 8 * 3072
+
+
+def test_hours_grow_with_what_they_are_made_of(demo):
+    choice = own_choice(parse_study(demo))
+    base = cost_of(choice)
+    assert cost_of(replace(choice, rounds=2 * choice.rounds)).hours_messages == pytest.approx(
+        2 * base.hours_messages
+    )
+    slow = cost_of(choice, replace(ROOMY, line_mbit_per_s=0.1))
+    both = base.upload_bytes_per_round + base.download_bytes_per_round
+    gained = 3600 * (slow.hours_line - base.hours_line)
+    assert gained == pytest.approx(choice.rounds * both * 8 / 1e6 * (1 / 0.1 - 1 / 10), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (SiteLimits(hours=0.001, memory_gib=100), r"hours binds.*0\.001 h"),
+        (SiteLimits(memory_gib=0.5, hours=1000), r"memory binds.*0\.5 GiB"),
+        (SiteLimits(memory_gib=0.5, hours=0.001), r"hours binds.*memory binds"),
+        (SiteLimits(line_mbit_per_s=0.001, hours=0.2), r"hours binds.*on the line"),
+    ],
+)
+def test_where_no_choice_meets_the_limits_the_one_that_binds_is_named(demo, limits, said):
+    space = Space({"rounds": (4, 8), "batch": (500.0,), "rank": (4, 8), "blocks": (1, 2), "value_bits": (9,),
+                   "quantization": ("nf4",)})  # fmt: skip
+    with pytest.raises(ConfigError, match=said):
+        what_fits(space, lambda choice: cost_of(choice, limits), limits)
+
+
+def test_an_epsilon_that_no_noise_gives_is_named(demo):
+    def refuse(choice):
+        raise PrivacyError("no noise is enough")
+
+    with pytest.raises(ConfigError, match="epsilon binds; none of 2 choices"):
+        what_fits(Space({"rounds": (4, 8), "batch": (5.0,), "rank": (4,), "blocks": (1,), "value_bits": (9,),
+                         "quantization": ("nf4",)}), refuse, ROOMY)  # fmt: skip
+
+
+def test_the_search_tries_nothing_that_does_not_fit_and_no_more_than_asked(demo):
+    own = own_choice(parse_study(demo))
+    space = Space({"rounds": (8, 16, 32), "batch": (200.0, 500.0), "rank": (4, 8), "blocks": (1, 2),
+                   "value_bits": (6, 9), "quantization": ("nf4",)})  # fmt: skip
+    limits = SiteLimits(hours=0.12, memory_gib=100)
+    fits, costs = what_fits(space, cost_of, limits)
+    assert 0 < len(fits) < len(costs) == 48
+    tried = []
+
+    def attempt(choice):
+        tried.append(choice)
+        return Trial(choice, fits[choice], 0.6 + 0.001 * choice.rounds, 0.01, 0.5, 1.0)
+
+    found = search(space, fits, first(own, fits), attempt, limits, most=5)
+    assert [one.choice for one in found] == tried
+    assert len(tried) == len(set(tried)) == 5
+    assert all(choice in fits for choice in tried)
+
+
+def test_what_is_taken_is_the_cheapest_within_one_standard_error_and_never_what_does_not_fit(demo):
+    own = own_choice(parse_study(demo))
+    ladder = [replace(own, rounds=n) for n in (1, 2, 3, 4)]
+    limits = SiteLimits(hours=10, memory_gib=100)
+    trials = [
+        trial(ladder[0], 0.70, 1.0), trial(ladder[1], 0.745, 2.0), trial(ladder[2], 0.75, 8.0),
+        trial(ladder[3], 0.90, 11.0),  # the best of all, and eleven hours where ten are allowed
+    ]  # fmt: skip
+    found = decide(trials, limits)
+    assert found.trial.choice == ladder[1]
+    assert found.best.choice == ladder[2]
+    assert "one standard error" in found.reason
+    assert "WARNING" not in found.reason
+    assert "WARNING" in decide([trial(ladder[0], 0.4, 1.0)], limits).reason  # worse than before training
+    with pytest.raises(ConfigError, match="hours binds"):
+        decide(trials[3:], limits)
+
+
+def test_noise_on_public_images_weighs_what_it_will_at_a_real_site(demo):
+    rule = round_rule(parse_study(demo))
+    small = scaled_rule(rule, units_here=100, real_units=2000)
+    assert small.noise_std / small.expected_batch_size == pytest.approx(
+        rule.noise_std / rule.expected_batch_size
+    )
+    assert small.expected_batch_size == pytest.approx(100 * rule.sampling_rate)
+    assert small.sampling_rate == rule.sampling_rate
+
+
+def hashes(records) -> set[str]:
+    return {hashlib.sha256(image.tobytes()).hexdigest() for image in records.images(np.arange(len(records)))}
+
+
+def test_the_sample_holds_no_image_of_any_site_none_that_tests_and_none_that_aligns(content):
+    study = parse_study(content)
+    try:
+        sample, real = public_sample(study, 300), split_study(study)
+    except AssetError as error:
+        pytest.skip(f"Fashion-MNIST cannot be had here: {error.what}")
+    used = [site.train for site in sample.split.sites.values()]
+    drawn = set().union(*map(hashes, used), hashes(sample.split.test))
+    assert len(drawn) > 290
+    for records in (
+        real.test,
+        real.public,
+        *(part for s in real.sites.values() for part in (s.train, s.holdout)),
+    ):
+        assert not drawn & hashes(records)
+    assert not hashes(sample.split.test) & set().union(*map(hashes, used))
+    assert sample.training_images == sum(map(len, used))
+
+
+@pytest.fixture
+def hospital(tmp_path, content):
+    """A study of three sites with manifests of their own, which are not on this machine, and public images."""
+
+    def write(n_public: int) -> Path:
+        rng = np.random.default_rng(0)
+        with (tmp_path / "public.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["path", "label"])
+            for index in range(n_public):
+                Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / f"{index}.png")
+                rows.writerow([f"{index}.png", content["classes"][index % 10]["name"]])
+        content["data"] = {"kind": "manifest", "public_manifest": "public.csv"}
+        content["sites"] = [
+            {"name": name, "manifest": f"{name}/absent.csv"} for name in ("north", "east", "south")
+        ]
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+        return tmp_path / "study.yaml"
+
+    return write
+
+
+def test_no_sites_manifest_is_opened(hospital):
+    sample = public_sample(load_study(hospital(70)), 1000)
+    assert sample.training_images + sample.measured_images <= 70
+    assert "public images" in sample.source
+
+
+def test_too_few_public_images_are_refused_with_what_to_do(hospital):
+    with pytest.raises(DataError, match=r"30 public images.*--use-test-images"):
+        public_sample(load_study(hospital(30)), 1000)
+
+
+def test_a_study_without_privacy_is_refused(content):
+    content["privacy"] = {"unsafe_dp_off": True, "sampling_rate": 0.5, "expected_batch_size": 8}
+    content["codec"] = {"range": 1.0}
+    with pytest.raises(PrivacyError, match="without privacy"):
+        own_choice(parse_study(content))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, result, what was told) of a pilot that was stopped in its second trial and went on."""
+    folder = tmp_path_factory.mktemp("pilot")
+    demo = small(yaml.safe_load((Path(__file__).parents[2] / "configs" / "demo.yaml").read_text()))
+    (folder / "small.yaml").write_text(yaml.safe_dump(demo))
+    axes = {"rank": (2,), "blocks": (1,), "quantization": ("nf4",), "value_bits": (9,), "batch": (20.0,),
+            "rounds": (2,)}  # fmt: skip
+    asked = Request(axes=axes, sample=120, trials=2)
+    told: list[tuple[str, int]] = []
+
+    def stop(now: str, done: int, most: int) -> None:
+        told.append((now, done))
+        if done == 1 and now.startswith("rank"):
+            raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_pilot(folder / "small.yaml", folder / "out", asked, stop)
+    except AssetError as error:
+        pytest.skip(f"weights or images cannot be had here: {error.what}")
+    (kept,) = [path for path in (folder / "out" / "trials").iterdir() if not path.name.startswith("speeds")]
+    assert {path.name for path in (folder / "out").iterdir()} == {"trials"}  # nothing half-written
+    before = (kept.stat().st_mtime_ns, kept.read_bytes())
+    result = run_pilot(folder / "small.yaml", folder / "out", asked)
+    assert (kept.stat().st_mtime_ns, kept.read_bytes()) == before  # not run again
+    return folder, asked, result
+
+
+def test_a_stopped_pilot_goes_on_and_its_files_agree(finished):
+    folder, asked, result = finished
+    out = folder / "out"
+    assert json.loads((out / "pilot.json").read_text()) == result
+    assert [one["choice"]["rank"] for one in result["trials"]] == [4, 2]
+    assert sum(one["chosen"] for one in result["trials"]) == 1
+    assert result["charged"] is None
+    page = (out / "pilot.html").read_text()
+    assert "No record of any site was read" in page
+    assert result["trials"][0]["words"] in page
+    assert (out / "frontier.svg").read_text().rstrip().endswith("</svg>")
+    with pytest.raises(RunError, match="there is a study in this folder"):
+        run_pilot(folder / "small.yaml", out, asked)
+
+
+def test_the_study_that_a_pilot_writes_runs_from_end_to_end(finished, tmp_path):
+    folder, _, result = finished
+    study = load_study(folder / "out" / "study.yaml")
+    assert own_choice(study) == Choice(**result["chosen"])
+    (chosen,) = [one for one in result["trials"] if one["chosen"]]
+    simulate(study, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["upload"]["n_params"] == chosen["n_params"]
+    sent = summary["upload"]["bytes_per_site_per_round"]
+    assert (
+        chosen["upload_bytes_per_round"] <= sent <= chosen["upload_bytes_per_round"] + 2000
+    )  # header and signature
+
+
+def ledger_at(folder: Path, epsilon: float) -> Path:
+    identity = SigningIdentity.generate()
+    folder.mkdir()
+    save_identity(folder, identity)
+    limits = Limits(epsilon, epsilon, delta=1e-5, max_units=100, unit="record")
+    Ledger.create(folder / "ledger", identity, site="north", limits=limits, approved_by="Dr. Weber").close()
+    return folder
+
+
+@pytest.fixture
+def searching(finished, tmp_path):
+    """Calls the private part of a pilot on site north of the small study, from a folder of its own."""
+    folder, _, _ = finished
+    raw = yaml.safe_load((folder / "small.yaml").read_text())
+    study = parse_study(raw)
+    choices = [own_choice(study), replace(own_choice(study), rank=2)]
+    trials = [trial(choice, 0.6, 1.0) for choice in choices]
+    (tmp_path / "trials").mkdir()
+
+    def run(asked: Private):
+        decision = Decision(trials[0], trials[0], "public")
+        return private_trials(
+            lambda choice: parse_study(with_choice(raw, study, choice, 8.0)),
+            trials,
+            decision,
+            asked,
+            ROOMY,
+            tmp_path,
+        )
+
+    return run
+
+
+def test_a_search_on_private_records_is_reserved_and_settled_with_what_it_wrote(searching, tmp_path):
+    asked = Private("north", ledger_at(tmp_path / "north", 50.0), "Dr. Weber", trials=1, rounds=1)
+    found, decision = searching(asked)
+    with Ledger.open(tmp_path / "north" / "ledger", None) as ledger:
+        charged = list(ledger.books.reservations.values())
+    assert sorted(one.what for one in charged) == ["pilot counts 1", "pilot training 1"]
+    (written,) = (tmp_path / "trials").glob("private-*")
+    digest = hashlib.sha256(written.read_bytes()).hexdigest()
+    assert {one.released_sha256 for one in charged} == {digest}
+    assert 0 < found["epsilon"] < 50
+    assert decision.trial.accuracy == 0.6
+    again, _ = searching(asked)  # the same search again reads what it wrote, and pays nothing
+    assert again == found
+    with Ledger.open(tmp_path / "north" / "ledger", None) as ledger:
+        assert len(ledger.books.reservations) == 2
+
+
+def test_a_search_that_the_budget_does_not_hold_is_refused_before_a_record_is_read(searching, tmp_path):
+    asked = Private("north", ledger_at(tmp_path / "north", 0.01), "Dr. Weber", trials=1, rounds=1)
+    with pytest.raises(PrivacyError):
+        searching(asked)
+    assert not list((tmp_path / "trials").iterdir())
+    with Ledger.open(tmp_path / "north" / "ledger", None) as ledger:
+        assert not ledger.books.reservations
+
+
+def test_a_search_that_nobody_allows_or_no_ledger_pays_for_is_refused(searching, tmp_path):
+    with pytest.raises(ConfigError, match="nobody allows"):
+        searching(Private("north", ledger_at(tmp_path / "north", 50.0), " "))
+    shutil.rmtree(tmp_path / "north" / "ledger")
+    with pytest.raises(RunError, match="no privacy ledger"):
+        searching(Private("north", tmp_path / "north", "Dr. Weber"))
