@@ -13,7 +13,7 @@ from rich.table import Table
 from secure_triplay.config import Backbone
 from secure_triplay.model.backbone import load_backbone
 
-_PACKAGED = {
+PACKAGED = {
     "source": "packaged",
     "name": "dinov2-small-minilm-l6",
     "sha256": "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
@@ -21,7 +21,7 @@ _PACKAGED = {
     "licence": "Apache-2.0",
     "image_size": 56,
 }
-_VIT_B_32 = {
+VIT_B_32 = {
     "source": "open_clip",
     "name": "ViT-B-32",
     "licence": "MIT",
@@ -33,7 +33,7 @@ _VIT_B_32 = {
 def run_backbone_bench() -> dict[str, Any]:
     """Bytes of the frozen weights: `rows[]` of {name, weights, quantization, image_bytes, both_bytes, ratios}."""
     rows = []
-    for settings in (_PACKAGED, _VIT_B_32):
+    for settings in (PACKAGED, VIT_B_32):
         full: dict[str, int] = {}
         for quantization in ("none", "int8", "nf4"):
             loaded = load_backbone(Backbone.model_validate(settings | {"quantization": quantization}))

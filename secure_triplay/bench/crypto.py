@@ -242,6 +242,15 @@ def _measure_usual(n_params: int, n_sites: int, measured: int, seed: int) -> dic
 def _ratio(ours: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
     """How many times smaller and faster (processor time) ours is."""
     up, rate = "upload_bytes_per_param", "m_params_per_cpu_s"
+
+    def waits(row: dict[str, Any]) -> float:
+        """Seconds a million parameters that a round waits for: one site's encryption, the sum, its opening."""
+        added = row["n_sites"] / row[f"add_{rate}"]
+        return float(1 / row[f"encrypt_{rate}"] + added + 1 / row[f"decrypt_{rate}"])
+
+    def bytes_both_ways(row: dict[str, Any]) -> float:
+        return float(row[up] + row["download_bytes_per_param"])
+
     return {
         "n_params": ours["n_params"],
         "n_sites": ours["n_sites"],
@@ -249,6 +258,8 @@ def _ratio(ours: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
         "upload_smaller_with_context": round(usual["upload_with_context_bytes_per_param"] / ours[up], 2),
         "upload_of_plain_fp32": round(ours[up] / 4, 4),
         "usual_upload_of_plain_fp32": round(usual[up] / 4, 4),
+        "round_smaller": round(bytes_both_ways(usual) / bytes_both_ways(ours), 2),
+        "round_faster": round(waits(usual) / waits(ours), 2),
         **{
             f"{s}_faster": round(ours[f"{s}_{rate}"] / usual[f"{s}_{rate}"], 2)
             for s in ("encrypt", "add", "decrypt")

@@ -176,3 +176,24 @@ def bench_federation(
         print_json(result)
     else:
         Console().print(federation_table(result))
+
+
+@app.command("scaling", epilog="Example:  secure-triplay bench scaling --out audits/scaling")
+def bench_scaling(
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smallest sizes only.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A private step by images drawn and parameters, and on a real-size ViT-B-32 with random weights."""
+    from secure_triplay.bench.scaling import plot_scaling, run_scaling_bench, scaling_table
+
+    with Console(stderr=True).status("measuring"):
+        result = run_scaling_bench(quick=quick)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        plot_scaling(result, out / "scaling.svg")
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(scaling_table(result))
