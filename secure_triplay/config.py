@@ -167,6 +167,10 @@ class Site(Frozen):
     name: Name
     weight: Positive = 1.0
     manifest: str | None = None
+    rank: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        None,
+        description="kind ffa: how many of adapter.rank columns of each B this site trains; left out: all",
+    )
 
 
 class Training(Frozen):
@@ -379,6 +383,14 @@ class Study(Frozen):
             raise ValueError("masks need two sites or more; with one, the sum is its update")
         _refuse_repeats("site name", [site.name for site in self.sites])
         _refuse_repeats("class name", [entry.name for entry in self.classes])
+        ranks = [site.rank for site in self.sites if site.rank is not None]
+        if ranks and (self.adapter.kind != "ffa" or max(ranks) > self.adapter.rank):
+            raise ValueError(
+                f"a site's rank is a number of columns of B, at most adapter.rank ({self.adapter.rank}), and needs "
+                "adapter.kind ffa, where A is public and the same for all"
+            )
+        if ranks and max(site.rank or self.adapter.rank for site in self.sites) < self.adapter.rank:
+            raise ValueError("no site trains all columns; lower adapter.rank to the largest rank of a site")
         if isinstance(self.privacy, DpOff) and self.codec.range is None:
             raise ValueError("codec.range is missing: without DP noise there is nothing to derive it from")
         if self.server_optimiser.average_last > self.training.rounds:
@@ -437,6 +449,8 @@ class Study(Frozen):
             content["data"].pop(key, None)
         for site in content["sites"]:
             site.pop("manifest")
+            if site["rank"] is None:  # a study without ranks keeps the hash that it had before there were any
+                site.pop("rank")
         if self.backbone.source == "file":
             content["backbone"].pop("pretrained")
         return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

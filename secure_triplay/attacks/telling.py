@@ -30,6 +30,7 @@ from secure_triplay.deploy.worker import STATE, Learns, run_worker
 from secure_triplay.errors import SecureTriplayError
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
+from secure_triplay.model.ranks import Ranks
 
 IMAGES = 3
 
@@ -59,6 +60,10 @@ class Telling:
     @property
     def published(self) -> Published | None:
         return self._learns.published
+
+    @property
+    def ranks(self) -> Ranks | None:
+        return self._learns.ranks
 
     def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
         """Train, and write down the update and the adapter that the site ends with by itself."""

@@ -49,7 +49,15 @@ class Score:
 class Learner:
     """Trains and measures one site's adapter; holds the site's encoded records."""
 
-    def __init__(self, study: Study, model: Model, noise: NoiseSource, train_on: Encoded) -> None:
+    def __init__(
+        self,
+        study: Study,
+        model: Model,
+        noise: NoiseSource,
+        train_on: Encoded,
+        trained: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """`trained` (n_params,) is public and says which values this site trains; None: all of them."""
         if noise.unsafe_seeded:
             raise PrivacyError(
                 "noise from a seed protects nobody",
@@ -58,6 +66,7 @@ class Learner:
             )
         require_units(study, len(train_on), None if train_on.patients is None else train_on.patients.numpy())
         self._study, self._model, self._noise, self._train_on = study, model, noise, train_on
+        self._moves, self._masks = trained, None if trained is None else _masks(model, trained)
 
     def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
         """One round's local steps from the global adapter (n_params,) -> the update (n_params,)."""
@@ -65,7 +74,7 @@ class Learner:
         classifier, tokens, labels = self._model.classifier, self._train_on.tokens, self._train_on.labels
         if self._study.dp:
             rule = round_rule(self._study)
-            train(classifier, tokens, labels, rule, self._noise, self._train_on.patients)
+            train(classifier, tokens, labels, rule, self._noise, self._train_on.patients, self._masks)
         else:
             training, privacy = self._study.training, self._study.privacy
             train_unsafe_without_dp(
@@ -80,6 +89,8 @@ class Learner:
                 noise=self._noise,
             )
         update: NDArray[np.float32] = self._model.adapter.vector() - adapter
+        if self._moves is not None:
+            update[~self._moves] = 0.0
         return update
 
     def score(self, adapter: NDArray[np.float32], records: Encoded) -> Score:
@@ -91,6 +102,16 @@ class Learner:
                 logits = self._model.classifier(records.tokens[start : start + _EVALUATION_BATCH])
                 correct += int((logits.argmax(-1) == records.labels[start : start + _EVALUATION_BATCH]).sum())
         return Score(correct, len(records))
+
+
+def _masks(model: Model, trained: NDArray[np.bool_]) -> list[torch.Tensor]:
+    """A mask (n_params,) by weight, in the order of the classifier's own."""
+    ends = np.cumsum([weight.numel() for weight in model.adapter.weights])
+    by_weight = {
+        id(weight): torch.from_numpy(trained[end - weight.numel() : end].copy()).view_as(weight)
+        for weight, end in zip(model.adapter.weights, ends, strict=True)
+    }
+    return [by_weight[id(weight)] for weight in model.classifier.parameters() if weight.requires_grad]
 
 
 def counted_records(records: Encoded, most: int) -> Encoded:

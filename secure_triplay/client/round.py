@@ -20,7 +20,7 @@ order, is `session`'s business.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -37,6 +37,7 @@ from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.masking.parameters import MaskingParameters, require_threshold
 from secure_triplay.crypto.packing import pack60, unpack60
 from secure_triplay.errors import ProtocolError
+from secure_triplay.model.ranks import Ranks
 from secure_triplay.wire import (
     Endorsement,
     SessionPlan,
@@ -70,6 +71,7 @@ class Member:
     under it; `witnesses` the fewest peers that countersigned a charge before it is spent. `allow` is the site's own
     policy: the reasons for which it refuses to train a round, none to go on. `base` is the last round of the key
     epoch before this one.
+    Where sites train different `ranks`, each column's mean is over those that train it.
     Where an accuracy is `published`, the last of the `rounds` counts and trains nothing. `masking` are the masks'
     parameters; None is a shared key.
 
@@ -94,6 +96,7 @@ class Member:
     base: int = 0
     published: Published | None = None
     masking: MaskingParameters | None = None
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
         require_quorum(self.quorum, len(self.plan.sites))
@@ -186,6 +189,16 @@ def make_upload(me: Member, state: GlobalState) -> bytes:
     return seal(me, state.round + 1, learn(me, state))
 
 
+def weighted(
+    mean: NDArray[np.float64], survivors: Sequence[str], weights: Mapping[str, float], ranks: Ranks | None
+) -> NDArray[np.float64]:
+    """The plain mean (n_params,) of what survivors sent -> the mean by public weights, and by who trains what."""
+    if ranks is not None:
+        return ranks.mean(mean, survivors)
+    weight = sum(weights[name] for name in survivors) / max(weights.values())
+    return mean * len(survivors) / weight
+
+
 def verify_sum(me: Member, message: SumMessage, round_number: int) -> VerifiedSum:
     """Check a round's sum as far as it can be checked without opening it. Raises CryptoError or ProtocolError."""
     if message.last != (round_number == me.rounds):
@@ -241,8 +254,7 @@ def open_sum(
         correct, total = counts.read(mean, len(survivors), me.codec)
         me.note("published", correct=correct, total=total, sites=len(survivors))
         return replace(state, round=state.round + 1)
-    weight = sum(me.weights[name] for name in survivors) / max(me.weights.values())
-    state = step(state, mean * len(survivors) / weight, me.optimiser)
+    state = step(state, weighted(mean, survivors, me.weights, me.ranks), me.optimiser)
     me.note(
         "applied",
         round=state.round,

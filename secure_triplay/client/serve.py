@@ -41,6 +41,7 @@ from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.data.records import Records
 from secure_triplay.errors import CryptoError, DataError, ProtocolError, SecureTriplayError
+from secure_triplay.model.ranks import ranks_of
 from secure_triplay.prepare import Model, choose_codec, count_rule, load_data, load_model
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import SessionPlan, Witness
@@ -157,7 +158,8 @@ def serve_site(
     train = encode("training", loaded.train)
     holdout, public = encode("held-back", loaded.holdout), encode("public", loaded.public)
     noise, study = NoiseSource(), loaded.study
-    learner = Learner(study, loaded.model, noise, train)
+    ranks = ranks_of(study, loaded.model.adapter.shapes)
+    learner = Learner(study, loaded.model, noise, train, None if ranks is None else ranks.trained(setup.site))
 
     def allow(round_number: int) -> Iterable[str]:
         return setup.allow(study.sha256, len(setup.plan.sites), datetime.now(UTC))
@@ -181,6 +183,7 @@ def serve_site(
         base=setup.base,
         published=published(study, learner, holdout, noise),
         masking=choose_masking(study, len(setup.plan.sites)),
+        ranks=ranks,
     )
 
     def measure(state: GlobalState) -> None:

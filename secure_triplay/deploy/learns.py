@@ -16,6 +16,7 @@ from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.serve import LoadedSite, load_site, published
 from secure_triplay.config import Study
 from secure_triplay.data.records import Records
+from secure_triplay.model.ranks import ranks_of
 from secure_triplay.prepare import fetch_assets
 from secure_triplay.privacy.noise import NoiseSource
 
@@ -32,7 +33,9 @@ class SiteLearner:
         self.records = loaded.train
         self.codec = loaded.codec
         noise = NoiseSource()
-        self.trainer = Learner(loaded.study, loaded.model, noise, train)
+        self.ranks = ranks_of(loaded.study, loaded.model.adapter.shapes)
+        mine = None if self.ranks is None else self.ranks.trained(loaded.site)
+        self.trainer = Learner(loaded.study, loaded.model, noise, train, mine)
         self.published = published(loaded.study, self.trainer, self._holdout, noise)
 
     def start(self) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from secure_triplay.deploy.worker import run_worker
 from secure_triplay.errors import SecureTriplayError
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
+from secure_triplay.model.ranks import Ranks
 from secure_triplay.prepare import choose_codec
 
 N_PARAMS = 3000
@@ -37,6 +38,7 @@ class Fixed:
     """A learner whose update does not depend on anything."""
 
     published: Published | None = None
+    ranks: Ranks | None = None
 
     def __init__(self, study: Study, site: str) -> None:
         self.codec = choose_codec(study, N_PARAMS)

@@ -48,6 +48,7 @@ from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.export import export
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import study_releases
+from secure_triplay.model.ranks import Ranks
 from secure_triplay.policy import check_hours
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Behind, Declined, SessionPlan, Witness
@@ -77,6 +78,10 @@ class Learns(Protocol):
     @property
     def published(self) -> Published | None:
         """What it releases after the last training round; None where the study publishes no accuracy."""
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """Who trains which value, where sites' ranks differ."""
 
     def start(self) -> NDArray[np.float32]:
         """The fresh adapter (n_params,)."""
@@ -322,6 +327,7 @@ class SiteWorker:
             base=base,
             published=self._learns.published,
             masking=choose_masking(study, len(plan.sites)),
+            ranks=self._learns.ranks,
         )
 
     def _allow(self, round_number: int) -> Iterable[str]:

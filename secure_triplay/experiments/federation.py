@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 
 from secure_triplay.client.learner import Encoded, Learner
 from secure_triplay.client.optimiser import GlobalState, step
+from secure_triplay.client.round import weighted
 from secure_triplay.config import ServerOptimiser, Study
 from secure_triplay.crypto.codec import Codec, Uniform
+from secure_triplay.model.ranks import Ranks, ranks_of
 from secure_triplay.prepare import Model, choose_codec
 from secure_triplay.privacy.noise import NoiseSource
 
 Vector = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Also = Callable[[Vector, int], Vector]
+"""From an adapter (n_params,) and the number of a round to what every site adds to the mean update."""
 
 
 class Trains(Protocol):
@@ -38,19 +42,35 @@ def federate(
     start: Vector,
     rounds: int | None = None,
     tell: Callable[[int, Vector], None] = lambda _, __: None,
+    models: Mapping[str, Model] | None = None,
+    also: Also | None = None,
 ) -> GlobalState:
     """`rounds` (left out: the study's) of the sites in `records` from the adapter `start`; noise is fresh.
 
     The state after the last round; `published` is what the study would publish. Each site's noise comes from a
-    source of its own. `tell` is given each round's number, and what the study would publish after it.
+    source of its own. `models` are what sites train where that is another classifier on the same adapter; `also` is
+    added to each mean update, the same at every site.
+    `tell` is given each round's number, and what the study would publish after it.
     """
     codec = choose_codec(study, model.adapter.n_params)
     noises = {name: NoiseSource() for name in records}
-    learners = {name: Learner(study, model, noises[name], own) for name, own in records.items()}
+    ranks = ranks_of(study, model.adapter.shapes)
+    learners = {
+        name: Learner(
+            study,
+            (models or {}).get(name, model),
+            noises[name],
+            own,
+            None if ranks is None else ranks.trained(name),
+        )
+        for name, own in records.items()
+    }
     weights = {site.name: site.weight for site in study.sites if site.name in records}
     state = GlobalState.start(start)
     for number in range(1, 1 + (study.training.rounds if rounds is None else rounds)):
-        state = one_round(state, learners, noises, codec, weights, study.server_optimiser)
+        state = one_round(
+            state, learners, noises, codec, weights, study.server_optimiser, ranks=ranks, also=also
+        )
         tell(number, state.published)
     return state
 
@@ -62,6 +82,8 @@ def one_round(
     codec: Codec,
     weights: Mapping[str, float],
     optimiser: ServerOptimiser,
+    ranks: Ranks | None = None,
+    also: Also | None = None,
 ) -> GlobalState:
     """What `client.round` does, between training and the optimiser, with integers instead of ciphertexts."""
     heaviest = max(weights.values())
@@ -70,5 +92,7 @@ def one_round(
         update = learner.update(state.adapter.astype(np.float32))
         total += codec.quantise(update * np.float32(weights[name] / heaviest), noises[name])
     n_terms = len(learners)
-    mean = codec.mean(total, n_terms) * n_terms / (sum(weights[name] for name in learners) / heaviest)
+    mean = weighted(codec.mean(total, n_terms), tuple(learners), weights, ranks)
+    if also is not None:
+        mean = mean + also(state.adapter.astype(np.float32), state.round + 1)
     return step(state, mean, optimiser)

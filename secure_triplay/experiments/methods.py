@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from secure_triplay.config import Study
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.errors import ConfigError
@@ -135,26 +137,91 @@ def _personalised(setting: Setting, study: Study) -> Result:
     return replace(_sent(answers, study, model), epsilon=spent)
 
 
+def _tail_aware(*, adjust: bool, synthetic: bool) -> Callable[[Setting, Study], Result]:
+    """Our federation with what `experiments.tail` does for rare classes; its releases are composed and reported."""
+
+    def run(setting: Setting, study: Study) -> Result:
+        from secure_triplay.experiments import tail
+        from secure_triplay.experiments.federation import federate
+        from secure_triplay.privacy.accounting import epsilon
+
+        model, dp = setting.model(study), study.dp
+        assert dp is not None  # its study is made by _at
+        records, n_classes = setting.train(model), len(study.classes)
+        per_unit = dp.max_records_per_patient or 1
+        start, models, also = setting.start(model), None, None
+        if adjust:
+            models = tail.adjusted_models(model, records, n_classes, per_unit)
+        if synthetic:
+            public = setting.encoded(model, "public")
+            where = tail.Directions.of(public)
+            sums = np.sum(
+                [tail.noised_sums(own, where, n_classes, per_unit) for own in records.values()], axis=0
+            )
+            noise_std = tail.NOISE * (2 * len(records)) ** 0.5 * per_unit
+            made = tail.synthesise(sums, noise_std, where, public, np.random.default_rng(study.seed))
+            also = tail.synthetic_step(model, made, study.training.learning_rate, study.seed)
+        tell = _telling(setting, study, model)
+        state = federate(study, model, records, start=start, tell=tell, models=models, also=also)
+        charges = [replace(round_rule(study).charge, steps=study.total_steps)]
+        extra = [GaussianCharge(tail.NOISE, unit=dp.unit)] * (adjust + synthetic)
+        answers = setting.answers(model, {"": state.published})
+        return replace(_sent(answers, study, model), epsilon=epsilon([*charges, *extra], dp.delta))
+
+    return run
+
+
+def _alternating(setting: Setting, study: Study) -> Result:
+    from secure_triplay.experiments.alternating import alternate
+
+    model = setting.model(study)
+    adapter, half = alternate(
+        study, model, setting.train(model), start=setting.start(model), tell=_telling(setting, study, model)
+    )
+    answers = setting.answers(model, {"": adapter})
+    return _sent(answers, study, model, half)
+
+
+def _lora(content: dict[str, Any]) -> dict[str, Any]:
+    return _at(8.0)({**content, "adapter": {**content.get("adapter", {}), "kind": "lora", "basis": "seed"}})
+
+
+def _mixed_ranks(content: dict[str, Any]) -> dict[str, Any]:
+    """Every second site trains a quarter of the columns."""
+    rank = max(1, content["adapter"]["rank"] // 4)
+    sites = [{**site, "rank": rank} if n % 2 else site for n, site in enumerate(content["sites"])]
+    return _at(8.0)({**content, "sites": sites})
+
+
 def _published(setting: Setting, study: Study) -> tuple[Model, Any]:
     from secure_triplay.experiments.federation import federate
-    from secure_triplay.experiments.setting import predict
 
     model = setting.model(study)
     records = setting.train(model)
+    tell = _telling(setting, study, model)
+    state = federate(study, model, records, start=setting.start(model), tell=tell)
+    return model, state.published
+
+
+def _telling(setting: Setting, study: Study, model: Model) -> Callable[[int, Any], None]:
+    """What notes each round of a federation."""
+    from secure_triplay.experiments.setting import predict
+
     test = setting.encoded(model, "test")
 
     def tell(number: int, adapter: Any) -> None:
         setting.round(number, study.training.rounds, lambda: predict(model, adapter, test))
 
-    state = federate(study, model, records, start=setting.start(model), tell=tell)
-    return model, state.published
+    return tell
 
 
-def _sent(answers: Answers, study: Study, model: Model) -> Result:
+def _sent(answers: Answers, study: Study, model: Model, values: int | None = None) -> Result:
+    """`values`: how many travel in a round; left out: the whole adapter."""
     n_params = model.adapter.n_params
-    chunks = choose_codec(study, n_params).n_chunks
+    values = n_params if values is None else values
+    chunks = choose_codec(study, values).n_chunks
     seeds = len(study.sites) * chunks * SEED_BYTES  # c1 of the sum is expanded from every site's
-    up, down = _encrypted_bytes(study, n_params), chunks * PACKED_BYTES + seeds
+    up, down = _encrypted_bytes(study, values), chunks * PACKED_BYTES + seeds
     return Result(answers, study.training.rounds, n_params, up, down)
 
 
@@ -240,6 +307,36 @@ METHODS = {
             _at(8.0 - _FOR_COUNTS),
             private=True,
             unit="record",
+        ),
+        Method(
+            "adjusted",
+            "ours, epsilon 8, logits adjusted by each site's noised class counts",
+            _tail_aware(adjust=True, synthetic=False),
+            _at(8.0 - _FOR_COUNTS),
+            private=True,
+        ),
+        Method(
+            "synthesised",
+            "ours, epsilon 8, rare classes synthesised from noised statistics",
+            _tail_aware(adjust=False, synthetic=True),
+            _at(8.0 - _FOR_COUNTS),
+            private=True,
+        ),
+        Method(
+            "tail-aware",
+            "ours, epsilon 8, adjusted and synthesised",
+            _tail_aware(adjust=True, synthetic=True),
+            _at(8.0 - 2 * _FOR_COUNTS),
+            private=True,
+        ),
+        Method("lora", "ours, epsilon 8, A and B trained", _federated, _lora, private=True),
+        Method("alternating", "ours, epsilon 8, B and A in turns", _alternating, _lora, private=True),
+        Method(
+            "mixed-ranks",
+            "ours, epsilon 8, every second site a quarter of the rank",
+            _federated,
+            _mixed_ranks,
+            private=True,
         ),
         Method("tripleplay", "TriplePlay: 4-bit, LoRA A and B, FedAvg", _local_epochs(0.0), _published_lora),
         Method("fedprox", "FedProx, our adapter", _local_epochs(0.01), _without_dp),

@@ -119,10 +119,10 @@ class Setting:
         self._since = time.process_time()
 
     def records(self, part: str) -> Records:
-        """Records by name: `test`, `train SITE` or `held back SITE`."""
+        """Records by name: `test`, `public`, `train SITE` or `held back SITE`."""
         kind, _, site = part.rpartition(" ")
         if not kind:
-            return self.split.test
+            return self.split.public if part == "public" else self.split.test
         own = self.split.sites[site]
         return own.train if kind == "train" else own.holdout
 

@@ -89,7 +89,14 @@ class PoissonSampler(UniformWithReplacementSampler):  # type: ignore[misc]
 class NoisySum(DPOptimizer):  # type: ignore[misc]
     """Opacus' DPOptimizer whose noise comes from a NoiseSource and which counts the steps it noised."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, rule: DpSgd, noise: NoiseSource) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        rule: DpSgd,
+        noise: NoiseSource,
+        trained: list[Tensor] | None = None,
+    ) -> None:
+        """`trained`: for each weight a mask of its shape, true where it moves; None: everything does."""
         # "mean" makes Opacus divide the noised sum by `expected_batch_size`. The loss itself is a sum, which
         # is what GradSampleModule is told, so the gradients of single records are the plain ones.
         super().__init__(
@@ -99,12 +106,17 @@ class NoisySum(DPOptimizer):  # type: ignore[misc]
             expected_batch_size=rule.expected_batch_size,
             loss_reduction="mean",
         )
-        self._noise, self._std = noise, rule.noise_std
+        self._noise, self._std, self._trained = noise, rule.noise_std, trained
         self.noised_steps = 0
+
+    def keep_trained(self) -> None:
+        """Zero the gradients of single records where a weight does not move; before they are clipped."""
+        for weight, mask in zip(self.params, self._trained or (), strict=bool(self._trained)):
+            weight.grad_sample = weight.grad_sample * mask
 
     def add_noise(self) -> None:
         """Turn each `summed_grad` into a noised `grad`; the sum is dropped, so that it is used only once."""
-        for weight in self.params:
+        for index, weight in enumerate(self.params):
             if not torch.isfinite(weight.summed_grad).all():
                 raise PrivacyError(
                     "a gradient is not finite",
@@ -112,6 +124,8 @@ class NoisySum(DPOptimizer):  # type: ignore[misc]
                     fix="lower the learning rate, check the images",
                 )
             noise = torch.from_numpy(self._noise.gaussian(tuple(weight.shape), self._std))
+            if self._trained is not None:
+                noise = noise * self._trained[index]  # a constant zero tells nothing, and needs no noise
             # Added in float64 and rounded once: noise rounded by itself would show float32's grid.
             weight.grad = (weight.summed_grad.double() + noise).to(weight.dtype)
             weight.summed_grad = None
@@ -125,12 +139,14 @@ def train(
     rule: DpSgd,
     noise: NoiseSource,
     patients: Tensor | None = None,
+    trained: list[Tensor] | None = None,
 ) -> TrainReport:
     """Take `rule.steps` DP-SGD steps on the classifier's trainable weights, in place.
 
     `tokens` (n, t, d) float32, `labels` (n,) int64; `classifier` maps tokens to logits (n, n_classes), each
     record's from that record alone. `patients` (n,) int64 says whose record each is; it is needed where
-    `rule.unit` is the patient, and unused otherwise.
+    `rule.unit` is the patient, and unused otherwise. `trained` are public masks, one of each weight's shape: where
+    they are false the weight stays what it is, exactly.
 
     Guarantee: what the weights become is (epsilon, delta)-private per `rule.unit` under add/remove, at the
     price of the returned charge. Every step is noised and counted, one with an empty batch too, and nothing
@@ -144,7 +160,7 @@ def train(
     units = len(labels) if owners is None else len(owners)
     sampler = PoissonSampler(units, rule.sampling_rate, rule.steps, noise)
     with restored(weights, only_on_error=True), per_record_gradients(classifier):
-        optimizer = NoisySum(torch.optim.SGD(weights, lr=rule.learning_rate), rule, noise)
+        optimizer = NoisySum(torch.optim.SGD(weights, lr=rule.learning_rate), rule, noise, trained)
 
         def step(drawn: Tensor) -> None:
             parts: list[tuple[Tensor, Tensor | None]]
@@ -158,6 +174,7 @@ def train(
                 backward_per_record(classifier, weights, tokens[part], labels[part])
                 if counts is not None:
                     sum_per_patient(weights, counts)
+                optimizer.keep_trained()
                 optimizer.signal_skip_step(index + 1 < len(parts))  # clip and add up, but no noise yet
                 optimizer.step()
                 optimizer.zero_grad()

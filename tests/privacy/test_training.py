@@ -485,3 +485,33 @@ def test_without_privacy_samples_and_normaliser_stay_public_and_empty_steps_coun
     run_unsafe(single, tokens, labels, steps=1)
     run_unsafe(double, tokens.repeat(2, 1, 1), labels.repeat(2), steps=1)
     assert np.allclose(flat(double) - flat(Toy()), 2 * (flat(single) - flat(Toy())), rtol=1e-4, atol=1e-6)
+
+
+def test_weights_that_a_site_does_not_train_stay_bit_for_bit_and_take_no_room_in_the_norm():
+    tokens, labels = records(40)
+    r = rule(noise_multiplier=1e-9, l2_clip_norm=0.01, sampling_rate=1.0, steps=1)
+    masked, narrow = Toy(), Toy()
+    weights = [weight for weight in masked.parameters() if weight.requires_grad]
+    masks = [torch.zeros_like(weight, dtype=torch.bool) for weight in weights]
+    masks[0][:3] = True  # three rows of the first layer
+    before = flat(masked)
+    train(masked, tokens, labels, r, NoiseSource(), trained=masks)
+    moved = flat(masked) - before
+    chosen = torch.cat([mask.reshape(-1) for mask in masks]).numpy()
+    assert not moved[~chosen].any()
+    # by hand: each record's gradient over these rows alone, clipped by its own norm
+    total = torch.zeros(3, 8, dtype=torch.float64)
+    for i in range(len(labels)):
+        loss = nn.functional.cross_entropy(narrow(tokens[i : i + 1]), labels[i : i + 1])
+        (gradient,) = torch.autograd.grad(loss, [narrow.first.weight])
+        part = gradient[:3].double()
+        total += min(1.0, 0.01 / (float(part.norm()) + 1e-6)) * part
+    expected = -(r.learning_rate * total / r.expected_batch_size).reshape(-1).numpy()
+    assert moved[chosen] == pytest.approx(expected, abs=1e-7)
+    assert np.abs(expected).max() > 1e-4
+
+    noisy = Toy()
+    train(noisy, tokens, labels, rule(noise_multiplier=50.0), NoiseSource(), trained=masks)
+    drift = flat(noisy) - before
+    assert not drift[~chosen].any()
+    assert np.abs(drift[chosen]).max() > 0.1

@@ -1,0 +1,101 @@
+"""What is done for rare classes costs what it says, and does what it says, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from secure_triplay.client.learner import Encoded
+from secure_triplay.experiments import tail
+from secure_triplay.experiments.grid import load_grid
+from secure_triplay.experiments.tail import Adjusted, Directions, noised_sums, synthesise
+from secure_triplay.privacy.noise import NoiseSource
+
+
+class Silent:
+    """A source without noise, so that what is summed can be seen."""
+
+    def gaussian(self, shape, std):
+        return np.zeros(shape)
+
+
+def blobs(per_class: list[int], seed: int = 0) -> Encoded:
+    """Tokens (n, 2, 8) around a mean of each class."""
+    draw = np.random.default_rng(seed)
+    means = np.random.default_rng(9).normal(0, 2, (len(per_class), 2, 8))
+    labels = np.repeat(np.arange(len(per_class)), per_class)
+    tokens = means[labels] + draw.normal(0, 0.3, (len(labels), 2, 8))
+    return Encoded(torch.from_numpy(tokens.astype(np.float32)), torch.from_numpy(labels))
+
+
+def test_one_record_moves_the_statistics_by_no_more_than_the_noise_is_made_for():
+    public = blobs([10, 10, 10])
+    where = Directions.of(public, k=4)
+    full = blobs([20, 20, 20], seed=1)
+    far = Encoded(
+        torch.cat([full.tokens, 1e4 * torch.ones(1, 2, 8)]), torch.cat([full.labels, torch.tensor([2])])
+    )
+    one, more = (noised_sums(part, where, 3, 1, Silent()) for part in (full, far))
+    moved = float(np.linalg.norm(more - one))
+    assert moved <= math.sqrt(2) * (1 + 1e-9)
+    assert moved == pytest.approx(math.sqrt(2))  # the farthest record that there can be
+    assert not (more - one)[:2].any()
+
+
+def test_a_patients_records_beyond_the_bound_are_not_counted():
+    public = blobs([10, 10])
+    where = Directions.of(public, k=2)
+    own = blobs([6, 0])
+    patients = Encoded(own.tokens, own.labels, torch.tensor([0, 0, 0, 0, 1, 1]))
+    assert noised_sums(patients, where, 2, 3, Silent())[:, -1].tolist() == [5.0, 0.0]
+
+
+def test_the_noise_on_every_figure_is_what_is_charged():
+    public = blobs([10, 10])
+    where = Directions.of(public, k=3)
+    empty = Encoded(public.tokens[:0], public.labels[:0])
+    drawn = np.stack([noised_sums(empty, where, 2, 4, NoiseSource()) for _ in range(400)])
+    assert drawn.shape == (400, 2, 4)
+    assert drawn.std() == pytest.approx(tail.NOISE * math.sqrt(2) * 4, rel=0.05)
+
+
+def test_synthetic_records_lie_at_the_private_mean_where_counts_are_large_and_at_the_public_one_where_they_are_noise():
+    public, private = blobs([15, 15, 15]), blobs([900, 300, 300], seed=3)
+    where = Directions.of(public, k=4)
+    shifted = Encoded(private.tokens + 0.4, private.labels)  # private classes lie elsewhere than public ones
+    sums = noised_sums(shifted, where, 3, 1, Silent())
+    made = synthesise(sums, 1e-6, where, public, np.random.default_rng(0))
+    assert set(made.labels.tolist()) == {1, 2}  # the commonest class gets none
+    target = where.coordinates(shifted.tokens[shifted.labels == 1]).mean(axis=0)
+    before = where.coordinates(public.tokens[public.labels == 1]).mean(axis=0)
+    got = where.coordinates(made.tokens[made.labels == 1]).mean(axis=0)
+    assert np.linalg.norm(got - target) < 0.5 * np.linalg.norm(before - target)
+    blind = synthesise(sums, 1e6, where, public, np.random.default_rng(0))
+    assert not len(blind)  # where every count is noise no class is known to be rare
+
+
+def test_adjusted_logits_differ_by_the_bias_and_no_weight_is_added():
+    head = nn.Linear(8, 3)
+    adjusted = Adjusted(head, np.array([0.5, -1.0, 2.0], np.float32))
+    x = torch.randn(4, 8)
+    assert torch.allclose(adjusted(x) - head(x), torch.tensor([0.5, -1.0, 2.0]).expand(4, 3), atol=1e-6)
+    assert len(list(adjusted.parameters())) == 2
+
+
+def test_what_is_released_for_rare_classes_stays_within_the_methods_epsilon(grid_file):
+    from dataclasses import replace
+
+    from secure_triplay.prepare import round_rule
+    from secure_triplay.privacy.accounting import epsilon
+    from secure_triplay.privacy.mechanisms import GaussianCharge
+
+    grid = load_grid(grid_file(methods=["adjusted", "synthesised", "tail-aware"], seeds=[1]))
+    for cell in grid.cells:
+        releases = 2 if cell.method.name == "tail-aware" else 1
+        training = replace(round_rule(cell.study).charge, steps=cell.study.total_steps)
+        spent = epsilon([training] + [GaussianCharge(tail.NOISE)] * releases, cell.study.dp.delta)
+        assert 7.7 < spent <= 8.0
