@@ -335,7 +335,7 @@ def test_noise_is_drawn_once_a_step_not_once_a_micro_batch(monkeypatch):
 def test_the_loss_is_not_an_argument():
     """A loss that compares the records of a batch has no way in; a model that does is refused elsewhere."""
     taken = list(inspect.signature(train).parameters)
-    assert taken == ["classifier", "tokens", "labels", "rule", "noise", "patients"]
+    assert taken == ["classifier", "tokens", "labels", "rule", "noise", "patients", "trained"]
 
     class Contrastive(Toy):
         def forward(self, tokens):
