@@ -29,7 +29,7 @@ def run_experiment(
     others as `missing`. Returns the content of result.json. Raises ConfigError before anything runs where a
     combination is impossible, RunError where `out` holds cells of another grid or another run is writing there.
     """
-    from secure_triplay.experiments.show import write_partitions, write_plot, write_table
+    from secure_triplay.experiments.show import write_frontier, write_partitions, write_plot, write_table
 
     grid = load_grid(file)
     for name, reason in grid.skipped.items():
@@ -52,6 +52,7 @@ def run_experiment(
         write_table(result, out / "table.txt")
         write_plot(result, out / "accuracy.svg")
         write_partitions(result, out / "partitions.svg")
+        write_frontier(result, out / "frontier.svg")
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,52 @@ def write_partitions(result: dict[str, Any], path: Path) -> None:
         axes.set_yticklabels(sites, fontsize=7)
         axes.invert_yaxis()
     figure.savefig(path, metadata={"Date": None})
+
+
+_PRICES = (
+    ("KB sent by a site over all rounds", lambda row: row["rounds"] * row["upload_bytes"] / 1e3),
+    ("MB of frozen weights (image tower)", lambda row: (row["image_frozen_bytes"] or 0) / 1e6),
+    ("processor seconds (training, all sites)", lambda row: row["cpu_seconds_without_encoding_mean"]),
+)
+
+
+def frontier(rows: list[dict[str, Any]], price: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
+    """The rows that no other beats in mean accuracy at the same price or less, cheapest first."""
+    best, found = float("-inf"), []
+    for row in sorted(rows, key=lambda one: (price(one), -one["accuracy_mean"])):
+        if row["accuracy_mean"] > best:
+            best = row["accuracy_mean"]
+            found.append(row)
+    return found
+
+
+def write_frontier(result: dict[str, Any], path: Path) -> bool:
+    """Accuracy against bytes, memory and time, for the first data set on which something is sent; SVG.
+
+    The line joins what nothing beats at that price. Writes nothing, and returns False, where fewer than three
+    methods send anything.
+    """
+    for data in result["data"]:
+        rows = [row for row in result["rows"] if row["data"] == data and row["upload_bytes"]]
+        if len(rows) >= 3:
+            break
+    else:
+        return False
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    for axes, (label, price) in zip(figure.subplots(1, len(_PRICES), sharey=True), _PRICES, strict=True):
+        for row in rows:
+            spread = 100 * (row["accuracy_std"] or 0.0)
+            axes.errorbar(
+                price(row), 100 * row["accuracy_mean"], yerr=spread, fmt="o", color="#9ab8d6", ms=4, lw=0.8
+            )
+        front = frontier(rows, price)
+        points = [price(row) for row in front], [100 * row["accuracy_mean"] for row in front]
+        axes.step(*points, "-", where="post", color="#20364d", linewidth=1.2)
+        for row in front:
+            axes.annotate(row["method"], (price(row), 100 * row["accuracy_mean"]), fontsize=6, rotation=20)
+        axes.set(xlabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("accuracy on public test images [%]")
+    figure.suptitle(data, fontsize=10)
+    figure.savefig(path, metadata={"Date": None})
+    return True

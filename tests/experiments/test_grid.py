@@ -16,7 +16,7 @@ from secure_triplay.errors import AssetError, ConfigError, DataError, RunError
 from secure_triplay.experiments.grid import load_grid
 from secure_triplay.experiments.methods import METHODS
 from secure_triplay.experiments.run import run_experiment
-from secure_triplay.experiments.show import HOLE
+from secure_triplay.experiments.show import HOLE, frontier, write_frontier
 from secure_triplay.planner.measured import read_measurements
 
 ROOT = Path(__file__).parent.parent.parent
@@ -327,6 +327,28 @@ def test_rounds_that_are_sent_and_epsilon_stand_in_the_rows(real):
     assert epsilons == {"eps8": 8.0, "eps1": 1.0}
     assert rows["eps8"]["upload_bytes"] == rows["eps1"]["upload_bytes"] > 0
     assert np.isfinite([row["accuracy_mean"] for row in rows.values()]).all()
+
+
+def test_the_frontier_holds_what_nothing_beats_at_its_price(tmp_path):
+    rows = [
+        {"method": name, "accuracy_mean": accuracy, "price": price}
+        for name, accuracy, price in (
+            ("a", 0.7, 1),
+            ("b", 0.6, 2),
+            ("c", 0.8, 3),
+            ("d", 0.8, 4),
+            ("e", 0.75, 1),
+        )
+    ]
+    assert [row["method"] for row in frontier(rows, lambda row: row["price"])] == ["e", "c"]
+
+
+def test_a_plot_of_the_frontier_is_written_where_several_methods_send(real, tmp_path):
+    out, result, _ = real
+    assert (out / "frontier.svg").read_text().count("</g>") > 20
+    only = {**result, "rows": [row for row in result["rows"] if row["method"] == "start"]}
+    assert write_frontier(only, tmp_path / "none.svg") is False
+    assert not (tmp_path / "none.svg").exists()
 
 
 def test_the_command_names_the_fault_and_exits_with_its_code(grid_file, tmp_path):
