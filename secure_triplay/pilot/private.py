@@ -82,6 +82,7 @@ def private_trials(
         releases, charges = [], list[Charge]()
         for number, (study, count) in enumerate(zip(studies, rules, strict=True), start=1):
             training = replace(round_rule(study).charge, steps=asked.rounds * study.training.steps_per_round)
+            charges += [training, count.charge]
             releases.append(
                 (
                     Release(f"pilot training {number}", training, 1),
