@@ -106,8 +106,8 @@ class NoisySum(DPOptimizer):  # type: ignore[misc]
             expected_batch_size=rule.expected_batch_size,
             loss_reduction="mean",
         )
-        self._noise, self._std, self._trained = noise, rule.noise_std, trained
-        self.noised_steps = 0
+        self._noise, self._std = noise, rule.noise_std
+        self._trained, self.noised_steps = trained, 0
 
     def keep_trained(self) -> None:
         """Zero the gradients of single records where a weight does not move; before they are clipped."""
