@@ -2,18 +2,20 @@
 
 Sums in another order differ in their last bits, and numbers of threads differ from machine to machine; so every
 worker has one thread, whatever the number of workers. Attacks share nothing but the study, the seed and a folder.
+
+The standard library's pool is not used: in Python 3.11 it can miss the death of a worker that it started late, and
+then waits for ever. Here each worker has a pipe of its own, and the end of a pipe is the end of its worker.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 from secure_triplay.errors import RunError
@@ -23,7 +25,7 @@ MOST = 4
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 T = TypeVar("T")
-_steps: Connection | None = None
+_parent: Connection | None = None
 
 
 def cores() -> int:
@@ -32,12 +34,9 @@ def cores() -> int:
 
 
 def tell_parent(name: str, done: int, total: int) -> None:
-    """From inside a worker: move a progress bar of the process that started it.
-
-    So short a message goes into the pipe in one piece, so that workers need no lock that one could die with.
-    """
-    assert _steps is not None
-    _steps.send((name, done, total))
+    """From inside a worker: move a progress bar of the process that started it."""
+    assert _parent is not None
+    _parent.send(("step", (name, done, total)))
 
 
 def in_workers(
@@ -51,50 +50,81 @@ def in_workers(
 
     The first error ends all of them and is raised. Raises RunError where a worker was killed.
     """
+    found: dict[int, T] = {}
+    waiting = list(enumerate(calls))[::-1]
+    crew: dict[Connection, SpawnProcess] = {}
+    at_work: dict[Connection, int] = {}
+
+    def give(worker: Connection) -> None:
+        if waiting:
+            at_work[worker], call = waiting.pop()
+            with _alive():
+                worker.send(call)
+
+    try:
+        with _one_thread():
+            crew.update(_start(job) for _ in range(min(workers, len(calls))))
+        for worker in crew:
+            give(worker)
+        while len(found) < len(calls):
+            for worker in set(crew).intersection(wait(list(crew))):
+                with _alive():
+                    kind, value = worker.recv()
+                if kind == "step":
+                    tell(*value)
+                elif kind == "error":
+                    raise value
+                else:
+                    found[at_work.pop(worker)] = value
+                    give(worker)
+    finally:
+        for worker, process in crew.items():
+            worker.close()
+            process.terminate()
+            process.join()
+    return [found[number] for number in range(len(calls))]
+
+
+def _start(job: Callable[..., Any]) -> tuple[Connection, SpawnProcess]:
     context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    reader, writer = context.Pipe(duplex=False)
-    listener = threading.Thread(target=_listen, args=(reader, tell), daemon=True)
-    listener.start()
-    with _one_thread(), ProcessPoolExecutor(workers, context, _begin, (writer,)) as pool:
-        try:
-            futures = [pool.submit(job, *call) for call in calls]
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
-            return [future.result() for future in futures]
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            mine = set(multiprocessing.active_children()) - others
-            for each in mine:
-                each.terminate()
-            for each in mine:
-                each.join()
-            if isinstance(error, BrokenProcessPool):
-                raise RunError(
-                    "a worker process was killed, perhaps for want of memory",
-                    where="attack suite",
-                    fix="run it again with --workers 1",
-                ) from error
-            raise
-        finally:
-            writer.close()
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, job))
+    process.start()
+    there.close()
+    return here, process
 
 
-def _begin(steps: Connection) -> None:
+def _serve(parent: Connection, job: Callable[..., Any]) -> None:
+    """Body of a worker: a call comes, its result or its error goes, until the parent ends it."""
     import torch
 
-    global _steps
-    _steps = steps
+    global _parent
+    _parent = parent
     torch.set_num_threads(1)
+    while True:
+        try:
+            call = parent.recv()
+        except EOFError:
+            return
+        try:
+            result = ("result", job(*call))
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            result = ("error", error)
+        parent.send(result)
 
 
-def _listen(steps: Connection, tell: Callable[[str, int, int], None]) -> None:
-    """Until the last worker, and this process, have closed their ends."""
+@contextmanager
+def _alive() -> Iterator[None]:
+    """A pipe that ends meanwhile says that its worker did."""
     try:
-        while True:
-            tell(*steps.recv())
-    except EOFError:
-        steps.close()
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise RunError(
+            "a worker process was killed, perhaps for want of memory",
+            where="attack suite",
+            fix="run it again with --workers 1",
+        ) from error
 
 
 @contextmanager
