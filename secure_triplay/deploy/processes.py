@@ -16,6 +16,7 @@ from secure_triplay.errors import RunError
 from secure_triplay.federation.processes import last_lines, stop_group
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 1.0, 60.0, 120.0
+_EXEC_S = 1.0
 _LASTING_PAUSE_S = 8.0
 """A SuperLink takes a SuperNode that was killed for connected for a minute, and until then refuses the next one."""
 
@@ -108,7 +109,7 @@ class Kept:
         with suppress(OSError, ValueError, KeyError, TypeError):
             noted = json.loads(self._note_file.read_text())
             pid, command = int(noted["pid"]), [word.encode() for word in noted["command"]]
-            running = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+            running = _words_of(pid)
             if command and running[-len(command) :] == command:
                 os.killpg(pid, signal.SIGKILL)
                 while Path(f"/proc/{pid}").exists() and not _is_zombie(pid):
@@ -119,6 +120,16 @@ class Kept:
         process, self._process = self._process, None
         if process is not None:
             stop_group(process)
+
+
+def _words_of(pid: int) -> list[bytes]:
+    """The command of a process; for a moment after it was started it has none."""
+    deadline = time.monotonic() + _EXEC_S
+    while not (words := Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]):
+        if _is_zombie(pid) or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return words
 
 
 def _is_zombie(pid: int) -> bool:
