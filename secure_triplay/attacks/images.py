@@ -34,13 +34,15 @@ class ImagePrior:
     """Pictures (3, size, size) as mean + basis z, with z ~ N(0, covariance).
 
     The basis is separable: `colours` (3, n_colours) times `rows` (size, grid) for height and width, so that
-    z has the shape (n_colours, grid, grid). `mean_z` is the mean in that basis.
+    z has the shape (n_colours, grid, grid). `mean_z` is the mean in that basis. `leftovers` (m, 3, size, size) is
+    what the public images have beyond the basis.
     """
 
     colours: NDArray[np.float64]
     rows: NDArray[np.float64]
     mean_z: NDArray[np.float64]
     covariance: NDArray[np.float64]
+    leftovers: NDArray[np.float64]
 
     @property
     def size(self) -> int:
@@ -95,7 +97,16 @@ def fit_prior(public: Records, size: int, *, grid: int = GRID) -> ImagePrior:
     empirical = np.cov(z.T)
     smooth = _smooth(grid, [float(np.trace(part)) for part in _blocks(empirical, colours.shape[1])])
     covariance = (1 - _SHRINK) * empirical + _SHRINK * np.diag(smooth)
-    return ImagePrior(colours, _upsampling(grid, size) @ frequency.T, mean_z, covariance)
+    rows = _upsampling(grid, size) @ frequency.T
+    return ImagePrior(colours, rows, mean_z, covariance, _beyond(public, colours, rows))
+
+
+def _beyond(public: Records, colours: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What pictures have that no coefficients give: finer detail, and what clipping takes off at edges."""
+    full = np.stack(pictures_of(public, np.arange(len(public)), len(rows)))
+    back = np.linalg.pinv(rows)
+    z = np.einsum("ce,fy,ncyx,gx->nefg", colours, back, full, back, optimize=True)
+    return np.asarray(full - np.einsum("ce,yf,nefg,xg->ncyx", colours, rows, z, rows, optimize=True))
 
 
 def pictures_of(records: Records, indices: Sequence[int] | NDArray[np.int64], size: int) -> list[Picture]:

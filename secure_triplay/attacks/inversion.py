@@ -18,7 +18,8 @@ A = I, or k = r). Then for every token
 with LayerNorm's g, b, the patch embedding's W and the token's own constants e_t. Times s_t this is linear in
 the pixels p_t and in s_t. (With open_clip's norm before the blocks there are two norms, and two more unknown
 scales, linear as well.) Directions of unknown scales are added to the span; what is left are linear equations
-for the picture, solved with a Gaussian expectation of it in one step of least squares.
+for the picture, solved with a Gaussian expectation of it by least squares. What pictures have beyond the basis of
+that expectation (rounding, clipping at edges) is told from the public images, and equations are weighed by it.
 
 The span is of Zhu and Blaschko's kind ("R-GAP", 2021: gradients as linear equations in a layer's input).
 """
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 _CORRECTIONS = 2
+_ROUNDING = 1 / 255 / 12**0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,8 @@ def first_block(backbone: Backbone) -> FirstBlock:
         # each norm takes off a mean (a direction that later norms turn), multiplies, and adds a constant
         free = np.column_stack([g[:, None] * np.column_stack([free, np.ones(len(w))]), b])
         gain = gain * g
-    kept = free[:, np.linalg.norm(free, axis=0) > 0]
+    directions, strength, _ = np.linalg.svd(free, full_matrices=False)
+    kept = directions[:, strength > 1e-9 * strength[0]]  # two norms without a gain give the same direction
     return FirstBlock(scaled, constants, gain, kept, len(_array(position)))
 
 
@@ -118,21 +121,9 @@ class SpanInversion:
         self, block: FirstBlock, prior: ImagePrior, throughs: Sequence[Array | None] = (None,)
     ) -> None:
         self.prior, self._block = prior, block
-        patch = block.weight.shape[-1]
-        grid = prior.size // patch
-        pieces = prior.rows.reshape(grid, patch, -1)
-        by_colour = np.einsum("dcab,ce->deab", block.weight, prior.colours)
-        # (n_patches, d, n): how each unknown of the picture moves each token
-        moved = np.einsum("deab,iaf,jbg->ijdefg", by_colour, pieces, pieces, optimize=True)
-        moved = moved.reshape(grid * grid, block.width, prior.n)
-        base = moved @ prior.mean_z + block.constants
-        noise = _through_norm(block.gain, block.weight.reshape(block.width, -1))
-        self._views = [
-            _View.of(
-                _through_norm(block.gain, moved), _through_norm(block.gain, base.T).T, noise, block.free, each
-            )
-            for each in throughs
-        ]
+        parts = _Parts.of(block, prior)
+        spread = _spread_off_the_basis(block, prior)
+        self._views = [_View.of(parts, spread, block.free, each) for each in throughs]
 
     def solve(self, spans: Sequence[Array | None], pixel_noise: Sequence[float] = (3e-3,)) -> list[Picture]:
         """The pictures that fit best, one for each standard deviation of a pixel in `pixel_noise`.
@@ -159,18 +150,76 @@ class SpanInversion:
     def _off_the_basis(self, z: Array) -> Array:
         """What clipping to [0, 1] moves each token by (n_patches, d), as far as the picture is known."""
         full = self.prior.unclipped(z)
-        patch = self._block.weight.shape[-1]
-        grid = self.prior.size // patch
-        rest = (np.clip(full, 0.0, 1.0) - full).reshape(3, grid, patch, grid, patch)
-        moved = np.einsum("dcab,ciajb->dij", self._block.weight, rest, optimize=True)
-        return _through_norm(self._block.gain, moved.reshape(len(moved), -1)).T
+        return _tokens_of(self._block, (np.clip(full, 0.0, 1.0) - full)[None])
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """How the unknowns move each token, in two factors, since a patch sees few of them.
+
+    Token t of a picture is left[t] (d, m) @ right[t] (m, n) @ z + base[t] (d,), before its unknown scale.
+    """
+
+    left: Array
+    right: Array
+    base: Array
+
+    @classmethod
+    def of(cls, block: FirstBlock, prior: ImagePrior) -> _Parts:
+        patch = block.weight.shape[-1]
+        grid = prior.size // patch
+        by_colour = np.einsum("dcab,ce->deab", block.weight, prior.colours)
+        pieces = [_factors(each) for each in prior.rows.reshape(grid, patch, -1)]
+        most = max(len(small) for _, small in pieces)
+        wide = np.stack([np.pad(each, ((0, 0), (0, most - each.shape[1]))) for each, _ in pieces])
+        small = np.stack([np.pad(each, ((0, most - len(each)), (0, 0))) for _, each in pieces])
+        left = np.einsum("deab,iap,jbq->ijdepq", by_colour, wide, wide, optimize=True)
+        n_colours, side = by_colour.shape[1], small.shape[2]
+        right = np.zeros((grid, grid, n_colours, most, most, n_colours, side, side))
+        for colour in range(n_colours):
+            right[:, :, colour, :, :, colour] = np.einsum("ipf,jqg->ijpqfg", small, small, optimize=True)
+        left = left.reshape(grid * grid, block.width, -1)
+        right = right.reshape(grid * grid, left.shape[-1], -1)
+        base = np.einsum("tdm,tm->td", left, right @ prior.mean_z) + block.constants
+        return cls(_through_norm(block.gain, left), right, _through_norm(block.gain, base.T).T)
+
+
+def _factors(piece: Array) -> tuple[Array, Array]:
+    """A matrix (a, f) of small rank k as (a, k) and (k, f)."""
+    u, values, v = np.linalg.svd(piece, full_matrices=False)
+    k = int((values > 1e-12 * values[0]).sum())
+    return u[:, :k], values[:k, None] * v[:k]
+
+
+def _tokens_of(block: FirstBlock, pictures: Array) -> Array:
+    """What pictures (m, 3, size, size) add to their tokens -> (m * n_patches, d)."""
+    patch = block.weight.shape[-1]
+    grid = pictures.shape[-1] // patch
+    cut = pictures.reshape(len(pictures), 3, grid, patch, grid, patch).transpose(0, 2, 4, 1, 3, 5)
+    tokens = cut.reshape(len(pictures) * grid * grid, -1) @ block.weight.reshape(block.width, -1).T
+    return _through_norm(block.gain, tokens.T).T
+
+
+def _spread_off_the_basis(block: FirstBlock, prior: ImagePrior) -> Array:
+    """Covariance (d, d) of what moves a token and is not in the basis, for one unit of noise in a pixel.
+
+    That is rounding, the same everywhere, and what the public images have beyond the basis: finer detail,
+    and what clipping takes off at edges. Both are told apart from what the unknowns do.
+    """
+    pixels = _through_norm(block.gain, block.weight.reshape(block.width, -1))
+    white = pixels @ pixels.T
+    seen = _tokens_of(block, prior.leftovers)
+    spread = seen.T @ seen / len(seen) + _ROUNDING**2 * white
+    spread *= np.trace(white) / np.trace(spread)
+    return np.asarray(spread + 1e-9 * np.trace(spread) / len(spread) * np.eye(len(spread)))
 
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """Equations for the picture as seen through one A, whitened for noise in single pixels."""
+    """Equations for the picture as seen through one A, whitened for what is not in the basis."""
 
-    moved: Array
+    left: Array
+    right: Array
     base: Array
     free: Array
     whiten: Array
@@ -178,23 +227,21 @@ class _View:
     gram: Array
 
     @classmethod
-    def of(cls, moved: Array, base: Array, noise: Array, free: Array, through: Array | None) -> _View:
+    def of(cls, parts: _Parts, spread: Array, free: Array, through: Array | None) -> _View:
         if through is not None:
-            moved, base = np.einsum("rd,tdn->trn", through, moved, optimize=True), base @ through.T
-            noise, free = through @ noise, through @ free
-        spread = noise @ noise.T
-        spread += 1e-9 * np.trace(spread) / len(spread) * np.eye(len(spread))
+            spread = through @ spread @ through.T
         values, vectors = np.linalg.eigh(spread)
         whiten = vectors.T / np.sqrt(values)[:, None]
         into = whiten if through is None else whiten @ through
-        moved, base = np.einsum("rd,tdn->trn", whiten, moved, optimize=True), base @ whiten.T
-        flat = moved.reshape(-1, moved.shape[-1])
-        return cls(moved, base, whiten @ free, whiten, into, flat.T @ flat)
+        left = into @ parts.left
+        squares = left.transpose(0, 2, 1) @ left
+        gram = np.einsum("tmn,tmk->nk", parts.right, squares @ parts.right, optimize=True)
+        return cls(left, parts.right, parts.base @ into.T, into @ free, whiten, into, gram)
 
     def equations(self, span: Array) -> _Equations:
         """Tokens lie in the span, but for the unknown scales."""
         excused, _ = np.linalg.qr(np.column_stack([self.whiten @ span, self.free]))
-        moved = np.einsum("ks,tkn->tsn", excused, self.moved, optimize=True).reshape(-1, self.moved.shape[-1])
+        moved = (excused.T @ self.left @ self.right).reshape(-1, self.right.shape[-1])
         return _Equations(self, excused, self.gram - moved.T @ moved)
 
 
@@ -209,8 +256,10 @@ class _Equations:
     def right(self, off: Array | None) -> Array:
         """`off` (n_patches, d) is what else is known to move the tokens."""
         base = self.view.base if off is None else self.view.base + off @ self.view.into.T
-        left = base - (base @ self.excused) @ self.excused.T
-        return self.view.moved.reshape(-1, self.view.moved.shape[-1]).T @ left.reshape(-1)
+        rest = base - (base @ self.excused) @ self.excused.T
+        return np.asarray(
+            np.einsum("tmn,tm->n", self.view.right, np.einsum("tdm,td->tm", self.view.left, rest))
+        )
 
 
 def _through_norm(gain: Array, tokens: Array) -> Array:

@@ -117,7 +117,7 @@ def _full_precision(layer: Any) -> nn.Linear:
 def run(setting: Setting) -> Outcome:
     """A few images, from the mean image on, with plain and frozen A, in the arms where there is a gradient."""
     study, quick = setting.study, setting.quick
-    n, iterations = (2, 25) if quick else (3, 60)
+    n, iterations = (2, 10) if quick else (3, 60)
     records, chosen = victims(study, n, setting.seed)
     findings: list[Finding] = []
     controls: list[Control] = []

@@ -99,7 +99,7 @@ def run(setting: Setting) -> Outcome:
     kinds["ffa"] = frozen_a(kinds["lora"])
     pool, population = pool_and_population(study, kinds["lora"], size)
     arms = [Arm.NOTHING, Arm.DP] if study.dp else [Arm.NOTHING]
-    control_size = membership.CONTROL
+    control_size = membership.CONTROLS[setting.quick]
     done, total = 0, len(kinds) * (adapters_of(control_size) + adapters_of(size) * len(arms))
 
     def ticked() -> None:

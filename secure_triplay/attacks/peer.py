@@ -87,7 +87,7 @@ def fitted(sites: Sites, update: Vector, value_bits: int) -> Sites:
 def run(setting: Setting) -> Outcome:
     """Who was in the other sites' batches, for 2, 3 and 8 sites; and for two sites, what their image shows."""
     study, quick = setting.study, setting.quick
-    size, repeats = (100, 4) if quick else (500, 6)
+    size, repeats = (100, 2) if quick else (500, 6)
     records, chosen = victims(study, size, setting.seed)
     gallery = open_scene(study, "lora", rank=RANK).tokens(records, chosen)
     controls: list[Control] = []
@@ -111,7 +111,7 @@ def run(setting: Setting) -> Outcome:
                 setting.tell(done, total)
     for kind in KINDS:
         for noisy in private:
-            findings.append(_pictures(setting, kind, noisy, records, chosen[: 6 if quick else 10]))
+            findings.append(_pictures(setting, kind, noisy, records, chosen[: 3 if quick else 10]))
             done += 1
             setting.tell(done, total)
     return Outcome(tuple(controls), tuple(findings), _NOT_TESTED)
