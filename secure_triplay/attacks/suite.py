@@ -40,6 +40,8 @@ Tell = Callable[[str, int, int], None]
 """`tell(attack, done, total)` moves that attack's progress bar."""
 
 _TIMINGS = ("seconds", "_seconds")
+_LONG = ("membership-rounds", "membership", "span-inversion")
+"""Begun first, so that no worker is left with a long one when the others are done."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,11 @@ def run_suite(
     attacks = load_attacks({name for model in models for name in model.audits})
     with run_folder(out) as folder:
         if workers:
-            calls = [(attack.name, study, folder, seed, quick) for attack in attacks]
+            longest_first = sorted(attacks, key=lambda attack: attack.name not in _LONG)
+            calls = [(attack.name, study, folder, seed, quick) for attack in longest_first]
             outcomes = in_workers(_run_in_worker, calls, workers=workers, tell=tell)
-            ran = [Ran(*pair) for pair in zip(attacks, outcomes, strict=True)]
+            found = dict(zip((attack.name for attack in longest_first), outcomes, strict=True))
+            ran = [Ran(attack, found[attack.name]) for attack in attacks]
         else:
             ran = [_run(attack, study, folder, seed=seed, quick=quick, tell=tell) for attack in attacks]
         report = make_report(study, models, ran, seed=seed, quick=quick)
