@@ -33,8 +33,20 @@ def test_a_bad_input_is_refused_for_its_reason(name):
     assert refusal.reason is Reason(EXPECTED[name])
 
 
+def test_chunks_in_another_order_are_refused_and_the_others_round_is_not_lost():
+    plan = SessionPlan.from_bytes((FOLDER / "two-chunks-plan.bin").read_bytes())
+    good, reordered = ((FOLDER / f"two-chunks-{name}.bin").read_bytes() for name in ("good", "reordered"))
+    assert (plan.n_chunks, sorted(good)) == (2, sorted(reordered))
+    inbox = Inbox(plan, 2)
+    assert inbox.receive(reordered) == Refusal(Reason.BAD_DIGEST, "east")
+    assert isinstance(inbox.receive(good), VerifiedUpload)
+
+
 def test_no_file_is_left_out_and_nearly_every_reason_has_one():
-    found = {path.stem for path in FOLDER.glob("*.bin")} - {"plan", "good"}
+    found = {path.stem for path in FOLDER.glob("*.bin") if not path.stem.startswith("two-chunks")} - {
+        "plan",
+        "good",
+    }
     assert found | {"duplicate"} == set(EXPECTED)
     # What needs another setting than bytes: a size that no file has room for, and a server without a round.
     assert {reason.value for reason in Reason} - set(EXPECTED.values()) == {"wrong-size", "no-open-round"}

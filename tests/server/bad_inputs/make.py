@@ -28,7 +28,40 @@ HERE = Path(__file__).parent
 ROUND = 2
 
 
+def reordered() -> None:
+    """An upload of two chunks, and the same with its chunks the other way round, for a plan of their own."""
+    codec = Codec.choose(n_sites=3, value_bits=9, n_params=30_000, limit=0.05)
+    key, tags, signer = (
+        CkksSecretKey.generate(codec.parameters),
+        TagKey.generate(),
+        SigningIdentity.generate(),
+    )
+    plan = SessionPlan(
+        "5a" * 32,
+        key_id(codec.parameters.context_id, bytes(32)),
+        4,
+        codec.n_chunks,
+        (Site("east", signer.identity),),
+    )
+    values = np.random.default_rng(2).normal(0, 0.01, 30_000).astype(np.float32)
+    sealed = key.encrypt(codec.to_slots(codec.quantise(values, NoiseSource())), codec.encode_tolerance)
+    good = Upload.signed(
+        plan,
+        signer,
+        round=ROUND,
+        site="east",
+        c0=pack60(sealed.c0),
+        tags=pack_tags(tags.tag(sealed.c0, epoch=plan.epoch, round_number=ROUND, site="east")),
+        seeds=sealed.seeds.tobytes(),
+    )
+    first, second = good.c0[: len(good.c0) // 2], good.c0[len(good.c0) // 2 :]
+    (HERE / "two-chunks-plan.bin").write_bytes(plan.to_bytes())
+    (HERE / "two-chunks-good.bin").write_bytes(good.to_bytes())
+    (HERE / "two-chunks-reordered.bin").write_bytes(dataclasses.replace(good, c0=second + first).to_bytes())
+
+
 def main() -> None:
+    reordered()
     codec = Codec.choose(n_sites=3, value_bits=9, n_params=1000, limit=0.05)
     key, tags = CkksSecretKey.generate(codec.parameters), TagKey.generate()
     signers = {name: SigningIdentity.generate() for name in ("east", "north", "south")}
