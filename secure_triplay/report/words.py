@@ -93,11 +93,18 @@ def guarantee(entry: SitePrivacy) -> str:
     """
     unit = entry.unit
     rest = f"clipped to an L2 norm of {entry.l2_clip_norm:g}" if entry.l2_clip_norm else "clipped in L2 norm"
+    noise = f"Gaussian noise of {entry.noise_multiplier:.4g} times that norm"
+    if (shared := entry.shared_noise) is not None:
+        noise = (
+            f"Skellam noise of {entry.noise_multiplier:.4g} times that norm (after rounding) in the sums of sites, "
+            f"made of shares of which any {shared.honest_shares} are enough, against no more than {shared.colluders} "
+            f"colluding site{'s' * (shared.colluders != 1)}; one share by itself gives epsilon "
+            f"{epsilon(shared.epsilon_alone)}"
+        )
     return (
         f"({epsilon(entry.epsilon)}, {power(entry.delta)})-differentially private for adding or removing one "
         f"{unit} of that site: {entry.steps} step{'s' * (entry.steps != 1)}, each on a Poisson "
-        f"sample at rate {entry.sampling_rate:g}, per-{unit} gradients {rest}, "
-        f"Gaussian noise of {entry.noise_multiplier:.4g} times that norm; composed by {entry.accountant}"
+        f"sample at rate {entry.sampling_rate:g}, per-{unit} gradients {rest}, {noise}; composed by {entry.accountant}"
     )
 
 
