@@ -78,12 +78,7 @@ def round_rule(study: Study) -> DpSgd:
     dp, training = study.dp, study.training
     if dp is None:
         raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
-    if study.shared_noise is not None:
-        raise ConfigError(
-            "a site's step has no noise of its own here: sites share it, and step on the sum",
-            where="privacy.noise",
-            fix="take `noise: local` for what looks at one site's own step",
-        )
+    require_own_noise(study)
     return DpSgd(
         noise_multiplier=noise_multiplier(study),
         l2_clip_norm=dp.l2_clip_norm,
@@ -95,6 +90,16 @@ def round_rule(study: Study) -> DpSgd:
         unit=dp.unit,
         max_records_per_patient=dp.max_records_per_patient,
     )
+
+
+def require_own_noise(study: Study) -> None:
+    """Return nothing unless sites share their noise: then no step of one site is private. Raises ConfigError."""
+    if study.shared_noise is not None:
+        raise ConfigError(
+            "a site's step has no noise of its own here: sites share it, and step on the sum",
+            where="privacy.noise",
+            fix="take `noise: local` for what looks at one site's own step",
+        )
 
 
 def share_rule(study: Study) -> ShareRule | None:

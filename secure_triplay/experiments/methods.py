@@ -42,12 +42,17 @@ class Method:
     private: bool = False
     unit: str | None = None
 
+    @property
+    def federated(self) -> bool:
+        """Whether it is the study's own rounds, as they are."""
+        return self.run is _federated
+
     def check(self, study: Study) -> None:
         """Raises a SecureTriplayError where the study's constants cannot be had, before any image is read."""
         if study.dp is not None:
             if share_rule(study) is None:
                 round_rule(study)
-            elif self.run is not _federated:
+            elif not self.federated:
                 raise ConfigError(
                     "it has steps of single sites, and this study shares the noise of their sum"
                 )
