@@ -61,8 +61,8 @@ class ShareRule:
     colluders: int
 
     def __post_init__(self) -> None:
-        _ = self.charge  # checks what it is made of
         for name in (
+            "honest_shares",
             "l2_clip_norm",
             "expected_batch_size",
             "learning_rate",
@@ -75,6 +75,7 @@ class ShareRule:
                     where=name,
                     fix="give a positive number, the same everywhere",
                 )
+        _ = self.charge  # checks what it is made of
 
     @property
     def grid_step(self) -> float:
