@@ -75,9 +75,8 @@ class WrappingCodec(Codec):
                 fix="use its own codec",
             )
         padded = np.zeros((self.n_chunks, self.fields, self.n_words // self.n_chunks), np.uint64)
-        padded.reshape(-1)[: self.n_params] = integers.astype(
-            np.uint64
-        )  # modulo 2^64, of which 2^W is a divisor
+        # modulo 2^64, of which 2^W is a divisor
+        padded.reshape(-1)[: self.n_params] = integers.astype(np.uint64)
         word = np.zeros((self.n_chunks, self.n_words // self.n_chunks), np.uint64)
         for plane in range(self.fields - 1, -1, -1):
             word = (word << np.uint64(self.field_bits)) + padded[:, plane]

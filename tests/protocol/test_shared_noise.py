@@ -31,7 +31,9 @@ class Shares(Learner):
         exact = np.rint(100 * np.sin(np.arange(N_PARAMS) * (index + 1) + 3 * adapter)).astype(np.int64)
         made = exact + NoiseSource().skellam(N_PARAMS, SHARE_VARIANCE)
         if self.wide:
-            made[::7] += (-1) ** index * 2**50  # wider than any word; of an even number of sites it cancels
+            made[::7] += (
+                -1
+            ) ** index * 2**37  # wider than a field and than 32 bits; of an even number of sites it cancels
         self.sent.setdefault((index, number), []).append(made)
         return made
 
@@ -85,7 +87,7 @@ def test_the_opened_sum_is_the_slow_sum_of_all_integers_and_noises(wide, tmp_pat
     with closing(federation):
         federation.run()
         holds(federation, sent, 3)
-        spread = np.std([made - np.rint(made / 2**50) * 2**50 for (made,) in sent.values()])
+        spread = np.std([made - np.rint(made / 2**37) * 2**37 for (made,) in sent.values()])
         assert spread > 300  # the noise was there
 
 
@@ -100,6 +102,30 @@ def test_sites_that_vanish_or_are_restarted_never_draw_a_second_noise(tmp_path):
             if turn == 2:
                 federation.sites[1].session = None
         federation.run()
+        holds(federation, sent, 3)
+
+
+def test_a_site_killed_between_its_noise_and_its_upload_sends_that_noise_and_no_other(tmp_path):
+    """Integers are wider than 32 bits here: they come back from the disk as they were."""
+    federation, sent = federation_of(tmp_path, wide=True)
+    with closing(federation):
+        while (federation.server.exchange.kind, federation.server.exchange.round) != ("train", 1):
+            federation.exchange()
+        site, message = federation.sites[1], federation.server.begin(list(federation.sites))[1]
+        for steps in range(100):
+            site.fuse.left = steps
+            alive = federation.ask(1, message) is not None
+            site.fuse.left = None
+            assert not alive
+            vault = federation.vault(site)
+            if vault.load("update") is not None and vault.load("upload") is None:
+                break
+            sent.pop((1, 1), None)  # nothing was kept of it
+            federation.boot(1)
+        federation.boot(1)
+        federation.boot_server()
+        federation.run()
+        assert len(sent[1, 1]) == 1
         holds(federation, sent, 3)
 
 
