@@ -149,8 +149,12 @@ def shared_noise(study: Study) -> str:
     if rule is None:
         return ""
     n, c = len(study.sites), rule.colluders
-    few = "" if n - 2 <= c else f"Against {c + 1} other sites without the server, in a sum of all {n}: "
-    few = few and f"epsilon {_epsilon_of(study, n - c - 1)}. "
+    few = (
+        f"Against {c + 1} other sites without the server, in a sum of all {n}, it is epsilon "
+        f"{_epsilon_of(study, n - c - 1)}. "
+        if n - 2 > c
+        else ""
+    )
     return (
         f" {holds_against(rule.honest_shares, c)} {few}Against all other sites together, or the server with more than "
         f"{c}, only a site's own share is left: epsilon {_epsilon_of(study, 1)}. In a round with fewer than "

@@ -65,6 +65,7 @@ def test_report_and_card_do_not_claim_noise_of_a_sites_own(run):
         assert "Skellam" in text
         assert "colluding" in text
         assert "Gaussian noise" not in text
+        assert "no more than 1 site colludes" in text
 
 
 def test_evidence_of_every_site_verifies_offline(run):

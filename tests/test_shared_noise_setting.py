@@ -18,6 +18,7 @@ from secure_triplay.experiments.noise import noise_of
 from secure_triplay.federation.studybundle import least_quorum
 from secure_triplay.pilot.choices import own_choice
 from secure_triplay.planner.plan import plan_budget
+from secure_triplay.policy import check_terms, load_policy
 from secure_triplay.prepare import choose_codec, epsilon_of_shares, masks_for, round_rule, share_rule
 from secure_triplay.privacy.accounting import epsilon
 
@@ -147,6 +148,7 @@ def test_people_are_told_against_whom_the_guarantee_holds_and_what_is_left_again
         said = float(text.split("own share is left: epsilon ")[1].split(". In")[0])
         assert alone <= said < alone + 0.11
         assert f"with fewer than {m + c} sites nothing is unmasked" in text
+        assert (f"Against {c + 1} other sites without the server" in text) is (n_sites > 3)
     assert "is shared" not in dict(describe(study_of(n_sites, noise="local")))["Privacy"]
     assert "bits" in dict(describe(study, N_PARAMS))["Upload"]
 
@@ -160,6 +162,16 @@ def test_whatever_looks_at_one_sites_own_step_refuses_such_a_study():
     for name in ("adjusted", "alternating", "personalised"):
         with pytest.raises(SecureTriplayError):
             METHODS[name].check(study)
+
+
+def test_a_site_takes_part_only_where_a_person_allowed_that_its_epsilon_rests_on_others():
+    policy = load_policy(ROOT / "configs" / "policies" / "public-data.yaml")
+    allows = policy.model_copy(update={"allow_shared_noise": True})
+    assert "allow_shared_noise" in {refusal.rule for refusal in check_terms(policy, study_of())}
+    assert "allow_shared_noise" not in {refusal.rule for refusal in check_terms(allows, study_of())}
+    assert "allow_shared_noise" not in {
+        refusal.rule for refusal in check_terms(policy, study_of(noise="local"))
+    }
 
 
 def test_the_table_of_noises_says_what_is_in_the_mean():

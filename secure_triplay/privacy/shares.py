@@ -75,6 +75,12 @@ class ShareRule:
                     where=name,
                     fix="give a positive number, the same everywhere",
                 )
+        if self.l2_sensitivity < self.clip_steps:
+            raise PrivacyError(
+                f"no rounded gradient is longer than {self.l2_sensitivity}, and clipped ones are {self.clip_steps}",
+                where="l2_sensitivity",
+                fix="leave room for rounding",
+            )
         _ = self.charge  # checks what it is made of
 
     @property

@@ -10,7 +10,8 @@ import math
 import re
 from typing import NamedTuple
 
-from secure_triplay.report.summary import SitePrivacy, Summary
+from secure_triplay.privacy.shares import holds_against
+from secure_triplay.report.summary import SharedNoiseMade, SitePrivacy, Summary
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -158,6 +159,7 @@ def limits(summary: Summary, *, figures_by_site: bool = True) -> tuple[Limit, ..
     found = [
         None if on else _NO_DP,
         _coalition(summary, on),
+        _sharers(spent(summary).shared_noise),
         _peers(len(summary.federation.sites), on),
         _more_than_one(unit) if on else None,
         _OTHER_RUNS if on else None,
@@ -229,6 +231,16 @@ _ONE_MACHINE = Limit(
     "All sites and the server ran on one computer. Whoever controls it has seen everything; separation is "
     "real only in a real federation.",
 )
+
+
+def _sharers(shared: SharedNoiseMade | None) -> Limit | None:
+    if shared is None:
+        return None
+    return Limit(
+        "Sites that put their shares of the noise together",
+        f"{holds_against(shared.honest_shares, shared.colluders)} Against more, a site's own share is left: "
+        f"ε {epsilon(shared.epsilon_alone)} by itself.",
+    )
 
 
 def _more_than_one(unit: str) -> Limit:

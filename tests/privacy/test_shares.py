@@ -236,6 +236,7 @@ def test_a_grid_too_coarse_for_the_adapter_is_refused_with_one_that_is_not():
         {"honest_shares": 0},
         {"colluders": 0},
         {"l2_sensitivity": 0},
+        {"l2_sensitivity": 99},
     ],
 )
 def test_a_rule_that_protects_nobody_is_refused(change):
