@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_triplay.crypto.codec import Codec
@@ -34,6 +34,7 @@ def added(codec, parts) -> np.ndarray:
 INTEGERS = st.integers(-(2**62), 2**62)
 
 
+@settings(max_examples=50, deadline=None)
 @given(values=st.lists(INTEGERS, min_size=3, max_size=3), bits=st.sampled_from([6, 9, 14]))
 def test_a_word_is_the_formula_in_python_integers(values, bits):
     codec = codec_of(bits=bits, n_params=4096 * 3)
@@ -47,6 +48,7 @@ def test_a_word_is_the_formula_in_python_integers(values, bits):
         assert words[chunk * 4096 + 7] == expected
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     n=st.integers(1, 4),
@@ -66,6 +68,7 @@ def test_sums_within_their_bits_are_read_exactly_whatever_single_sites_send(seed
     assert codec.mean(got, n) == pytest.approx(wanted * 0.5 / n)
 
 
+@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_two_ways_to_the_same_sum_leave_the_same_words_even_where_it_wraps(seed):
     """What is unmasked is a function of the sum: this is why wrapping costs no privacy."""
