@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -193,6 +194,38 @@ class Training(Frozen):
         return value
 
 
+class LocalNoise(Frozen):
+    """Each site's noise is enough by itself, whoever else is honest."""
+
+    kind: Literal["local"] = "local"
+
+
+class SharedNoise(Frozen):
+    """Each site adds a share of integer noise, and the shares of a masked sum are enough together.
+
+    The guarantee then holds against those who see sums alone: the server and up to `aggregation.colluders` sites.
+    Against more of them it is weaker; `config check` says by how much. Needs masks, one step a round, equal sites.
+    """
+
+    kind: Literal["shared"] = "shared"
+    clip_steps: Annotated[int, Field(ge=8, le=1 << 20)] = Field(
+        1024,
+        description="steps of the integer grid in l2_clip_norm; gradients are rounded to it before the noise",
+    )
+    rounding_cost: Annotated[float, Field(ge=0.001, le=0.5)] = Field(
+        0.02,
+        description="share by which rounding may lengthen a record's gradient, and so what it adds to the noise",
+    )
+
+    @property
+    def l2_sensitivity(self) -> int:
+        """The longest that one record's rounded gradient can be, in steps of the grid."""
+        return math.ceil((1 + self.rounding_cost) * self.clip_steps)
+
+
+_NOISES: dict[str, type[LocalNoise] | type[SharedNoise]] = {"local": LocalNoise, "shared": SharedNoise}
+
+
 class DpOn(Frozen):
     """Differential privacy of each site's records or patients; the noise follows from epsilon.
 
@@ -212,6 +245,19 @@ class DpOn(Frozen):
         description="public normaliser of the summed gradients, in records (or patients)"
     )
     l2_clip_norm: Positive = Field(description="bound on the gradient of one record (or one patient)")
+    noise: LocalNoise | SharedNoise = Field(
+        LocalNoise(), description="local, or shared between sites (only where updates are masked)"
+    )
+
+    @field_validator("noise", mode="before")
+    @classmethod
+    def _which_noise(cls, value: Any) -> Any:
+        if isinstance(value, (LocalNoise, SharedNoise)):
+            return value
+        kind = value.get("kind", "shared") if isinstance(value, dict) else value
+        if not isinstance(kind, str) or kind not in _NOISES:
+            raise ValueError("noise is local or shared, or `{kind: shared, clip_steps: ...}`")
+        return _NOISES[kind].model_validate(value if isinstance(value, dict) else {})
 
     @field_validator("epsilon", mode="before")
     @classmethod
@@ -295,7 +341,7 @@ class Codec(Frozen):
     value_bits: Annotated[int, Field(ge=2, le=20)] = 9
     range: Positive | None = Field(None, description="largest |update|; left out: derived from the DP noise")
     range_noise_stds: Positive = Field(
-        16.0, description="derived range, in standard deviations of one update"
+        16.0, description="derived range, in standard deviations of one update (noise: local)"
     )
 
 
@@ -378,6 +424,32 @@ class Study(Frozen):
         return kinds[kind].model_validate(value if isinstance(value, dict) else {})
 
     @model_validator(mode="after")
+    def _noise_can_be_shared(self) -> Study:
+        if self.shared_noise is None:
+            return self
+        for wrong, why in (
+            (self.masked is None, "needs `aggregation: masked`: without masks each share stands alone"),
+            (self.training.steps_per_round != 1, "needs training.steps_per_round 1: one clipped sum a round"),
+            (
+                self.dp is not None and self.dp.unit != "record",
+                "protects records; patients need `noise: local`",
+            ),
+            (
+                len({site.weight for site in self.sites}) > 1,
+                "needs sites of one weight: the sum is not weighted",
+            ),
+            (any(site.rank is not None for site in self.sites), "needs sites of one rank"),
+            (self.codec.range is not None, "derives the range of the sum; leave codec.range out"),
+            (
+                self.published_accuracy is not None,
+                "cannot be had with published_accuracy, whose counts each site noises by itself",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"`noise: shared` {why}")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Study:
         if isinstance(self.aggregation, Masked) and len(self.sites) < 2:
             raise ValueError("masks need two sites or more; with one, the sum is its update")
@@ -426,6 +498,11 @@ class Study(Frozen):
         return self.privacy if isinstance(self.privacy, DpOn) else None
 
     @property
+    def shared_noise(self) -> SharedNoise | None:
+        """How sites share their noise, or None where each one's is enough by itself."""
+        return self.dp.noise if self.dp and isinstance(self.dp.noise, SharedNoise) else None
+
+    @property
     def masked(self) -> Masked | None:
         """What the study says of masks, or None where sites share a key and no more."""
         if self.aggregation is None:
@@ -451,6 +528,8 @@ class Study(Frozen):
             site.pop("manifest")
             if site["rank"] is None:  # a study without ranks keeps the hash that it had before there were any
                 site.pop("rank")
+        if self.dp and self.shared_noise is None:  # likewise for studies from before noise could be shared
+            content["privacy"].pop("noise")
         if self.backbone.source == "file":
             content["backbone"].pop("pretrained")
         return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

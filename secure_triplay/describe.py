@@ -5,10 +5,13 @@ For `secure-triplay config check`, and for whoever decides whether a site takes 
 
 from __future__ import annotations
 
+import math
+
 from secure_triplay.config import DpOff, FashionMnist, Manifest, Study
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
-from secure_triplay.prepare import choose_codec, count_rule, noise_multiplier
+from secure_triplay.prepare import choose_codec, count_rule, epsilon_of_shares, noise_multiplier, share_rule
+from secure_triplay.privacy.shares import holds_against
 from secure_triplay.wire import TAG_BYTES
 
 
@@ -63,7 +66,7 @@ def read_this(study: Study, n_sites: int) -> str:
         )
     return (
         f"{masking.in_words()} Fewest honest sites in any sum that is opened: {masking.fewest_honest_survivors}. "
-        f"Against more helpers {last}. Say no if that is not enough for you."
+        f"Against more helpers {last}.{shared_noise(study)} Say no if that is not enough for you."
     )
 
 
@@ -136,8 +139,33 @@ def _privacy(study: Study) -> str:
     return (
         f"epsilon {dp.epsilon:g} at delta {dp.delta:g} per {dp.unit} and site, for adding or removing one {dp.unit}; "
         f"noise multiplier {noise_multiplier(study):.3f} over {study.total_steps} steps. Someone whose data lie at k "
-        f"sites spends k such budgets.{_published(study)}"
+        f"sites spends k such budgets.{_published(study)}{shared_noise(study)}"
     )
+
+
+def shared_noise(study: Study) -> str:
+    """Against whom the guarantee holds where sites share their noise, and what is left against others; else nothing."""
+    rule = share_rule(study)
+    if rule is None:
+        return ""
+    n, c = len(study.sites), rule.colluders
+    few = (
+        f"Against {c + 1} other sites without the server, in a sum of all {n}, it is epsilon "
+        f"{_epsilon_of(study, n - c - 1)}. "
+        if n - 2 > c
+        else ""
+    )
+    return (
+        f" {holds_against(rule.honest_shares, c)} {few}Against all other sites together, or the server with more than "
+        f"{c}, only a site's own share is left: epsilon {_epsilon_of(study, 1)}. In a round with fewer than "
+        f"{rule.honest_shares + c} sites nothing is unmasked."
+    )
+
+
+def _epsilon_of(study: Study, honest_shares: int) -> str:
+    """Rounded up, as a figure that people decide on."""
+    value = epsilon_of_shares(study, honest_shares)
+    return "without bound" if math.isinf(value) else f"{math.ceil(10 * value) / 10:g}"
 
 
 def _published(study: Study) -> str:
@@ -152,10 +180,12 @@ def _published(study: Study) -> str:
 
 def _upload(study: Study, n_params: int | None) -> str:
     if n_params is None:
-        return f"{study.codec.value_bits} bits a value, exact sums in CKKS ciphertexts."
+        bits = "sums of shared noise" if study.shared_noise else f"{study.codec.value_bits} bits a value"
+        return f"{bits}, exact sums in CKKS ciphertexts."
     codec = choose_codec(study, n_params)
     upload = codec.n_chunks * (PACKED_BYTES + SEED_BYTES + TAG_BYTES)
+    bits_each = codec.field_bits if study.shared_noise else codec.value_bits
     return (
-        f"{n_params:,} values of {codec.value_bits} bits in {codec.n_chunks} ciphertext(s): {upload:,} bytes "
+        f"{n_params:,} values of {bits_each} bits in {codec.n_chunks} ciphertext(s): {upload:,} bytes "
         f"a site and round ({upload / n_params:.2f} a value; {upload / (4 * n_params):.2f} of plain fp32)."
     )

@@ -103,6 +103,11 @@ class SitePolicy(Frozen):
         False, description="with two sites each can work out the other's update from the sum"
     )
 
+    allow_shared_noise: bool = Field(
+        False,
+        description="whether epsilon may rest on shares of noise that other sites add (`noise: shared`)",
+    )
+
     allowed_backbone_sha256: Literal["any"] | tuple[Sha256, ...] = Field(
         description="hashes of the weight files that may run here, or the word any"
     )
@@ -383,6 +388,19 @@ def _published(policy: SitePolicy, study: Study) -> list[Refusal]:
     ]
 
 
+def _shared_noise(policy: SitePolicy, study: Study) -> list[Refusal]:
+    if study.shared_noise is None or policy.allow_shared_noise:
+        return []
+    return [
+        Refusal(
+            "allow_shared_noise",
+            "The study shares noise between sites, so that this site's epsilon rests on the honesty of others",
+            "the policy allows noise that is enough by itself, and no other",
+            "The study takes `noise: local`, or a person sets allow_shared_noise: true.",
+        )
+    ]
+
+
 _RULES: tuple[Callable[[SitePolicy, Study], list[Refusal]], ...] = (
     _epsilon,
     _unit,
@@ -390,6 +408,7 @@ _RULES: tuple[Callable[[SitePolicy, Study], list[Refusal]], ...] = (
     _participants,
     _backbone,
     _published,
+    _shared_noise,
 )
 
 

@@ -6,16 +6,20 @@ The constants need neither torch nor a site's data, so that anybody can check th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secure_triplay.config import Study, load_study
 from secure_triplay.crypto.codec import Codec
+from secure_triplay.crypto.masking.parameters import MaskingParameters
+from secure_triplay.crypto.masking.study import choose_masking
+from secure_triplay.crypto.wrapping import WrappingCodec
 from secure_triplay.errors import ConfigError
 from secure_triplay.privacy.counts import CountRule
 from secure_triplay.privacy.mechanisms import DpSgd
+from secure_triplay.privacy.shares import ShareRule
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +53,11 @@ def noise_multiplier(study: Study) -> float:
     counts = count_rule(study)
     also = () if counts is None else (counts.charge,)
     dp = study.dp
+    if study.shared_noise is not None:
+        from secure_triplay.privacy.renyi import shared_noise_multiplier_for
+
+        longest = study.shared_noise.l2_sensitivity
+        return shared_noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps, longest)
     return noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps, also)
 
 
@@ -69,6 +78,7 @@ def round_rule(study: Study) -> DpSgd:
     dp, training = study.dp, study.training
     if dp is None:
         raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
+    require_own_noise(study)
     return DpSgd(
         noise_multiplier=noise_multiplier(study),
         l2_clip_norm=dp.l2_clip_norm,
@@ -82,12 +92,86 @@ def round_rule(study: Study) -> DpSgd:
     )
 
 
+def require_own_noise(study: Study) -> None:
+    """Return nothing unless sites share their noise: then no step of one site is private. Raises ConfigError."""
+    if study.shared_noise is not None:
+        raise ConfigError(
+            "a site's step has no noise of its own here: sites share it, and step on the sum",
+            where="privacy.noise",
+            fix="take `noise: local` for what looks at one site's own step",
+        )
+
+
+def share_rule(study: Study) -> ShareRule | None:
+    """How a site makes its part of a sum whose noise is shared; None where each site's noise is its own.
+
+    Raises PrivacyError, and ConfigError for masks that cannot be had, or that count on no colluder.
+    """
+    shared, dp, masking = study.shared_noise, study.dp, masks_for(study)
+    if shared is None or dp is None or masking is None:
+        return None
+    return ShareRule(
+        noise_multiplier=noise_multiplier(study),
+        l2_clip_norm=dp.l2_clip_norm,
+        clip_steps=shared.clip_steps,
+        l2_sensitivity=shared.l2_sensitivity,
+        sampling_rate=dp.sampling_rate,
+        expected_batch_size=dp.expected_batch_size,
+        learning_rate=study.training.learning_rate,
+        physical_batch_size=study.training.physical_batch_size,
+        honest_shares=masking.fewest_honest_survivors,
+        colluders=masking.colluders,
+    )
+
+
+def epsilon_of_shares(study: Study, honest_shares: int) -> float:
+    """Epsilon of a study with shared noise against who leaves so many shares of a sum unknown; infinite: no bound.
+
+    With one: a site's own share alone, against all others together or where masks do not hold.
+    """
+    from secure_triplay.privacy.accounting import epsilon
+
+    rule, dp = share_rule(study), study.dp
+    if rule is None or dp is None:
+        raise ConfigError("this study shares no noise", where="privacy.noise", fix="state `noise: shared`")
+    return epsilon([replace(rule.charged_for(honest_shares), steps=study.total_steps)], dp.delta)
+
+
+def masks_for(study: Study, n_sites: int | None = None) -> MaskingParameters | None:
+    """`choose_masking`, held against the shares of noise that the study counts on, where it does.
+
+    How many shares those are follows from the study's own sites; a smaller roster may not have them. Raises
+    ConfigError.
+    """
+    masking, whole = choose_masking(study, n_sites), choose_masking(study)
+    if study.shared_noise is None or whole is None or masking is None:
+        return masking
+    if whole.colluders < 1:
+        raise ConfigError(
+            "noise cannot be shared where no site is counted on to collude: every site knows its own share",
+            where="aggregation.colluders",
+            fix="state `aggregation: {kind: masked, colluders: 1}` or more, with three sites or more",
+        )
+    honest = masking.threshold - whole.colluders
+    if masking.colluders < whole.colluders or honest < whole.fewest_honest_survivors:
+        raise ConfigError(
+            f"the noise of a sum counts on {whole.fewest_honest_survivors} honest sites beside {whole.colluders} that "
+            f"collude, and masks over {masking.n_sites} sites do not give that",
+            where="roster",
+            fix="bring more of the study's sites together, or make a study with fewer",
+        )
+    return masking
+
+
 def choose_codec(study: Study, n_params: int, *, masked: bool | None = None) -> Codec:
     """The encoding of a study's updates; `masked` asks for one with masks or without, whatever the study says.
 
     The range is public: given, or so many standard deviations of the noise that one update carries. The noise
     dominates each coordinate, so hardly anything is clipped, and what is clipped was decided by constants.
     """
+    shares = share_rule(study)
+    if shares is not None:
+        return _codec_of_sums(study, shares, n_params)
     limit = study.codec.range
     if limit is None:
         rule = round_rule(study)
@@ -100,6 +184,16 @@ def choose_codec(study: Study, n_params: int, *, masked: bool | None = None) -> 
         limit=limit,
         masked=study.masked is not None if masked is None else masked,
     )
+
+
+def _codec_of_sums(study: Study, rule: ShareRule, n_params: int) -> WrappingCodec:
+    """Sums of shared noise: as many bits as no sum of the study exceeds, except with probability 2^-40."""
+    dp, n_sites = study.dp, len(study.sites)
+    assert dp is not None  # there is a rule
+    bits = rule.bits(
+        n_sites=n_sites, n_params=n_params, rounds=study.training.rounds, most_units=dp.max_units_per_site
+    )
+    return WrappingCodec.for_sums(n_sites=n_sites, n_params=n_params, bits=bits, step=rule.update_step)
 
 
 def fetch_assets(study: Study, notify: Notify | None = None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from secure_triplay import __version__
 from secure_triplay.config import DpOn, Study
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.errors import RunError
-from secure_triplay.prepare import choose_codec, count_rule, noise_multiplier
+from secure_triplay.prepare import choose_codec, count_rule, epsilon_of_shares, noise_multiplier, share_rule
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.mechanisms import Charge, DpSgdCharge
+from secure_triplay.privacy.shares import ShareRule
 from secure_triplay.report import summary as report
 from secure_triplay.report.card import write_adapter_card
 from secure_triplay.report.run import write_run_report
@@ -83,7 +85,7 @@ def summarise(run: Collected) -> report.Summary:
         config_sha256=study.file_sha256,
         dp="on" if study.dp else "off",
         accuracy=_accuracy(run),
-        privacy=tuple(_privacy(study, site) for site in run.sites),
+        privacy=tuple(_privacy(study, site, loaded["n_params"]) for site in run.sites),
         upload=_upload(run, loaded["n_params"]),
         timing=_timing(run),
         memory=report.Memory(
@@ -161,7 +163,7 @@ def _published(run: Collected) -> report.PublishedCounts | None:
     )
 
 
-def _privacy(study: Study, site: str) -> report.SitePrivacy:
+def _privacy(study: Study, site: str, n_params: int) -> report.SitePrivacy:
     if not isinstance(study.privacy, DpOn):
         return report.SitePrivacy(
             site=site,
@@ -173,26 +175,41 @@ def _privacy(study: Study, site: str) -> report.SitePrivacy:
             sampling_rate=study.privacy.sampling_rate,
             steps=study.total_steps,
         )
-    dp, noise, per_round = study.privacy, noise_multiplier(study), study.training.steps_per_round
-    counts = count_rule(study)
-    whole: list[Charge] = [DpSgdCharge(noise, dp.sampling_rate, study.total_steps, dp.unit)]
+    dp, noise, shares = study.privacy, noise_multiplier(study), share_rule(study)
+    step = DpSgdCharge(noise, dp.sampling_rate, 1, dp.unit) if shares is None else shares.charge
+    per_round, counts = study.training.steps_per_round, count_rule(study)
+    whole: list[Charge] = [replace(step, steps=study.total_steps)]
     whole += [] if counts is None else [counts.charge]
     return report.SitePrivacy(
         site=site,
         epsilon=accounting.epsilon(whole, dp.delta),
         delta=dp.delta,
         unit=dp.unit,
-        accountant="PLD (dp-accounting)",
+        accountant=accounting.accountant_of(whole),
         noise_multiplier=noise,
         sampling_rate=dp.sampling_rate,
         steps=study.total_steps,
         epsilon_budget=dp.epsilon,
-        epsilon_check_prv=accounting.epsilon_prv_check(whole, dp.delta),
+        epsilon_check_prv=None if shares else accounting.epsilon_prv_check(whole, dp.delta),
         l2_clip_norm=dp.l2_clip_norm,
         epsilon_by_round=tuple(
-            accounting.epsilon([DpSgdCharge(noise, dp.sampling_rate, per_round * done, dp.unit)], dp.delta)
+            accounting.epsilon([replace(step, steps=per_round * done)], dp.delta)
             for done in range(1, study.training.rounds + 1)
         ),
+        shared_noise=None if shares is None else _shared_noise(study, shares, n_params),
+    )
+
+
+def _shared_noise(study: Study, rule: ShareRule, n_params: int) -> report.SharedNoiseMade:
+    alone = epsilon_of_shares(study, 1)
+    return report.SharedNoiseMade(
+        colluders=rule.colluders,
+        honest_shares=rule.honest_shares,
+        clip_steps=rule.clip_steps,
+        l2_sensitivity=rule.l2_sensitivity,
+        share_std=rule.share_variance**0.5,
+        sum_bits=choose_codec(study, n_params).field_bits,
+        epsilon_alone=alone if math.isfinite(alone) else None,
     )
 
 

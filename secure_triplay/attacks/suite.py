@@ -21,6 +21,7 @@ from secure_triplay.attacks.threat import ThreatModel
 from secure_triplay.attacks.workers import in_workers, tell_parent
 from secure_triplay.config import Study
 from secure_triplay.errors import RunError, SecureTriplayError
+from secure_triplay.prepare import require_own_noise
 from secure_triplay.report.attack import (
     AttackEntry,
     AttackReport,
@@ -73,6 +74,7 @@ def run_suite(
     many processes at a time, of one thread each, and figures do not depend on how many; without, in this one.
     Raises RunError, and whatever keeps an attack from running at all (too few images, no weights).
     """
+    require_own_noise(study)
     attacks = load_attacks({name for model in models for name in model.audits})
     with run_folder(out) as folder:
         if workers:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from secure_triplay.config import Study
 from secure_triplay.data.records import Records
 from secure_triplay.errors import DataError, PrivacyError
-from secure_triplay.prepare import Model, round_rule
+from secure_triplay.prepare import Model, round_rule, share_rule
 from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.privacy.summing import Integers, noised_sum
 from secure_triplay.privacy.training import train, train_unsafe_without_dp
 
 _EVALUATION_BATCH = 256
@@ -69,7 +70,10 @@ class Learner:
         self._moves, self._masks = trained, None if trained is None else _masks(model, trained)
 
     def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One round's local steps from the global adapter (n_params,) -> the update (n_params,)."""
+        """One round's local steps from the global adapter (n_params,) -> the update (n_params,).
+
+        Raises ConfigError where sites share their noise: then there is no such update, but `noised_sum`.
+        """
         self._model.adapter.load_vector(adapter)
         classifier, tokens, labels = self._model.classifier, self._train_on.tokens, self._train_on.labels
         if self._study.dp:
@@ -92,6 +96,22 @@ class Learner:
         if self._moves is not None:
             update[~self._moves] = 0.0
         return update
+
+    def noised_sum(self, adapter: NDArray[np.float32]) -> Integers:
+        """This site's part of a sum with shared noise, at the global adapter (n_params,) -> (n_params,) int64."""
+        rule = share_rule(self._study)
+        if rule is None:
+            raise PrivacyError(
+                "one share of noise protects nobody, and this study shares none",
+                where="training",
+                fix="`update`",
+            )
+        self._model.adapter.load_vector(adapter)
+        classifier = self._model.classifier
+        parts = noised_sum(classifier, self._train_on.tokens, self._train_on.labels, rule, self._noise)
+        weights = (weight for weight in classifier.parameters() if weight.requires_grad)
+        by_weight = {id(weight): part for weight, part in zip(weights, parts, strict=True)}
+        return np.concatenate([by_weight[id(weight)].reshape(-1) for weight in self._model.adapter.weights])
 
     def score(self, adapter: NDArray[np.float32], records: Encoded) -> Score:
         """Top-1 answers of the given adapter on encoded records."""

@@ -38,11 +38,17 @@ from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.identity import SigningIdentity
-from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.data.records import Records
 from secure_triplay.errors import CryptoError, DataError, ProtocolError, SecureTriplayError
 from secure_triplay.model.ranks import ranks_of
-from secure_triplay.prepare import Model, choose_codec, count_rule, load_data, load_model
+from secure_triplay.prepare import (
+    Model,
+    choose_codec,
+    count_rule,
+    load_data,
+    load_model,
+    masks_for,
+)
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import SessionPlan, Witness
 from secure_triplay.wireformat import MAGIC, VERSION
@@ -182,7 +188,7 @@ def serve_site(
         allow=allow,
         base=setup.base,
         published=published(study, learner, holdout, noise),
-        masking=choose_masking(study, len(setup.plan.sites)),
+        masking=masks_for(study, len(setup.plan.sites)),
         ranks=ranks,
     )
 

@@ -234,9 +234,9 @@ class Session:
         """
         kept = self._kept("update", number)
         if kept is not None:
-            return Learned(np.frombuffer(kept, "<i4").astype(np.int64))
+            return Learned(np.frombuffer(kept, "<i8").astype(np.int64))
         learned = learn(me, self.state)
-        self._vault.save("update", _ROUND.pack(number) + learned.integers.astype("<i4").tobytes())
+        self._vault.save("update", _ROUND.pack(number) + learned.integers.astype("<i8").tobytes())
         return learned
 
     def _reserve_next(self, me: Member, number: int) -> None:

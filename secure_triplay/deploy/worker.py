@@ -36,7 +36,6 @@ from secure_triplay.client.session import Session, carry_update
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
-from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.deploy.ceremony import SiteCeremony
 from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
 from secure_triplay.errors import ProtocolError, SecureTriplayError
@@ -50,6 +49,7 @@ from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import study_releases
 from secure_triplay.model.ranks import Ranks
 from secure_triplay.policy import check_hours
+from secure_triplay.prepare import masks_for
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Behind, Declined, SessionPlan, Witness
 from secure_triplay.wireformat import MAGIC, VERSION, read
@@ -326,7 +326,7 @@ class SiteWorker:
             allow=self._allow,
             base=base,
             published=self._learns.published,
-            masking=choose_masking(study, len(plan.sites)),
+            masking=masks_for(study, len(plan.sites)),
             ranks=self._learns.ranks,
         )
 

@@ -55,6 +55,7 @@ def _row(cells: list[dict[str, Any]], method: Method) -> dict[str, Any]:
         "accuracy_by_seed": [round(value, 5) for value in accuracy],
         "seeds": [cell["seed"] for cell in cells],
         **{key: first[key] for key in ("epsilon", "delta", "rounds", "n_params", "upload_bytes")},
+        **({"noise": first["noise"]} if first.get("noise") else {}),
         "cpu_seconds_mean": round(float(np.mean([cell["cpu_seconds"] for cell in cells])), 1),
         **_costs(cells),
     }

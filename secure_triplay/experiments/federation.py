@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from secure_triplay.client.learner import Encoded, Learner
 from secure_triplay.client.optimiser import GlobalState, step
-from secure_triplay.client.round import weighted
+from secure_triplay.client.round import SharesNoise, weighted
 from secure_triplay.config import ServerOptimiser, Study
 from secure_triplay.crypto.codec import Codec, Uniform
+from secure_triplay.crypto.wrapping import WrappingCodec
 from secure_triplay.model.ranks import Ranks, ranks_of
 from secure_triplay.prepare import Model, choose_codec
 from secure_triplay.privacy.noise import NoiseSource
@@ -86,12 +87,17 @@ def one_round(
     also: Also | None = None,
 ) -> GlobalState:
     """What `client.round` does, between training and the optimiser, with integers instead of ciphertexts."""
-    heaviest = max(weights.values())
+    heaviest, n_terms = max(weights.values()), len(learners)
     total: Integers = np.zeros(codec.n_params, np.int64)
     for name, learner in learners.items():
+        if isinstance(codec, WrappingCodec):
+            assert isinstance(learner, SharesNoise)
+            total += learner.noised_sum(state.adapter.astype(np.float32))
+            continue
         update = learner.update(state.adapter.astype(np.float32))
         total += codec.quantise(update * np.float32(weights[name] / heaviest), noises[name])
-    n_terms = len(learners)
+    if isinstance(codec, WrappingCodec):
+        total = codec.unpack(codec.pack(total), n_terms)  # wraps where the words would
     mean = weighted(codec.mean(total, n_terms), tuple(learners), weights, ranks)
     if also is not None:
         mean = mean + also(state.adapter.astype(np.float32), state.round + 1)

@@ -16,7 +16,7 @@ from secure_triplay.config import Study
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.errors import ConfigError
 from secure_triplay.experiments.scores import Answers, Result
-from secure_triplay.prepare import Model, choose_codec, round_rule
+from secure_triplay.prepare import Model, choose_codec, round_rule, share_rule
 from secure_triplay.privacy.mechanisms import GaussianCharge
 
 if TYPE_CHECKING:
@@ -42,10 +42,20 @@ class Method:
     private: bool = False
     unit: str | None = None
 
+    @property
+    def federated(self) -> bool:
+        """Whether it is the study's own rounds, as they are."""
+        return self.run is _federated
+
     def check(self, study: Study) -> None:
         """Raises a SecureTriplayError where the study's constants cannot be had, before any image is read."""
         if study.dp is not None:
-            round_rule(study)
+            if share_rule(study) is None:
+                round_rule(study)
+            elif not self.federated:
+                raise ConfigError(
+                    "it has steps of single sites, and this study shares the noise of their sum"
+                )
             if self.unit not in (None, study.dp.unit):
                 raise ConfigError(f"it protects one {self.unit}, and the study's unit is the {study.dp.unit}")
         choose_codec(study, n_params=1)

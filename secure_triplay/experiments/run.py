@@ -15,6 +15,7 @@ from typing import Any
 from secure_triplay.errors import RunError
 from secure_triplay.experiments.collect import collect
 from secure_triplay.experiments.grid import Cell, load_grid
+from secure_triplay.experiments.noise import noise_of
 from secure_triplay.experiments.scores import score
 
 Tell = Callable[[str], None]
@@ -92,6 +93,7 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "delta": dp.delta if dp else None,
         "rounds": found.rounds,
         "n_params": found.n_params,
+        "noise": noise_of(cell.study, found.n_params) if found.n_params and cell.method.federated else None,
         "upload_bytes": found.upload_bytes,
         "download_bytes": found.download_bytes,
         "curve": setting.curve,

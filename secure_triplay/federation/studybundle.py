@@ -20,11 +20,11 @@ from secure_triplay.config import Manifest, Sha256, Study, parse_study
 from secure_triplay.crypto.double import DoubleIdentity, DoubleSigner
 from secure_triplay.crypto.identity import Purpose, transcript
 from secure_triplay.crypto.masking.parameters import require_threshold
-from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.errors import ConfigError, CryptoError
 from secure_triplay.federation.bundle import build_app, package_sha256
 from secure_triplay.federation.documents import Document, keys_of
 from secure_triplay.federation.enrolment import Enrolment
+from secure_triplay.prepare import masks_for
 from secure_triplay.schema import Frozen, lists_to_tuples
 
 AT_THE_SITE = "at-the-site"
@@ -44,7 +44,7 @@ class Rules(Frozen):
 
 def least_quorum(study: Study, n_sites: int) -> int:
     """The fewest sites that may make a sum: the masks' threshold, or more than half. Raises ConfigError."""
-    masking = choose_masking(study, n_sites)
+    masking = masks_for(study, n_sites)
     return n_sites // 2 + 1 if masking is None else masking.threshold
 
 
@@ -90,7 +90,7 @@ class StudyBundle(Document):
                 f"{self.rules.quorum}"
             )
         try:
-            require_threshold(choose_masking(study, len(members)), self.rules.quorum, len(members))
+            require_threshold(masks_for(study, len(members)), self.rules.quorum, len(members))
         except ConfigError as error:
             raise ValueError(f"{error.what}; {error.fix}") from error
         if (self.epoch == 1) != (self.founding is None):

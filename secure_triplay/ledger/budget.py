@@ -26,10 +26,12 @@ from secure_triplay.privacy.mechanisms import (
     Charge,
     DpSgdCharge,
     GaussianCharge,
+    SharedNoiseCharge,
     Unit,
     check_delta,
     check_epsilon,
 )
+from secure_triplay.privacy.renyi import renyi_epsilon
 
 FILTER_ORDERS = (2.5, 3.5, 5.0, 7.0, 10.0, 15.0, 25.0, 45.0)
 
@@ -46,7 +48,7 @@ class Unprotected:
 
 AnyCharge = Charge | Unprotected
 _MECHANISMS: dict[str, type[AnyCharge]] = {
-    kind.mechanism: kind for kind in (DpSgdCharge, GaussianCharge, Unprotected)
+    kind.mechanism: kind for kind in (DpSgdCharge, GaussianCharge, SharedNoiseCharge, Unprotected)
 }
 
 
@@ -253,7 +255,11 @@ def filter_epsilon(charges: Iterable[Charge], delta: float) -> float:
 
     Feldman and Zrnic 2021 for one order; the union over orders is paid for by dividing delta.
     """
-    merged = accounting._merged(charges)
+    history = tuple(charges)
+    if accounting.shares_noise(history):
+        figure = renyi_epsilon(history, delta / len(FILTER_ORDERS), FILTER_ORDERS)
+        return figure if figure <= accounting.HOPELESS_EPSILON else math.inf
+    merged = accounting._merged(history)
     if not merged:
         return 0.0
     accountant = RdpAccountant(FILTER_ORDERS).compose(accounting._event(merged))
@@ -262,7 +268,7 @@ def filter_epsilon(charges: Iterable[Charge], delta: float) -> float:
 
 
 def _repeated(charge: Charge, times: int) -> Charge:
-    if isinstance(charge, DpSgdCharge):
+    if isinstance(charge, DpSgdCharge | SharedNoiseCharge):
         return dataclasses.replace(charge, steps=charge.steps * times)
     return dataclasses.replace(charge, releases=charge.releases * times)
 

@@ -20,6 +20,8 @@ from secure_triplay.ledger.books import Books, Reservation, replay
 from secure_triplay.ledger.budget import Scope, Unprotected
 from secure_triplay.ledger.entries import Entry
 from secure_triplay.privacy import accounting
+from secure_triplay.privacy.mechanisms import SharedNoiseCharge
+from secure_triplay.privacy.shares import holds_against
 
 FORMAT = "secure_triplay evidence 1"
 CSV_COLUMNS = (
@@ -179,6 +181,14 @@ def not_covered(books: Books, last: int, peers: int, unanchored: int) -> list[di
                 "Nothing bounds what it revealed, and no figure here does.",
             )
         )
+    counted = sorted(
+        {
+            (spend.charge.colluders, spend.charge.honest_shares)
+            for spend in books.spends
+            if isinstance(spend.charge, SharedNoiseCharge)
+        }
+    )
+    found += [(f"More than {c} sites that collude", holds_against(m, c)) for c, m in counted]
     if not last:
         found.append(
             (
@@ -293,7 +303,7 @@ def _row(books: Books, scope: Scope) -> dict[str, Any]:
 def _prv(scope: Scope, delta: float) -> float | None:
     charges = [spend.charge for spend in scope.spends]
     kept = [charge for charge in charges if not isinstance(charge, Unprotected)]
-    if len(kept) < len(charges):
+    if len(kept) < len(charges) or accounting.shares_noise(tuple(kept)):
         return None
     return _finite(accounting.epsilon_prv_check(kept, delta))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from secure_triplay.config import Study
 from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.ledger.books import Release
 from secure_triplay.ledger.budget import Limits, Unprotected
 from secure_triplay.ledger.ledger import TRAINING
 from secure_triplay.policy import SitePolicy
-from secure_triplay.prepare import count_rule, noise_multiplier
+from secure_triplay.prepare import count_rule, noise_multiplier, share_rule
 from secure_triplay.privacy.mechanisms import DpSgdCharge
 
 PUBLISHED = "published accuracy"
@@ -28,6 +30,9 @@ def training_release(study: Study, noise_multiplier: float) -> Release:
             where="noise_multiplier",
             fix="derive it from the study's epsilon",
         )
+    shares = share_rule(study)
+    if shares is not None:
+        return Release(TRAINING, replace(shares, noise_multiplier=noise_multiplier).charge, training.rounds)
     charge = DpSgdCharge(noise_multiplier, dp.sampling_rate, training.steps_per_round, dp.unit)
     return Release(TRAINING, charge, training.rounds)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from secure_triplay.config import Study
 from secure_triplay.errors import ConfigError, PrivacyError
+from secure_triplay.prepare import require_own_noise
 
 QUANTIZATIONS = ("nf4", "int8", "none")
 _SHARES = (0.05, 0.1, 0.2, 0.4)
@@ -82,6 +83,7 @@ def own_choice(study: Study) -> Choice:
             where="privacy",
             fix="give the study an epsilon in place of unsafe_dp_off",
         )
+    require_own_noise(study)
     return Choice(
         rank=study.adapter.rank,
         blocks=study.adapter.last_blocks,

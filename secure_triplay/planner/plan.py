@@ -25,6 +25,7 @@ from secure_triplay.planner.attacker import (
 )
 from secure_triplay.planner.losses import composed, noise_for
 from secure_triplay.planner.measured import Measured, Measurements, read_measurements
+from secure_triplay.prepare import require_own_noise
 from secure_triplay.privacy.mechanisms import (
     DpSgdCharge,
     Unit,
@@ -195,6 +196,7 @@ def _private(study: Study) -> DpOn:
             where="privacy",
             fix="replace unsafe_dp_off by epsilon, delta and max_units_per_site in the study file",
         )
+    require_own_noise(study)
     return study.dp
 
 

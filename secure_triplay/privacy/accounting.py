@@ -27,11 +27,13 @@ from secure_triplay.privacy.mechanisms import (
     Charge,
     DpSgdCharge,
     GaussianCharge,
+    SharedNoiseCharge,
     check_delta,
     check_epsilon,
     check_rate,
     check_steps,
 )
+from secure_triplay.privacy.renyi import renyi_epsilon
 
 AGREEMENT = 0.01  # the larger of 1 % and 0.01
 HOPELESS_EPSILON = 1000.0  # beyond it no figure is worth its memory; the guarantee is reported as infinite
@@ -48,11 +50,27 @@ _Gaussians = tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling
 def epsilon(charges: Iterable[Charge], delta: float) -> float:
     """The authoritative epsilon at `delta` of everything charged so far, composed as one history.
 
+    By PLD; a history with noise that sites share in it by Renyi accounting (`renyi`), as a whole.
     Never too small: losses are rounded up. No charges cost 0, a history beyond `HOPELESS_EPSILON` infinity.
     Raises PrivacyError for an impossible delta, or units that do not compose.
     """
     check_delta(delta)
-    return _pld_epsilon(_merged(charges), delta)
+    history = tuple(charges)
+    if not shares_noise(history):
+        return _pld_epsilon(_merged(history), delta)
+    figure = renyi_epsilon(history, delta)
+    return figure if figure <= HOPELESS_EPSILON else math.inf
+
+
+def accountant_of(charges: Iterable[Charge]) -> str:
+    """The accountant whose figure `epsilon` gives, by name."""
+    return "Renyi (dp-accounting)" if shares_noise(tuple(charges)) else "PLD (dp-accounting)"
+
+
+def shares_noise(history: tuple[Charge, ...]) -> bool:
+    """Whether noise that sites share is in a history of one unit. Raises PrivacyError where it has several."""
+    _one_unit(history)
+    return any(isinstance(charge, SharedNoiseCharge) for charge in history)
 
 
 def epsilon_prv_check(charges: Iterable[Charge], delta: float) -> float:
@@ -62,7 +80,14 @@ def epsilon_prv_check(charges: Iterable[Charge], delta: float) -> float:
     larger of 1 % and 0.01. Raises PrivacyError where the two differ by more, or PRV cannot compute it.
     """
     check_delta(delta)
-    history = _merged(charges)
+    given = tuple(charges)
+    if shares_noise(given):
+        raise PrivacyError(
+            "the second accountant knows Gaussian noise only, and sites shared noise here",
+            where="accounting",
+            fix="rely on the first, whose formulas tests hold against exact divergences",
+        )
+    history = _merged(given)
     authoritative = _pld_epsilon(history, delta)
     if not history or math.isinf(authoritative):
         return authoritative
@@ -157,18 +182,22 @@ def _secant(
 def _merged(charges: Iterable[Charge]) -> _Gaussians:
     """The history with equal mechanisms counted together; their order does not matter to what they cost."""
     times: defaultdict[tuple[float, float], int] = defaultdict(int)
-    units = set()
-    for charge in charges:
-        units.add((charge.unit, charge.neighbouring))
+    history = tuple(charges)
+    _one_unit(history)
+    for charge in history:
         noise, rate, count = _AS_GAUSSIAN[type(charge)](charge)
         times[noise, rate] += count
+    return tuple(sorted((noise, rate, count) for (noise, rate), count in times.items()))
+
+
+def _one_unit(history: tuple[Charge, ...]) -> None:
+    units = {(charge.unit, charge.neighbouring) for charge in history}
     if len(units) > 1:
         raise PrivacyError(
             f"charges per {' and per '.join(sorted(unit for unit, _ in units))} stand in one history",
             where="accounting",
             fix="keep one ledger a unit: an epsilon per record says nothing about a patient with many",
         )
-    return tuple(sorted((noise, rate, count) for (noise, rate), count in times.items()))
 
 
 _AS_GAUSSIAN: dict[type, Callable[[Any], tuple[float, float, int]]] = {

@@ -63,7 +63,47 @@ class GaussianCharge:
         _check_relation(self.unit, self.neighbouring)
 
 
-Charge = DpSgdCharge | GaussianCharge
+@dataclass(frozen=True)
+class SharedNoiseCharge:
+    """`steps` sums of a Poisson sample's integer gradients under Skellam noise that `honest_shares` sites' shares make.
+
+    `l2_sensitivity` bounds one record's integer gradient, in steps of the grid; `noise_multiplier` is the noise's
+    standard deviation divided by it, in each coordinate of a sum with `honest_shares` shares that the adversary does
+    not know. The price holds against whoever sees sums and knows the shares of at most `colluders` sites
+    (Agarwal, Kairouz and Liu 2021).
+    """
+
+    mechanism: ClassVar[str] = "shared-skellam"
+    noise_multiplier: float
+    l2_sensitivity: int
+    sampling_rate: float
+    steps: int
+    honest_shares: int
+    colluders: int
+    unit: Unit = "record"
+    neighbouring: Neighbouring = "add/remove"
+
+    def __post_init__(self) -> None:
+        _check_noise(self.noise_multiplier)
+        check_rate(self.sampling_rate)
+        check_steps(self.steps)
+        for name in ("l2_sensitivity", "honest_shares", "colluders"):
+            value = getattr(self, name)
+            if not _whole(value) or value < 1:
+                raise PrivacyError(
+                    f"{name} is {value!r} where sites share noise",
+                    where=name,
+                    fix="give a whole number, 1 or more",
+                )
+        _check_relation(self.unit, self.neighbouring)
+
+    @property
+    def variance(self) -> float:
+        """Variance that the honest shares give each coordinate of a sum, in squared steps of the grid."""
+        return (self.noise_multiplier * self.l2_sensitivity) ** 2
+
+
+Charge = DpSgdCharge | GaussianCharge | SharedNoiseCharge
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,25 @@ class NoiseSource:
         flat *= std / np.sqrt(GAUSSIANS_PER_VALUE)
         return total
 
+    def skellam(self, shape: int | tuple[int, ...], variance: float) -> npt.NDArray[np.int64]:
+        """Independent Skellam noise of mean 0, `shape` int64: the difference of two Poissons of mean variance / 2.
+
+        Sums of independent ones are Skellam again, and variances add up (Skellam 1946); no low bit tells of floats,
+        since there are none in it. numpy draws a Poisson by rejection in double precision (Hoermann 1993), so its
+        probabilities are right to about 2^-50 relative, not exactly; no accountant here counts that.
+
+        Raises PrivacyError for a variance that is not positive, or beyond 2^60.
+        """
+        if not 0 < variance <= 2.0**60:
+            raise PrivacyError(
+                f"Skellam noise of variance {variance!r} was asked for",
+                where="NoiseSource.skellam",
+                fix="noise must be positive and finite; it follows from the study's epsilon",
+            )
+        generator = self._stream()
+        first = generator.poisson(variance / 2, shape)
+        return np.asarray(first - generator.poisson(variance / 2, shape), np.int64)
+
     def poisson_mask(self, n: int, rate: float) -> npt.NDArray[np.bool_]:
         """Who takes part in one step: `(n,) bool`, each true independently with probability `rate`.
 

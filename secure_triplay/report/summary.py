@@ -94,6 +94,20 @@ class Accuracy(Part):
         return self
 
 
+class SharedNoiseMade(Part):
+    """Noise that sites shared: what the guarantee counts on, and what is left where that fails."""
+
+    colluders: Count
+    honest_shares: Count
+    clip_steps: Count
+    l2_sensitivity: Count = Field(description="longest rounded gradient of one record, in steps of the grid")
+    share_std: Annotated[float, Field(gt=0)] = Field(description="of one site's noise, in steps of the grid")
+    sum_bits: Count = Field(description="of a value of the sum: none needs more, but for one in 2^40 studies")
+    epsilon_alone: Annotated[float, Field(ge=0)] | None = Field(
+        description="of one share by itself: against all other sites, or the server with more than `colluders`"
+    )
+
+
 class SitePrivacy(Part):
     """What one site's records were charged; epsilon and delta are None where DP was off."""
 
@@ -112,6 +126,9 @@ class SitePrivacy(Part):
     )
     epsilon_by_round: tuple[Annotated[float, Field(ge=0)], ...] = ()
     l2_clip_norm: Annotated[float, Field(gt=0)] | None = None
+    shared_noise: SharedNoiseMade | None = Field(
+        None, description="left out: each site's noise is enough by itself"
+    )
 
 
 class Upload(Part):

@@ -10,7 +10,8 @@ import math
 import re
 from typing import NamedTuple
 
-from secure_triplay.report.summary import SitePrivacy, Summary
+from secure_triplay.privacy.shares import holds_against
+from secure_triplay.report.summary import SharedNoiseMade, SitePrivacy, Summary
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -93,11 +94,18 @@ def guarantee(entry: SitePrivacy) -> str:
     """
     unit = entry.unit
     rest = f"clipped to an L2 norm of {entry.l2_clip_norm:g}" if entry.l2_clip_norm else "clipped in L2 norm"
+    noise = f"Gaussian noise of {entry.noise_multiplier:.4g} times that norm"
+    if (shared := entry.shared_noise) is not None:
+        noise = (
+            f"Skellam noise of {entry.noise_multiplier:.4g} times that norm (after rounding) in the sums of sites, "
+            f"made of shares of which any {shared.honest_shares} are enough, against no more than {shared.colluders} "
+            f"colluding site{'s' * (shared.colluders != 1)}; one share by itself gives epsilon "
+            f"{epsilon(shared.epsilon_alone)}"
+        )
     return (
         f"({epsilon(entry.epsilon)}, {power(entry.delta)})-differentially private for adding or removing one "
         f"{unit} of that site: {entry.steps} step{'s' * (entry.steps != 1)}, each on a Poisson "
-        f"sample at rate {entry.sampling_rate:g}, per-{unit} gradients {rest}, "
-        f"Gaussian noise of {entry.noise_multiplier:.4g} times that norm; composed by {entry.accountant}"
+        f"sample at rate {entry.sampling_rate:g}, per-{unit} gradients {rest}, {noise}; composed by {entry.accountant}"
     )
 
 
@@ -151,6 +159,7 @@ def limits(summary: Summary, *, figures_by_site: bool = True) -> tuple[Limit, ..
     found = [
         None if on else _NO_DP,
         _coalition(summary, on),
+        _sharers(spent(summary).shared_noise),
         _peers(len(summary.federation.sites), on),
         _more_than_one(unit) if on else None,
         _OTHER_RUNS if on else None,
@@ -222,6 +231,16 @@ _ONE_MACHINE = Limit(
     "All sites and the server ran on one computer. Whoever controls it has seen everything; separation is "
     "real only in a real federation.",
 )
+
+
+def _sharers(shared: SharedNoiseMade | None) -> Limit | None:
+    if shared is None:
+        return None
+    return Limit(
+        "Sites that put their shares of the noise together",
+        f"{holds_against(shared.honest_shares, shared.colluders)} Against more, a site's own share is left: "
+        f"ε {epsilon(shared.epsilon_alone)} by itself.",
+    )
 
 
 def _more_than_one(unit: str) -> Limit:

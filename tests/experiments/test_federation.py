@@ -10,6 +10,7 @@ from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.config import ServerOptimiser
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import add_mod
+from secure_triplay.crypto.wrapping import WrappingCodec
 from secure_triplay.experiments.federation import one_round
 from secure_triplay.experiments.personal import class_bias
 from secure_triplay.experiments.scores import Answers, Truth, score, thirds
@@ -120,3 +121,32 @@ def test_a_personal_bias_is_the_log_of_the_class_shares_and_each_count_is_noised
     # a count of n among 10,000 has noise of 20 in 10,000, less what all shares have in common
     assert drawn[:, 2].std() == pytest.approx(0.002, rel=0.2)
     assert (drawn[:, 3] >= 0.0019).all()  # a class without records is never ruled out
+
+
+class Integers:
+    """A learner in a study with shared noise: integers that do not depend on anything."""
+
+    def __init__(self, made):
+        self._made = made
+
+    def noised_sum(self, adapter):
+        return self._made
+
+
+@pytest.mark.parametrize("width", [2**9, 2**40])
+def test_a_round_with_shared_noise_is_what_words_modulo_their_size_give(width):
+    """The second is far too wide, and wraps as the words would."""
+    draw, rule = np.random.default_rng(0), ServerOptimiser(kind="fedavg", learning_rate=1.0)
+    n_params = 3 * 4096  # no padding, into which they would be seen to wrap
+    codec = WrappingCodec.for_sums(n_sites=3, n_params=n_params, bits=12, step=0.5)
+    assert codec.values_per_chunk == n_params
+    made = {name: draw.integers(-width, width, n_params) for name in WEIGHTS}
+    start = GlobalState.start(np.zeros(n_params, np.float32))
+    got = one_round(
+        start, {n: Integers(m) for n, m in made.items()}, {}, codec, dict.fromkeys(WEIGHTS, 1.0), rule
+    )
+    words = sum(codec.pack(part) for part in made.values()) % (1 << codec.word_bits)
+    expected = step(start, codec.mean(codec.unpack(words, 3), 3) * 3 / 3.0, rule)
+    assert got.to_bytes() == expected.to_bytes()
+    if width == 2**9:
+        assert got.adapter == pytest.approx(sum(made.values()) * 0.5 / 3)

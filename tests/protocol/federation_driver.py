@@ -163,7 +163,10 @@ class Federation:
         patient: bool = False,
         counted: Callable[[int], Published] | None = None,
         masking: MaskingParameters | None = None,
+        codec: Codec | None = None,
+        learner: Callable[[Site, LedgerAccounts], object] | None = None,
     ) -> None:
+        """With a `learner` of another kind all sites weigh the same."""
         self.folder, self.rounds, self.attempts, self.masking = folder, rounds, attempts, masking
         self.quorum, self.patient = quorum or (n_sites if masking is None else masking.threshold), patient
         self.releases: tuple[Release, ...] = (Release(TRAINING, Unprotected(), rounds),)
@@ -173,7 +176,9 @@ class Federation:
         self.counted = counted
         names = [f"site-{i}" for i in range(n_sites)]
         choose = Codec.choose if masking is None else masked_codec
-        self.codec = choose(n_sites=n_sites, n_params=N_PARAMS, value_bits=12, limit=0.5)
+        self.codec = codec or choose(n_sites=n_sites, n_params=N_PARAMS, value_bits=12, limit=0.5)
+        self.learner = learner or Learner
+        self.weights = {name: 1.0 if learner else 1.0 + i for i, name in enumerate(names)}
         self.sites = {
             i: Site(i, name, folder / name, SigningIdentity.generate(), new_storage_key())
             for i, name in enumerate(names)
@@ -227,11 +232,11 @@ class Federation:
             name=site.name,
             plan=self.plan,
             codec=self.codec,
-            weights={each.name: 1.0 + each.index for each in self.sites.values()},
+            weights=self.weights,
             quorum=self.quorum,
             rounds=self.rounds,
             optimiser=OPTIMISER,
-            learner=Learner(site, accounts),
+            learner=self.learner(site, accounts),
             noise=Nearest(),
             identity=site.identity,
             keys=keys,
