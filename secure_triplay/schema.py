@@ -125,6 +125,6 @@ _BOUNDS = {
 
 
 def _known_keys(module: str) -> set[str]:
-    return {
-        key for model in Frozen.__subclasses__() if model.__module__ == module for key in model.model_fields
-    }
+    """Of every model in that module, or in that package."""
+    models = (each for each in Frozen.__subclasses__() if f"{each.__module__}.".startswith(f"{module}."))
+    return {key for model in models for key in model.model_fields}

@@ -37,7 +37,7 @@ def among(modules, forbidden):
 
 def test_the_check_sees_what_it_looks_for():
     """The positive control: an import that must be found is found."""
-    assert among(modules_after("import secure_triplay.config"), FORBIDDEN) == ["secure_triplay.config"]
+    assert "secure_triplay.config" in among(modules_after("import secure_triplay.config"), FORBIDDEN)
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in ON_FLOWERS_GRID])

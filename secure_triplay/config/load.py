@@ -1,0 +1,76 @@
+"""From a YAML file to a study."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from secure_triplay.config.study import Study
+from secure_triplay.errors import ConfigError
+from secure_triplay.schema import lists_to_tuples, read_yaml, readable_error
+
+
+def load_study(path: str | Path) -> Study:
+    """The study in a YAML file; relative paths in it are taken from the file's folder.
+
+    Raises ConfigError that names the key and, for an unknown key, the nearest known one.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError("a study is a mapping of keys", where=str(path), fix="start from configs/demo.yaml")
+    study = parse_study(content, where=str(path), folder=path.resolve().parent)
+    study._file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return study
+
+
+def parse_study(content: dict[str, Any], *, where: str = "study", folder: Path | None = None) -> Study:
+    """The study in plain content (as YAML or JSON gives it). Raises ConfigError."""
+    content = lists_to_tuples(content)
+    if folder is not None:
+        content = _resolve_paths(content, folder)
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise readable_error(error, where, "secure_triplay.config") from error
+
+
+def study_schema() -> dict[str, Any]:
+    """JSON Schema of a study file, for editors."""
+    schema = Study.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
+def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Relative paths of data and weights, made absolute from the study file's folder."""
+
+    def absolute(part: Any, keys: tuple[str, ...]) -> Any:
+        if not isinstance(part, dict):
+            return part
+        return {k: _absolute(v, folder) if k in keys and isinstance(v, str) else v for k, v in part.items()}
+
+    resolved = dict(content)
+    if "data" in content:
+        resolved["data"] = absolute(content["data"], ("manifest", "public_manifest", "test_manifest"))
+    if isinstance(content.get("sites"), tuple):
+        resolved["sites"] = tuple(absolute(site, ("manifest",)) for site in content["sites"])
+    if isinstance(content.get("backbone"), dict) and content["backbone"].get("source") == "file":
+        resolved["backbone"] = absolute(content["backbone"], ("pretrained",))
+    return resolved
+
+
+def _absolute(path: str, folder: Path) -> str:
+    """`~` and `$VARIABLES` expanded, relative to the study file's folder. Raises ConfigError for unset variables."""
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if "$" in expanded:
+        raise ConfigError(
+            f"the path {path} names a variable that is not set",
+            where=str(folder),
+            fix="set it in the shell, for example BLOOD_CELLS=/data/blood-cells, or write the path out",
+        )
+    return str(folder / expanded)
