@@ -14,23 +14,13 @@ import numpy as np
 
 from secure_triplay.attacks import membership
 from secure_triplay.attacks.attack import Attack, Observable, Setting
-from secure_triplay.attacks.finding import Arm, Control, Finding, Outcome
+from secure_triplay.attacks.finding import Outcome
 from secure_triplay.attacks.games import (
     Array,
     Game,
-    Games,
     Mask,
     Size,
-    adapters_of,
-    both_matrices,
-    first_of,
-    frozen_a,
-    mislabelled,
-    only_trains,
-    pool_and_population,
 )
-from secure_triplay.client.learner import Encoded
-from secure_triplay.prepare import Model
 
 NAME = "membership-rounds"
 _SIZES = {False: Size(200, 20, 4, 4), True: Size(60, 20, 4, 2)}
@@ -89,57 +79,21 @@ def scores(name: str, game: Game) -> tuple[Array, Array]:
 
 
 def run(setting: Setting) -> Outcome:
-    """Controls by overfitting without DP, then the study's own rounds without and with DP, LoRA and FFA.
+    """The games of `membership`, looked at after every round's sum.
 
     Raises DataError where the first site has too few records.
     """
-    size, study = _SIZES[setting.quick], setting.study
-    rng = np.random.default_rng([setting.seed, 0x3E4])
-    kinds = {"lora": both_matrices(study, setting.seed)}
-    kinds["ffa"] = frozen_a(kinds["lora"])
-    pool, population = pool_and_population(study, kinds["lora"], size)
-    arms = [Arm.NOTHING, Arm.DP] if study.dp else [Arm.NOTHING]
-    control_size = membership.CONTROLS[setting.quick]
-    done, total = 0, len(kinds) * (adapters_of(control_size) + adapters_of(size) * len(arms))
+    return membership.tried(
+        setting,
+        _SIZES[setting.quick],
+        scores,
+        ATTACKERS,
+        _FOR_CONTROL,
+        name=NAME,
+        note="encryption changes nothing here: every site opens every sum",
+        every_round=True,
+    )
 
-    def ticked() -> None:
-        nonlocal done
-        done += 1
-        setting.tell(done, total)
-
-    def games(model: Model, records: Encoded) -> Games:
-        return Games(study, model, records, population, setting.seed, ticked, every_round=True)
-
-    controls: list[Control] = []
-    findings: list[Finding] = []
-    for kind, model in kinds.items():
-        only_trains(model)
-        planted = games(model, mislabelled(first_of(pool, control_size.pool), len(study.classes)))
-        outcome = planted.play(control_size, rng, planted.overfitted(membership.CONTROL_ROUNDS))
-        control = membership.control_of(kind, scores(_FOR_CONTROL, outcome), NAME)
-        controls.append(control)
-        for arm in arms:
-            played = games(model, pool)
-            outcome = played.play(size, rng, played.private if arm.private else played.as_stated)
-            findings += [
-                membership.finding_of(
-                    name,
-                    arm,
-                    kind,
-                    scores(name, outcome),
-                    study,
-                    control.valid,
-                    rng,
-                    note="encryption changes nothing here: every site opens every sum",
-                )
-                for name in ATTACKERS
-            ]
-    return Outcome(tuple(controls), tuple(findings), _NOT_TESTED)
-
-
-_NOT_TESTED = (
-    "membership in sums of several sites: one site alone is attacked, and others' updates only hide its own",
-)
 
 ATTACK = Attack(
     name=NAME,

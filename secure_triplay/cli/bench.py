@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from secure_triplay.cli.common import AsJson, StudyFile, print_json
 
@@ -22,6 +24,28 @@ class Compute(StrEnum):
 
 
 app = typer.Typer(help="Measure two ways side by side, on this machine.", no_args_is_help=True)
+
+
+def _hand_out(
+    result: dict[str, Any],
+    tables: list[Table],
+    out: Path | None,
+    as_json: bool,
+    *,
+    plot: Callable[[dict[str, Any], Path], None] | None = None,
+    picture: str = "bench.svg",
+) -> None:
+    """Print a result, and write it and its picture where a folder was named."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        if plot is not None:
+            plot(result, out / picture)
+    if as_json:
+        print_json(result)
+        return
+    for table in tables:
+        Console().print(table)
 
 
 @app.command("crypto", epilog="Example:  secure-triplay bench crypto --out audits/crypto-bench")
@@ -40,15 +64,9 @@ def bench_crypto(
     with console.status("measuring"):
         result = run_crypto_bench(quick=quick)
         result["masking"] = run_masking_bench(quick=quick)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        plot_crypto_bench(result, out / "bench.svg")
-    if as_json:
-        print_json(result)
-    else:
-        Console().print(bench_table(result))
-        Console().print(masking_table(result["masking"]))
+    _hand_out(
+        result, [bench_table(result), masking_table(result["masking"])], out, as_json, plot=plot_crypto_bench
+    )
 
 
 @app.command("masking", epilog="Example:  secure-triplay bench masking --out audits/masking-bench")
@@ -64,14 +82,7 @@ def bench_masking(
 
     with Console(stderr=True).status("measuring"):
         result = run_masking_bench(quick=quick)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        plot_masking_bench(result, out / "bench.svg")
-    if as_json:
-        print_json(result)
-    else:
-        Console().print(masking_table(result))
+    _hand_out(result, [masking_table(result)], out, as_json, plot=plot_masking_bench)
 
 
 @app.command("backbone", epilog="Example:  secure-triplay bench backbone --out audits/backbone-memory")
@@ -83,13 +94,7 @@ def bench_backbone(
 
     with Console(stderr=True).status("loading"):
         result = run_backbone_bench()
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    if as_json:
-        print_json(result)
-    else:
-        Console().print(backbone_table(result))
+    _hand_out(result, [backbone_table(result)], out, as_json)
 
 
 @app.command("load", epilog="Example:  secure-triplay bench load --out audits/load-bench")
@@ -105,14 +110,7 @@ def bench_load(
 
     with Console(stderr=True).status("measuring"):
         result = run_load_bench(sizes=tuple(sites) if sites else None)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        plot_load_bench(result, out / "bench.svg")
-    if as_json:
-        print_json(result)
-    else:
-        Console().print(load_table(result))
+    _hand_out(result, [load_table(result)], out, as_json, plot=plot_load_bench)
 
 
 @app.command(
@@ -135,13 +133,7 @@ def bench_training(
         result = run_training_bench(
             load_study(study_file), quick=quick, compute=None if compute is None else compute.value
         )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    if as_json:
-        print_json(result)
-    else:
-        Console().print(training_table(result))
+    _hand_out(result, [training_table(result)], out, as_json)
 
 
 @app.command(
@@ -169,13 +161,7 @@ def bench_federation(
         result = run_federation_bench(
             study_file, policy_file, sites=sites, rounds=rounds, aggregation=aggregation
         )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    if as_json:
-        print_json(result)
-    else:
-        Console().print(federation_table(result))
+    _hand_out(result, [federation_table(result)], out, as_json)
 
 
 @app.command("scaling", epilog="Example:  secure-triplay bench scaling --out audits/scaling")
@@ -189,11 +175,4 @@ def bench_scaling(
 
     with Console(stderr=True).status("measuring"):
         result = run_scaling_bench(quick=quick)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        plot_scaling(result, out / "scaling.svg")
-    if as_json:
-        print_json(result)
-    else:
-        Console().print(scaling_table(result))
+    _hand_out(result, [scaling_table(result)], out, as_json, plot=plot_scaling, picture="scaling.svg")
