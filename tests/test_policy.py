@@ -116,8 +116,10 @@ def test_a_study_without_privacy_is_refused_unless_the_site_allows_it(made, demo
     assert check_terms(made(unsafe_allow_dp_off=True), off) == []
 
 
-def test_two_sites_need_consent_of_their_own(made, demo):
-    two = demo.model_copy(update={"sites": demo.sites[:2]})
+@pytest.mark.parametrize("aggregation", [None, Masked(), SharedKey()])
+def test_two_sites_need_consent_of_their_own_masked_or_not(made, demo, aggregation):
+    """The sum itself tells each the other's update: no mask helps there."""
+    two = demo.model_copy(update={"sites": demo.sites[:2], "aggregation": aggregation})
     assert rules(check_terms(made(allow_two_site_studies=False), two)) == {"allow_two_site_studies"}
     assert check_terms(made(allow_two_site_studies=True), two) == []
     assert rules(check_terms(made(allow_two_site_studies=False, fewest_participants=3), two)) == {
