@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from secure_triplay.config import DpOff, PublishedAccuracy, load_study
+from secure_triplay.config import DpOff, Masked, PublishedAccuracy, SharedKey, load_study
 from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.policy import (
     check_export,
