@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from secure_triplay.client.accounts import HARNESS
-from secure_triplay.client.job import WORKER_MODULE, Job, run_worker
+from secure_triplay.client.job import Job
 from secure_triplay.client.journal import JournalReader
 from secure_triplay.client.keys import Roster
 from secure_triplay.config import Study
@@ -44,6 +44,7 @@ from secure_triplay.wire import SessionPlan
 
 DEADLINE_S = 3600.0
 _EPOCH = 1
+_WORKER_MODULE = "secure_triplay.client.worker"
 
 Event = dict[str, Any]
 Notify = Callable[[str, Event], None]
@@ -160,7 +161,7 @@ def _sites(study: Study, folder: Path, scratch: Path, notify: Notify) -> Iterato
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(max(1, cores // count)))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([WORKER_MODULE])
+    context.set_forkserver_preload([_WORKER_MODULE])
     names = [site.name for site in study.sites]
     sites = _Sites({}, {}, {}, notify, {name: [] for name in names}, {name: [] for name in names}, set())
     try:
@@ -169,7 +170,7 @@ def _sites(study: Study, folder: Path, scratch: Path, notify: Notify) -> Iterato
             own.mkdir(parents=True, mode=0o700)
             here, there = context.Pipe()
             job = Job(study, _EPOCH, name, own, scratch / str(index), (index, count), max(1, cores // count))
-            process = context.Process(target=run_worker, args=(job, there), daemon=True, name=f"site-{name}")
+            process = context.Process(target=_work, args=(job, there), daemon=True, name=f"site-{name}")
             process.start()
             there.close()
             sites.pipes[name], sites.processes[name] = here, process
@@ -182,6 +183,13 @@ def _sites(study: Study, folder: Path, scratch: Path, notify: Notify) -> Iterato
             process.join(10)
             if process.is_alive():
                 process.kill()
+
+
+def _work(job: Job, control: Connection) -> None:
+    """Body of a site's process, which alone imports what trains and decrypts."""
+    from secure_triplay.client.worker import work
+
+    work(job, control)
 
 
 def _key_ceremony(study: Study, sites: _Sites) -> SessionPlan:

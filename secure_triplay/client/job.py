@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from secure_triplay.config import Study
-
-WORKER_MODULE = "secure_triplay.client.worker"
 
 
 @dataclass(frozen=True)
@@ -25,10 +22,3 @@ class Job:
     socket_path: Path
     test_part: tuple[int, int]
     threads: int
-
-
-def run_worker(job: Job, control: Connection) -> None:
-    """Body of a worker's process."""
-    from secure_triplay.client.worker import work
-
-    work(job, control)
