@@ -35,7 +35,8 @@ def say(out: Console, event: dict[str, Any]) -> None:
         "declined": lambda: f"DECLINED: {event['what']} ({event['where']})",
         "closed": lambda: f"round {event['round']} closed over {', '.join(event['survivors'])}",
         "failed": lambda: (
-            f"round {event['round']} failed: only {', '.join(event['survivors']) or 'nobody'} came"
+            f"round {event['round']} failed: "
+            + (f"only {', '.join(event['survivors'])} came" if event["survivors"] else "nobody came")
         ),
         "refused": lambda: f"refused from {event['from']}: {event['reason']} ({event['bytes']} bytes)",
         "resting": lambda: (
