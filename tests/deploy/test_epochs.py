@@ -117,7 +117,7 @@ def template(tmp_path_factory):
     """Three sites of a study for four: joined and confirmed."""
     os.umask(0o077)
     folder = tmp_path_factory.mktemp("epochs")
-    Federation.make(folder, rounds=ROUNDS, names=NAMES, enrolled=NAMES[:3], deadline_s=5.0)
+    Federation.make(folder, rounds=ROUNDS, names=NAMES, enrolled=NAMES[:3], deadline_s=15.0)
     return folder
 
 

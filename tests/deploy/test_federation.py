@@ -17,6 +17,7 @@ from secure_triplay.ledger.ledger import TRAINING, Ledger
 
 from .conftest import NAMES, Federation, running
 
+pytestmark = pytest.mark.timeout(1200)  # a busy machine needs more than half of that
 ROUNDS, SEED = 3, 7
 VICTIMS = ("worker", "supernode", "site", "serverapp", "summing", "superlink", "supervisor")
 STEPS = (

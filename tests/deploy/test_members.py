@@ -25,6 +25,7 @@ from secure_triplay.wire import SessionPlan, SumMessage, unpack_tags
 
 from .conftest import Federation, running
 
+pytestmark = pytest.mark.timeout(1200)  # a busy machine needs more than half of that
 NAMES, FOUNDERS, REMOVED, ADDED = (
     ("north", "east", "south", "west"),
     ("north", "east", "south"),
