@@ -76,7 +76,9 @@ def start_site(
             worker.look(tell)
             node.look(tell)
             if watch.stuck():
-                tell("the SuperNode waits for an app process that has died; it is started again")
+                tell(
+                    "the SuperNode waits for an app process that has died, or lost its line; it is started again"
+                )
                 node.stop()
             for event in reader.new():
                 notify(event)
@@ -93,7 +95,11 @@ def start_site(
 
 
 class Watch:
-    """Notices a SuperNode that waits for ever: it does so where the app process of a message died without a reply."""
+    """Notices a SuperNode that waits for ever.
+
+    It does so where the app process of a message died without a reply; and where a line broke in the middle of a
+    handshake, its connection may end while the process stays.
+    """
 
     def __init__(self, node: Kept) -> None:
         self._node = node
@@ -101,13 +107,17 @@ class Watch:
         self._due = 0.0
 
     def stuck(self) -> bool:
-        """Whether a message was taken in, its app process is gone, and for a while nothing was sent."""
+        """Whether for a while an answer was due without an app process, or the connection had ended."""
         now = time.monotonic()
         if now < self._due:
             return False
         self._due = now + _WATCH_S
         pid = self._node.pid
-        if pid is None or not _answer_is_due(self._node.log) or _has_app_process(pid):
+        tail = _tail(self._node.log)
+        waits = pid is not None and (
+            _has_lost_its_line(tail) or (_answer_is_due(tail) and not _has_app_process(pid))
+        )
+        if not waits:
             self._since = None
             return False
         self._since = self._since or now
@@ -117,18 +127,30 @@ class Watch:
         return True
 
 
-def _answer_is_due(log: Path) -> bool:
-    """Whether the last thing that a SuperNode's log says of messages is that one was received whole."""
+def _tail(log: Path) -> str:
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            tail = file.read().decode(errors="replace")
+            return file.read().decode(errors="replace")
     except OSError:
-        return False
-    begun = tail.rfind("Received successfully")
-    return begun >= 0 and not any(
-        word in tail[begun:] for word in ("Sending:", "SuperNode ID", "Starting Flower")
+        return ""
+
+
+def _answer_is_due(tail: str) -> bool:
+    """Whether the last thing that a SuperNode's log says of messages is that one was received whole."""
+    return _is_last(tail, "Received successfully", ("Sending:", "SuperNode ID", "Starting Flower"))
+
+
+def _has_lost_its_line(tail: str) -> bool:
+    """Whether a handshake failed, and nothing was done since then."""
+    return _is_last(
+        tail, "handshake error detected", ("Receiv", "Sending:", "SuperNode ID", "Starting Flower SuperNode")
     )
+
+
+def _is_last(tail: str, words: str, later: tuple[str, ...]) -> bool:
+    begun = tail.rfind(words)
+    return begun >= 0 and not any(word in tail[begun:] for word in later)
 
 
 def _has_app_process(pid: int) -> bool:

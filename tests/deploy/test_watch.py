@@ -11,6 +11,8 @@ from secure_triplay.deploy import site
 from secure_triplay.deploy.processes import Kept
 
 TAKEN = "Receiving: train message (ID: 1)\nReceived successfully\nStart `flwr-clientapp` process\n"
+UP = "Starting Flower SuperNode\nSuperNode ID: 7\n"
+LOST = "SSL/TLS handshake error detected.\nUNEXPECTED_EOF_WHILE_READING\nStarting Flower SuperExec\n"
 SENT = TAKEN + "Sending: train message (ID: 2)\nSent successfully\n"
 
 
@@ -48,8 +50,18 @@ def test_a_message_whose_app_process_is_gone_is_noticed_after_a_while(node, cloc
     assert after(watch, clock, 30)
 
 
+@pytest.mark.parametrize("before", ["", UP, SENT], ids=["at once", "registered", "at work"])
+def test_a_node_whose_connection_ended_in_a_handshake_is_noticed_after_a_while(node, clock, before):
+    node.log.write_text(before + LOST)
+    watch = site.Watch(node)
+    assert not after(watch, clock, 15)
+    assert after(watch, clock, 30)
+
+
 @pytest.mark.parametrize(
-    "log", ["", SENT, TAKEN + "Starting Flower SuperNode\n"], ids=["nothing", "answered", "anew"]
+    "log",
+    ["", SENT, TAKEN + UP, LOST + UP, LOST + SENT],
+    ids=["nothing", "answered", "anew", "anew after a lost line", "at work after one"],
 )
 def test_a_node_that_owes_nothing_is_left_alone(node, clock, log):
     node.log.write_text(log)
