@@ -1,0 +1,31 @@
+"""A site's own policy: what it will take part in, whatever a study asks.
+
+The file is written by people at the site and read from the site's own disk; nothing that a server or a
+study sends changes it. Every rule has to be stated: a rule that is left out is refused, not assumed.
+"""
+
+from secure_triplay.policy.checks import (
+    Refusal,
+    check_export,
+    check_hours,
+    check_participants,
+    check_study,
+    check_terms,
+    next_opening,
+)
+from secure_triplay.policy.document import DAYS, Export, SitePolicy, load_policy, policy_schema
+
+__all__ = [
+    "DAYS",
+    "Export",
+    "Refusal",
+    "SitePolicy",
+    "check_export",
+    "check_hours",
+    "check_participants",
+    "check_study",
+    "check_terms",
+    "load_policy",
+    "next_opening",
+    "policy_schema",
+]
