@@ -107,7 +107,10 @@ def test_sum_of_masked_words_is_exact_where_the_sum_is_longest_and_stays_far_fro
     parts = [key.encrypt(codec.to_slots(each), codec.encode_tolerance) for each in words]
     slots = key.decrypt(total_of(parts), [part.seeds for part in parts])
     raw = np.concatenate([slots.real, slots.imag], axis=1)
-    assert np.abs(raw - np.rint(raw)).max() < MAX_MASKED_RESIDUAL / 2  # 7.4 standard deviations of two sites
+    residual = raw - np.rint(raw)
+    # Two sites have the most: 0.0253. The deviation is steady where the largest of thousands is not.
+    assert residual.std() < MAX_MASKED_RESIDUAL / 13
+    assert np.abs(residual).max() < MAX_MASKED_RESIDUAL / 2
     sums = codec.sum_from_slots(slots, n_sites)
     assert (sums == words.sum(axis=0)).all()
     plain = codec.unpack((sums - masks.sum(axis=0)) % modulus, n_sites)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,24 @@ def test_what_a_killed_supervisor_left_behind_is_ended_before_another_one_starts
     second.start()
     assert first.pid is None
     assert second.pid not in (None, left)
+    second.stop()
+
+
+def test_a_leftover_whose_command_cannot_be_read_yet_is_ended_too(tmp_path, monkeypatch):
+    """Between fork and exec a process has none; two of them would share keys, ports and books."""
+    first = kept(tmp_path, "import time; time.sleep(60)")
+    first.start()
+    reads, read = [], Path.read_bytes
+
+    def late(path: Path) -> bytes:
+        reads.append(path)
+        return b"" if path.name == "cmdline" and len(reads) < 3 else read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", late)
+    second = Kept("thing", [sys.executable, "-c", "import time; time.sleep(61)"], tmp_path, dict(os.environ))
+    second.start()
+    assert first.pid is None
+    assert len(reads) == 3
     second.stop()
 
 
