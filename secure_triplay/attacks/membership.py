@@ -9,7 +9,7 @@ The pool is smaller than a site's share, so that each record weighs more: in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,11 +40,6 @@ from secure_triplay.prepare import round_rule
 GOAL_AREA, GOAL_HITS = 0.8, 0.25
 """Of the control, fixed before it was first run: area under the curve, and hits at 1 % false alarms."""
 
-_STREAMS = {False: 0x3E3, True: 0x3E4}
-_NOT_TESTED = {
-    False: "membership of a whole patient: each record is taken by itself",
-    True: "membership in sums of several sites: one site alone is attacked, and others' updates only hide its own",
-}
 _GAMMA = 2.0  # RMIA's threshold of the ratio (Zarifzadeh, Liu and Shokri 2024)
 
 
@@ -123,23 +118,31 @@ def run(setting: Setting) -> Outcome:
 
     Raises DataError where the first site has too few records.
     """
-    return tried(setting, _SIZES[setting.quick], _scores, ATTACKERS, "lira")
+    return tried(setting, _CONTEST)
 
 
-def tried(
-    setting: Setting,
-    size: Size,
-    scores: Callable[[str, Game], tuple[Array, Array]],
-    attackers: Iterable[str],
-    for_control: str,
-    *,
-    name: str = "membership",
-    note: str = "encryption changes nothing here: the adapter is released in the clear",
-    every_round: bool = False,
-) -> Outcome:
-    """Each attacker's scores on games of `size`, once `for_control` found what was planted, LoRA and FFA."""
-    study, control_size = setting.study, CONTROLS[setting.quick]
-    rng = np.random.default_rng([setting.seed, _STREAMS[every_round]])
+@dataclass(frozen=True)
+class Contest:
+    """Who tells members from others by what: `scores(attacker, game)` is of members and of others, higher for members.
+
+    `for_control` is the attacker that has to find what is planted; `stream` keeps draws apart from other contests'.
+    """
+
+    name: str
+    sizes: Mapping[bool, Size]
+    scores: Callable[[str, Game], tuple[Array, Array]]
+    attackers: Iterable[str]
+    for_control: str
+    stream: int
+    note: str
+    not_tested: tuple[str, ...]
+    every_round: bool = False
+
+
+def tried(setting: Setting, contest: Contest) -> Outcome:
+    """Every attacker's findings, LoRA and FFA, without and with DP, once the control found what was planted."""
+    study, size, control_size = setting.study, contest.sizes[setting.quick], CONTROLS[setting.quick]
+    rng = np.random.default_rng([setting.seed, contest.stream])
     kinds = {"lora": both_matrices(study, setting.seed)}
     kinds["ffa"] = frozen_a(kinds["lora"])
     pool, population = pool_and_population(study, kinds["lora"], size)
@@ -155,20 +158,28 @@ def tried(
     for kind, model in kinds.items():
         only_trains(model)
         games = partial(Games, study, model, population=population, seed=setting.seed, ticked=ticked,
-                        every_round=every_round)  # fmt: skip
+                        every_round=contest.every_round)  # fmt: skip
         planted = games(pool=mislabelled(first_of(pool, control_size.pool), len(study.classes)))
         outcome = planted.play(control_size, rng, planted.overfitted(CONTROL_ROUNDS))
-        control = control_of(kind, scores(for_control, outcome), name)
+        control = control_of(kind, contest.scores(contest.for_control, outcome), contest.name)
         controls.append(control)
         for arm in arms:
             played = games(pool=pool)
             outcome = played.play(size, rng, played.private if arm.private else played.as_stated)
             findings += [
-                finding_of(attacker, arm, kind, scores(attacker, outcome), study, control.valid, rng, note)
-                for attacker in attackers
+                finding_of(
+                    attacker,
+                    arm,
+                    kind,
+                    contest.scores(attacker, outcome),
+                    study,
+                    control.valid,
+                    rng,
+                    contest.note,
+                )
+                for attacker in contest.attackers
             ]
-    not_tested = _NOT_TESTED[every_round]
-    return Outcome(tuple(controls), tuple(findings), (not_tested,))
+    return Outcome(tuple(controls), tuple(findings), contest.not_tested)
 
 
 def _scores(name: str, game: Game) -> tuple[Array, Array]:
@@ -281,6 +292,17 @@ def _odds_to_p(log_odds: Array) -> Array:
     p: Array = 1 / (1 + np.exp(-np.clip(log_odds, -60, 60)))
     return p
 
+
+_CONTEST = Contest(
+    name="membership",
+    sizes=_SIZES,
+    scores=_scores,
+    attackers=ATTACKERS,
+    for_control="lira",
+    stream=0x3E3,
+    note="encryption changes nothing here: the adapter is released in the clear",
+    not_tested=("membership of a whole patient: each record is taken by itself",),
+)
 
 ATTACK = Attack(
     name="membership",

@@ -15,12 +15,7 @@ import numpy as np
 from secure_triplay.attacks import membership
 from secure_triplay.attacks.attack import Attack, Observable, Setting
 from secure_triplay.attacks.finding import Outcome
-from secure_triplay.attacks.games import (
-    Array,
-    Game,
-    Mask,
-    Size,
-)
+from secure_triplay.attacks.games import Array, Game, Mask, Size
 
 NAME = "membership-rounds"
 _SIZES = {False: Size(200, 20, 4, 4), True: Size(60, 20, 4, 2)}
@@ -65,7 +60,6 @@ ATTACKERS: dict[str, Callable[[RoundsSeen], Array]] = {
     "lira offline, rounds averaged": lambda seen: seen.averaged(membership.by_lira_offline),
     "lira of changes, added": lambda seen: np.asarray(seen.each(membership.by_lira).sum(axis=0)),
 }
-_FOR_CONTROL = "lira, rounds averaged"
 
 
 def scores(name: str, game: Game) -> tuple[Array, Array]:
@@ -83,17 +77,22 @@ def run(setting: Setting) -> Outcome:
 
     Raises DataError where the first site has too few records.
     """
-    return membership.tried(
-        setting,
-        _SIZES[setting.quick],
-        scores,
-        ATTACKERS,
-        _FOR_CONTROL,
-        name=NAME,
-        note="encryption changes nothing here: every site opens every sum",
-        every_round=True,
-    )
+    return membership.tried(setting, _CONTEST)
 
+
+_CONTEST = membership.Contest(
+    name=NAME,
+    sizes=_SIZES,
+    scores=scores,
+    attackers=ATTACKERS,
+    for_control="lira, rounds averaged",
+    stream=0x3E4,
+    note="encryption changes nothing here: every site opens every sum",
+    not_tested=(
+        "membership in sums of several sites: one site alone is attacked, and others' updates only hide its own",
+    ),
+    every_round=True,
+)
 
 ATTACK = Attack(
     name=NAME,
