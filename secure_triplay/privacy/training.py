@@ -31,12 +31,15 @@ from secure_triplay.privacy.mechanisms import DpSgdCharge
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.patients import Patients, sum_per_patient
 from secure_triplay.privacy.per_record import (
+    Rows,
     backward_per_record,
     check_per_record_gradients,
     evaluation_mode,
     per_record_gradients,
     record_loss,
     restored,
+    row_norms,
+    weighted_sum,
 )
 
 
@@ -114,6 +117,25 @@ class NoisySum(DPOptimizer):  # type: ignore[misc]
         for weight, mask in zip(self.params, self._trained or (), strict=bool(self._trained)):
             weight.grad_sample = weight.grad_sample * mask
 
+    @property
+    def accumulated_iterations(self) -> int:
+        """One: parts of a batch are added up in `summed_grad`, and nothing else divides."""
+        return 1
+
+    def _get_flat_grad_sample(self, p: Any) -> Rows:
+        rows: Rows = p.grad_sample
+        return rows
+
+    def clip_and_accumulate(self) -> None:
+        """Add every record's gradient, over all weights scaled to at most the clip norm, to `summed_grad`."""
+        rows = [weight.grad_sample for weight in self.params]
+        norms = torch.stack([row_norms(part) for part in rows]).norm(dim=0)
+        factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        for weight, part in zip(self.params, rows, strict=True):
+            clipped = weighted_sum(part, factors)
+            weight.summed_grad = clipped if weight.summed_grad is None else weight.summed_grad + clipped
+            weight.grad_sample = None  # used once
+
     def add_noise(self) -> None:
         """Turn each `summed_grad` into a noised `grad`; the sum is dropped, so that it is used only once."""
         for index, weight in enumerate(self.params):
@@ -159,7 +181,10 @@ def train(
     owners = Patients.of(patients, len(labels)) if rule.unit == "patient" else None
     units = len(labels) if owners is None else len(owners)
     sampler = PoissonSampler(units, rule.sampling_rate, rule.steps, noise)
-    with restored(weights, only_on_error=True), per_record_gradients(classifier):
+    factored = (
+        owners is None and trained is None
+    )  # sums per patient and masks need each record's whole gradient
+    with restored(weights, only_on_error=True), per_record_gradients(classifier, factored=factored):
         optimizer = NoisySum(torch.optim.SGD(weights, lr=rule.learning_rate), rule, noise, trained)
 
         def step(drawn: Tensor) -> None:

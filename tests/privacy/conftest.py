@@ -28,7 +28,13 @@ TOWERS = {
 
 
 def build(
-    tower: str, *, kind: str = "ffa", quantization: str = "nf4", last_blocks: int = 2, text: bool = False
+    tower: str,
+    *,
+    kind: str = "ffa",
+    quantization: str = "nf4",
+    last_blocks: int = 2,
+    text: bool = False,
+    target_modules: str = r"attn\.(q_proj|v_proj|out_proj|qkv|proj)|mlp\.(c_fc|fc1)",
 ) -> tuple[Classifier, Adapter, Tensor]:
     """A classifier, its adapter with B away from zero, and tokens of 12 random images; always the same."""
     with torch.random.fork_rng(devices=[]):
@@ -56,11 +62,10 @@ def build(
             resize_mode="shortest",
             interpolation="bicubic",
         )
-        target = r"attn\.(q_proj|v_proj|out_proj|qkv|proj)|mlp\.(c_fc|fc1)"
         adapter = attach_adapter(
             backbone,
             config.Adapter(
-                kind=kind, rank=3, target_modules=target, last_blocks=last_blocks, text_tower=text
+                kind=kind, rank=3, target_modules=target_modules, last_blocks=last_blocks, text_tower=text
             ),
             b"seed",
         )

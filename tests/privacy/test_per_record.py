@@ -10,10 +10,13 @@ from torch import nn
 
 from secure_triplay.errors import PrivacyError
 from secure_triplay.privacy.per_record import (
+    OuterProducts,
     backward_per_record,
     check_per_record_gradients,
     per_record_gradients,
     record_loss,
+    row_norms,
+    weighted_sum,
 )
 
 MODELS = [
@@ -32,6 +35,14 @@ def by_hooks(classifier, tokens, labels):
     with per_record_gradients(classifier):
         backward_per_record(classifier, weights, tokens, labels)
         return [weight.grad_sample.clone() for weight in weights]
+
+
+def by_factors(classifier, tokens, labels):
+    """What training sees: factors where a layer has them, multiplied out here."""
+    weights = [weight for weight in classifier.parameters() if weight.requires_grad]
+    with per_record_gradients(classifier, factored=True):
+        backward_per_record(classifier, weights, tokens, labels)
+        return [weight.grad_sample for weight in weights]
 
 
 def one_record_at_a_time(classifier, tokens, labels):
@@ -54,6 +65,47 @@ def test_gradient_of_every_record_and_weight_equals_autograd_on_that_record_alon
         size = exact.flatten(1).norm(dim=1)
         assert (size > 0).all()
         assert (gap <= 1e-4 * size).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "factored"),
+    [
+        ({"target_modules": r"attn\.out_proj|mlp\.c_proj"}, True),  # one token a record
+        ({"target_modules": r"mlp\.c_fc", "kind": "lora"}, True),
+        ({"target_modules": r"attn\.v_proj"}, False),  # every token
+    ],
+)
+def test_norms_and_weighted_sums_of_factored_gradients_are_those_of_the_gradients_multiplied_out(
+    make_classifier, settings, factored
+):
+    classifier, _, tokens = make_classifier("open_clip", last_blocks=1, **settings)
+    labels, factors = torch.arange(len(tokens)) % 3, torch.linspace(0.0, 1.0, len(tokens))
+    found, expected = by_factors(classifier, tokens, labels), one_record_at_a_time(classifier, tokens, labels)
+    assert all(isinstance(rows, OuterProducts) == factored for rows in found)
+    for rows, exact in zip(found, expected, strict=True):
+        size = exact.flatten(1).norm(dim=1)
+        assert (size > 0).all()
+        assert torch.allclose(row_norms(rows), size, rtol=1e-4)
+        summed = (exact * factors[:, None, None]).sum(dim=0)
+        assert float((weighted_sum(rows, factors) - summed).norm()) <= 1e-4 * float(summed.norm())
+
+
+class Twice(nn.Module):
+    """One layer that every record passes twice, a single token each time: no outer product alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6, bias=False)
+
+    def forward(self, tokens):
+        return self.layer(torch.tanh(self.layer(tokens))).squeeze(1)
+
+
+def test_a_layer_that_a_record_passes_twice_is_not_taken_for_an_outer_product():
+    model, tokens, labels = Twice(), torch.randn(5, 1, 6), torch.arange(5)
+    (found,), (exact,) = by_factors(model, tokens, labels), one_record_at_a_time(model, tokens, labels)
+    assert not isinstance(found, OuterProducts)
+    assert torch.allclose(found, exact, rtol=1e-4, atol=1e-6)
 
 
 def test_nf4_gradient_agrees_with_a_finite_difference(make_classifier):
@@ -159,11 +211,12 @@ def test_nothing_of_the_records_and_no_hook_stays_on_the_model(make_classifier):
     classifier, _, tokens = make_classifier("open_clip")
     labels = torch.arange(len(tokens)) % 5
     keys, modes = list(classifier.state_dict()), [module.training for module in classifier.modules()]
-    with per_record_gradients(classifier):
-        weights = [weight for weight in classifier.parameters() if weight.requires_grad]
-        backward_per_record(classifier, weights, tokens, labels)
-        assert leftovers(classifier)
-    assert leftovers(classifier) == []
+    for factored in (False, True):
+        with per_record_gradients(classifier, factored=factored):
+            weights = [weight for weight in classifier.parameters() if weight.requires_grad]
+            backward_per_record(classifier, weights, tokens, labels)
+            assert leftovers(classifier)
+        assert leftovers(classifier) == []
     assert list(classifier.state_dict()) == keys
     assert [module.training for module in classifier.modules()] == modes
     pickle.dumps({name: weight for name, weight in classifier.named_parameters() if weight.requires_grad})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import pickle
@@ -122,10 +123,10 @@ def test_a_model_left_in_training_mode_is_trained_without_dropout_or_batch_stati
     assert ours.drop.training
 
 
-def clipped_sum(model, tokens, labels, clip: float) -> np.ndarray:
-    """What Opacus adds up for one batch, before any noise."""
+def clipped_sum(model, tokens, labels, clip: float, factored: bool = False) -> np.ndarray:
+    """What is added up for one batch, before any noise."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    with per_record_gradients(model):
+    with per_record_gradients(model, factored=factored):
         r = rule(l2_clip_norm=clip)
         optimizer = NoisySum(torch.optim.SGD(weights, lr=1.0), r, NoiseSource())
         backward_per_record(model, weights, tokens, labels)
@@ -133,20 +134,44 @@ def clipped_sum(model, tokens, labels, clip: float) -> np.ndarray:
         return torch.cat([weight.summed_grad.reshape(-1) for weight in weights]).double().numpy()
 
 
+class OneToken(nn.Module):
+    """(n, 3, 8) tokens -> (n, 4) logits through two layers that see one token a record: gradients in factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(24, 8, bias=False), nn.Linear(8, 4, bias=False)
+
+    def forward(self, tokens):
+        return 3 * self.second(torch.tanh(self.first(tokens.flatten(1))))
+
+
+def test_training_on_factored_gradients_is_the_plain_formula():
+    tokens, labels = records(30)
+    r = rule(noise_multiplier=1e-9, physical_batch_size=5, l2_clip_norm=1.5)
+    ours = OneToken()
+    oracle = copy.deepcopy(ours)
+    before = flat(ours)
+    train(ours, tokens, labels, r, NoiseSource.unsafe_from_seed(4))
+    naive_dp_sgd(oracle, tokens, labels, r, NoiseSource.unsafe_from_seed(4))
+    assert np.abs(flat(ours) - flat(oracle)).max() < 1e-6 < 0.01 < np.abs(flat(ours) - before).max()
+
+
+@pytest.mark.parametrize("make", [Toy, OneToken])
 @pytest.mark.parametrize("clip", [1e-3, 0.3, 2.0])
-def test_adding_or_removing_one_record_moves_the_clipped_sum_by_at_most_the_bound(clip):
-    model, generator = Toy(), np.random.default_rng(0)
+def test_adding_or_removing_one_record_moves_the_clipped_sum_by_at_most_the_bound(clip, make):
+    model, generator = make(), np.random.default_rng(0)
+    factored = make is OneToken
     worst = 0.0
     for trial in range(60):
         n = int(generator.integers(1, 12))
         tokens, labels = records(n + 1, seed=trial)
         tokens = tokens * float(10 ** generator.uniform(-2, 3))
         with_it, without = (
-            clipped_sum(model, tokens, labels, clip),
-            clipped_sum(model, tokens[:n], labels[:n], clip),
+            clipped_sum(model, tokens, labels, clip, factored),
+            clipped_sum(model, tokens[:n], labels[:n], clip, factored),
         )
         worst = max(worst, np.linalg.norm(with_it - without))
-        alone = np.linalg.norm(clipped_sum(model, tokens[n:], labels[n:], clip))
+        alone = np.linalg.norm(clipped_sum(model, tokens[n:], labels[n:], clip, factored))
         assert alone <= clip * (1 + 1e-6)
     assert 0.9 * clip < worst <= clip * (1 + 1e-5)  # float32 sums of up to 13 gradients
 
