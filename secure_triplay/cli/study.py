@@ -97,6 +97,13 @@ def _print_roster(out: Console, folder: object, where: Path) -> None:
     out.print(Text(f"{bundle.study['study']}, key epoch {bundle.epoch}, quorum {bundle.rules.quorum}:"))
     for name, member in bundle.members.items():
         out.print(Text(f"  {name:<20} {member.fingerprint}"))
+    if bundle.basis_bytes is not None:
+        out.print(
+            Text(
+                f"The bundle carries A, computed here from public images: {len(bundle.basis_bytes):,} bytes. Each "
+                "site needs the same images to take part."
+            )
+        )
     out.print(
         Text.assemble(
             "Have each site read you its fingerprint over the phone; it must be the one above.\n"

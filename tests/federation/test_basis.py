@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from secure_triplay import prepare
+from secure_triplay.cli import app
 from secure_triplay.data.split import load_public
 from secure_triplay.errors import AssetError, ConfigError, CryptoError, ProtocolError
 from secure_triplay.federation import join
@@ -252,6 +255,22 @@ def test_later_epochs_keep_the_basis_and_a_site_takes_no_other(fitted):
         join.confirm(site, asked, code=asked.bundle.code, approved_by="Dr. X")
     after = join.succeed(site, joined, later, fitted.server.public_bundle.read_bytes())
     assert after.bundle.basis == founding.basis
+
+
+def test_who_decides_for_a_site_reads_that_the_bundle_brings_a(fitted, world):
+    def page(server: ServerFolder, site: SiteFolder) -> str:
+        shown = CliRunner().invoke(app, ["site", "join", str(server.public_bundle), "--site", str(site.path)])
+        return " ".join(shown.output.split())
+
+    text = page(fitted.server, fitted.sites["north"])
+    size = sum(2 * RANK * width for width in WIDTHS.values())
+    (said,) = re.findall(r"Basis The bundle brings A, ([0-9,]+) bytes", text)
+    assert size < int(said.replace(",", "")) < size + 500
+    assert "fitted to public images" in text
+    text = page(world.server, world.sites["north"])
+    assert "Read this" in text
+    assert "Basis" not in text
+    assert "fitted to public images" not in text
 
 
 @pytest.mark.parametrize("manifest", [None, "missing.csv"])
