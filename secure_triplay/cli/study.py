@@ -49,7 +49,10 @@ def study_create(
         float, typer.Option("--deadline", help="Seconds that an exchange with the sites may take.")
     ] = 3600.0,
 ) -> None:
-    """Make a study's certificate authority, roster and bundle from the sites' enrolment files."""
+    """Make a study's certificate authority, roster and bundle from the sites' enrolment files.
+
+    For `adapter.basis: public` this computes A, and needs the study's backbone and public images here.
+    """
     from secure_triplay.config import load_study
     from secure_triplay.federation.serverfolder import ServerFolder
     from secure_triplay.federation.studybundle import Rules, least_quorum

@@ -32,6 +32,9 @@ Inputs = dict[str, NDArray[np.float32]]
 MAX_OUTSIDE, MAX_GRAM_ERROR, MAX_LENGTH = 0.2, 0.25, 1.25
 """Bounds of `require_of_public_images`: measured figures stand there."""
 
+_LEAST = 1e-6
+"""Directions in which inputs reach less than this part of the furthest are none."""
+
 _NAME = "default"
 _PEFT = "base_model.model."
 _WHERE = "adapter.basis"
@@ -157,10 +160,6 @@ def deviations(a: NDArray[np.float64], inputs: NDArray[np.float64]) -> tuple[flo
     off = np.abs(seen @ seen.T / (n * target) - np.eye(rank))
     longest = np.sqrt(n * target) / values[rank - 1]
     return float(outside.max()), float(off.max()), float(lengths.max() / longest)
-
-
-_LEAST = 1e-6
-"""Directions in which inputs reach less than this part of the furthest are none."""
 
 
 def whitened_directions(inputs: NDArray[np.floating], rank: int) -> NDArray[np.float32]:

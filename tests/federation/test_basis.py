@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from secure_triplay import prepare
@@ -69,9 +70,14 @@ def make(tmp_path):
         sites = {name: make_site(tmp_path, name) for name in NAMES}
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
         files = [site.enrolment_file for site in sites.values()]
-        server = ServerFolder.create(
-            tmp_path / "coordinator", tmp_path / "study.yaml", files, server="127.0.0.1:8443"
-        )
+        try:
+            server = ServerFolder.create(
+                tmp_path / "coordinator", tmp_path / "study.yaml", files, server="127.0.0.1:8443"
+            )
+        except ConfigError as error:
+            if isinstance(error.__cause__, AssetError):
+                pytest.skip(f"weights or images cannot be had here: {error}")
+            raise
         return Fitted(tmp_path, sites, server)
 
     return made
@@ -79,12 +85,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def fitted(make) -> Fitted:
-    try:
-        return make(fitted_content())
-    except ConfigError as error:
-        if isinstance(error.__cause__, AssetError):
-            pytest.skip(f"weights or images cannot be had here: {error}")
-        raise
+    return make(fitted_content())
 
 
 def matrices(content: bytes) -> dict[str, np.ndarray]:
@@ -237,6 +238,37 @@ def test_a_basis_of_other_layers_or_beyond_the_public_images_is_refused_by_the_s
         with pytest.raises(ConfigError, match=words):
             installed(joined.study, signed.basis_bytes)
             pytest.fail(what)
+
+
+def pictures(folder: Path, seed: int) -> Path:
+    """A manifest of 30 smooth random pictures."""
+    folder.mkdir()
+    coarse = np.random.default_rng(seed).integers(0, 256, (30, 5, 5, 3)).astype(np.uint8)
+    names = [entry["name"] for entry in fitted_content()["classes"]]
+    lines = ["path,label"]
+    for number, pixels in enumerate(coarse):
+        Image.fromarray(pixels).resize((56, 56), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{names[number % len(names)]}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder / "manifest.csv"
+
+
+def test_a_site_needs_its_own_copy_of_the_public_images(make, tmp_path):
+    content = fitted_content()
+    public = pictures(tmp_path / "at the coordinator", 0)
+    content["data"] = {"kind": "manifest", "public_manifest": str(public), "test_manifest": "not here"}
+    content["sites"] = [{"name": name, "manifest": "at-the-site"} for name in NAMES]
+    bundle = make(content).server.bundle
+    assert "at the coordinator" not in bundle.canonical().decode()
+    same, other = (pictures(tmp_path / name, seed) for name, seed in (("same", 0), ("other", 1)))
+
+    def taken(manifest: Path) -> dict[str, np.ndarray]:
+        paths = SitePaths(manifest="own.csv", public_manifest=str(manifest))
+        return installed(bundle.study_here(paths, "north"), bundle.basis_bytes)
+
+    assert bits(taken(same)) == bits(matrices(bundle.basis_bytes))
+    with pytest.raises(ConfigError, match="not of the public images here"):
+        taken(other)
 
 
 def test_later_epochs_keep_the_basis_and_a_site_takes_no_other(fitted):
