@@ -114,9 +114,10 @@ def _model(study: Study) -> str:
 
 def _adapter(study: Study) -> str:
     kind = {"ffa": "A is frozen and public, B is trained and sent", "lora": "A and B are trained and sent"}
+    basis = ", fitted to public images" if study.adapter.basis == "public" else ""
     return (
         f"LoRA of rank {study.adapter.rank} on {study.adapter.target_modules} of the last "
-        f"{study.adapter.last_blocks} blocks; {kind[study.adapter.kind]}."
+        f"{study.adapter.last_blocks} blocks; {kind[study.adapter.kind]}{basis}."
     )
 
 

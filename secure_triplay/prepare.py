@@ -16,7 +16,7 @@ from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.masking.parameters import MaskingParameters
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.crypto.wrapping import WrappingCodec
-from secure_triplay.errors import ConfigError
+from secure_triplay.errors import AssetError, ConfigError, DataError
 from secure_triplay.privacy.counts import CountRule
 from secure_triplay.privacy.mechanisms import DpSgd
 from secure_triplay.privacy.shares import ShareRule
@@ -216,12 +216,17 @@ def load_data(study: Study, site: str) -> Split:
     return split_study(study, only=[site])
 
 
-def load_model(study: Study, public: Records, adapter_seed: bytes) -> Model:
-    """The study's model with a fresh adapter; the packaged projection is aligned on `public`, and on nothing else."""
+def load_model(study: Study, public: Records, adapter_seed: bytes, basis: bytes | None = None) -> Model:
+    """The study's model with a fresh adapter; the packaged projection is aligned on `public`, and on nothing else.
+
+    With `adapter.basis: public`, A is the `basis` of the study's bundle, held against `public`; without one, as in a
+    simulation, it is computed here. Raises AssetError, DataError, and ConfigError where the basis does not fit.
+    """
     import numpy as np
 
     from secure_triplay.model.adapter import attach_adapter
     from secure_triplay.model.basis import install_public_basis
+    from secure_triplay.model.matrices import from_bytes
     from secure_triplay.model.text import TextHead, class_embeddings
     from secure_triplay.model.tower import Classifier, ImageTower
 
@@ -230,9 +235,41 @@ def load_model(study: Study, public: Records, adapter_seed: bytes) -> Model:
     adapter = attach_adapter(backbone, study.adapter, adapter_seed)
     tower = ImageTower(backbone, adapter.first_block)
     if study.adapter.basis == "public":
-        install_public_basis(adapter, tower, public.images(np.arange(len(public)), backbone.image_size))
+        images = public.images(np.arange(len(public)), backbone.image_size)
+        install_public_basis(adapter, tower, images, None if basis is None else from_bytes(basis))
     head = TextHead(backbone, study.classes) if study.adapter.text_tower else embeddings
     return Model(backbone, adapter, tower, Classifier(tower.suffix, head, study.training.logit_scale))
+
+
+def compute_basis(study: Study) -> bytes | None:
+    """What the coordinator puts into the bundle: A from the study's public images; None where the study asks for none.
+
+    Raises ConfigError where the images or the backbone cannot be had here.
+    """
+    if study.adapter.basis != "public":
+        return None
+    import numpy as np
+
+    from secure_triplay.data.split import load_public
+    from secure_triplay.model.adapter import attach_adapter
+    from secure_triplay.model.basis import fitted, layer_inputs
+    from secure_triplay.model.matrices import to_bytes
+    from secure_triplay.model.tower import ImageTower
+
+    try:
+        public = load_public(study)
+        backbone = aligned_backbone(study, public)
+        adapter = attach_adapter(backbone, study.adapter, b"")  # B is zero, so no layer's inputs depend on A
+        tower = ImageTower(backbone, adapter.first_block)
+        images = public.images(np.arange(len(public)), backbone.image_size)
+        return to_bytes(fitted(adapter, layer_inputs(adapter, tower, images)))
+    except (AssetError, ConfigError, DataError) as error:
+        raise ConfigError(
+            f"the basis of public images cannot be computed here: {error.what}",
+            where=f"adapter.basis ({error.where})",
+            fix=f"{error.fix}; `study create` needs the backbone and the public images on its own machine, "
+            "named in the study's file. Or leave adapter.basis out: A is then drawn from the roster's hash",
+        ) from error
 
 
 def aligned_backbone(study: Study, public: Records) -> Backbone:

@@ -107,8 +107,8 @@ def main() -> None:
     """Body of the auditor's worker."""
     folder, study, told = sys.argv[1:4]
 
-    def load(study: Study, name: str, adapter_seed: bytes, journal: Journal) -> Telling:
-        return Telling(load_learner(study, name, adapter_seed, journal), Path(told))
+    def load(study: Study, name: str, adapter_seed: bytes, journal: Journal, basis: bytes | None) -> Telling:
+        return Telling(load_learner(study, name, adapter_seed, journal, basis), Path(told))
 
     try:
         site = SiteFolder.open(Path(folder))

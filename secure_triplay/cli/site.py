@@ -175,6 +175,15 @@ def _show(out: Console, name: str, asked: object) -> None:
     )
     table.add_row("Server at", Text(f"{bundle.server}; TLS by the study's own authority"))
     table.add_row("Code", Text(f"App {bundle.app_sha256}, made of the package that is installed here."))
+    if bundle.basis_bytes is not None:
+        table.add_row(
+            "Basis",
+            Text(
+                f"The bundle brings A, {len(bundle.basis_bytes):,} bytes, which the coordinator computed from public "
+                "images. This site holds it against its own copy of them before it trains, and does not start "
+                "where it does not fit."
+            ),
+        )
     table.add_row("Read this", Text(read_this(study, len(bundle.members)), style="bold"))
     out.print(Text(f"What {study.study} asks of {name} (key epoch {bundle.epoch})\n", style="bold"))
     out.print(table)

@@ -49,7 +49,10 @@ def study_create(
         float, typer.Option("--deadline", help="Seconds that an exchange with the sites may take.")
     ] = 3600.0,
 ) -> None:
-    """Make a study's certificate authority, roster and bundle from the sites' enrolment files."""
+    """Make a study's certificate authority, roster and bundle from the sites' enrolment files.
+
+    For `adapter.basis: public` this computes A, and needs the study's backbone and public images here.
+    """
     from secure_triplay.config import load_study
     from secure_triplay.federation.serverfolder import ServerFolder
     from secure_triplay.federation.studybundle import Rules, least_quorum
@@ -97,6 +100,13 @@ def _print_roster(out: Console, folder: object, where: Path) -> None:
     out.print(Text(f"{bundle.study['study']}, key epoch {bundle.epoch}, quorum {bundle.rules.quorum}:"))
     for name, member in bundle.members.items():
         out.print(Text(f"  {name:<20} {member.fingerprint}"))
+    if bundle.basis_bytes is not None:
+        out.print(
+            Text(
+                f"The bundle carries A, computed here from public images: {len(bundle.basis_bytes):,} bytes. Each "
+                "site needs the same images to take part."
+            )
+        )
     out.print(
         Text.assemble(
             "Have each site read you its fingerprint over the phone; it must be the one above.\n"

@@ -112,18 +112,24 @@ class SiteSetup:
 
 
 def load_site(
-    study: Study, site: str, adapter_seed: bytes, journal: Journal, *, test_part: tuple[int, int] = (0, 1)
+    study: Study,
+    site: str,
+    adapter_seed: bytes,
+    journal: Journal,
+    basis: bytes | None = None,
+    *,
+    test_part: tuple[int, int] = (0, 1),
 ) -> LoadedSite:
-    """A site's records and the model with a fresh adapter.
+    """A site's records and the model with a fresh adapter; `basis` is as in `load_model`.
 
     `test_part` (k, n): of the public test records, this site measures k, k + n, k + 2n, ...
-    Raises DataError, AssetError, and PrivacyError for more records than the study's delta counts on.
+    Raises DataError, AssetError, ConfigError, and PrivacyError for more records than the study's delta counts on.
     """
     split = load_data(study, site)
     mine = split.sites[site]
     public = split.test.take(np.arange(test_part[0], len(split.test), test_part[1]))
     _require_usable(study, mine.train, split.test)
-    model = load_model(study, split.public, adapter_seed)
+    model = load_model(study, split.public, adapter_seed, basis)
     journal.write(
         "loaded",
         n_params=model.adapter.n_params,

@@ -64,7 +64,8 @@ class Adapter(Frozen):
     last_blocks: Annotated[int, Field(ge=1, le=64)] = 4
     text_tower: bool = False
     basis: Literal["seed", "public"] = Field(
-        "seed", description="ffa: A drawn from the public seed, or fitted to public images (simulation only)"
+        "seed",
+        description="ffa: A drawn from the public seed, or fitted to public images by who makes the study's bundle",
     )
 
     @model_validator(mode="after")

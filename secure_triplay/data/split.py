@@ -87,6 +87,19 @@ def split_study(
     return Split(split.public, split.test, {name: split.sites[name] for name in only})
 
 
+def load_public(study: Study) -> Records:
+    """The study's public images alone; no site's manifest is opened, unless one is divided over simulated sites.
+
+    Raises DataError or AssetError.
+    """
+    data = study.data
+    if isinstance(data, FashionMnist) or data.manifest is not None:
+        return split_study(study, only=[]).public
+    if data.public_manifest is None:
+        return _NO_RECORDS
+    return load_manifest(data.public_manifest, [entry.name for entry in study.classes])
+
+
 def _scanned(sites: dict[str, SiteData]) -> dict[str, SiteData]:
     """Each site's images as its own scanner takes them, training and held-back ones alike."""
     return {

@@ -68,8 +68,13 @@ class SiteLearner:
         return encode_records(self._loaded.model, records, tell)
 
 
-def load_learner(study: Study, site: str, adapter_seed: bytes, journal: Journal) -> SiteLearner:
-    """The site's learner, with assets fetched and checked. Raises DataError, AssetError or PrivacyError."""
+def load_learner(
+    study: Study, site: str, adapter_seed: bytes, journal: Journal, basis: bytes | None
+) -> SiteLearner:
+    """The site's learner, with assets fetched and checked; `basis` is the bundle's.
+
+    Raises DataError, AssetError, ConfigError or PrivacyError.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     fetch_assets(study, lambda text: journal.write("fetching", text=text))
-    return SiteLearner(load_site(study, site, adapter_seed, journal), journal)
+    return SiteLearner(load_site(study, site, adapter_seed, journal, basis), journal)

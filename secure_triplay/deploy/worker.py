@@ -95,8 +95,8 @@ class Learns(Protocol):
 
 _Asked: TypeAlias = Summon | MakeKeys | Deliver | StateWanted | StateGiven
 
-Load = Callable[[Study, str, bytes, Journal], Learns]
-"""(study, site, adapter seed, journal) -> what the site trains with."""
+Load = Callable[[Study, str, bytes, Journal, bytes | None], Learns]
+"""(study, site, adapter seed, journal, the bundle's basis) -> what the site trains with."""
 
 
 class SiteWorker:
@@ -351,7 +351,8 @@ def run_worker(
     journal = Journal(joined.folder)
     with listening(joined.folder / SOCKET) as listener:
         journal.write("starting")
-        learns = load(joined.study, site.name, joined.bundle.adapter_seed, journal)
+        bundle = joined.bundle
+        learns = load(joined.study, site.name, bundle.adapter_seed, journal, bundle.basis_bytes)
         worker = SiteWorker(site, joined, learns, journal)
         measured = -1
         if worker.session is not None:

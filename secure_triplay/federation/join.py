@@ -205,6 +205,12 @@ def _require_later(before: StudyBundle, bundle: StudyBundle) -> None:
             where=f"epoch {before.epoch}",
             fix="ask the coordinator for the newest bundle",
         )
+    if bundle.basis != before.basis:
+        raise ProtocolError(
+            "the later epoch has another basis, on which what was trained so far means nothing",
+            where=f"epoch {bundle.epoch}",
+            fix="ask the coordinator for a bundle with the founding one's basis, or for a new study",
+        )
 
 
 def _decided(bundle: StudyBundle, by: str, what: str) -> Decided:

@@ -29,8 +29,15 @@ from secure_triplay.federation.files import (
 from secure_triplay.federation.join import read_bundle
 from secure_triplay.federation.joined import Joined
 from secure_triplay.federation.sitefolder import MLDSA_KEY
-from secure_triplay.federation.studybundle import Rules, StudyBundle, least_quorum, make_bundle
+from secure_triplay.federation.studybundle import (
+    Rules,
+    StudyBundle,
+    least_quorum,
+    make_bundle,
+    without_paths,
+)
 from secure_triplay.ledger.log import AuditLog
+from secure_triplay.prepare import compute_basis
 
 CA_CERTIFICATE, CA_KEY, CERTIFICATE, KEY = "ca.crt", "ca.key", "server.crt", "server.key"
 EPOCHS, CONFIRMED, FLOWER, ROUNDS = "epochs", "confirmed", "flower", "rounds"
@@ -55,7 +62,8 @@ class ServerFolder:
     ) -> ServerFolder:
         """Make CA, server certificate, coordinator's keys and the founding bundle. Leaves nothing where it fails.
 
-        `server` is host:port as sites reach it. Raises ConfigError, CryptoError or RunError.
+        `server` is host:port as sites reach it. A study with `adapter.basis: public` needs its backbone and public
+        images here. Raises ConfigError, CryptoError or RunError.
         """
         path = path.absolute()
         if path.exists() and any(path.iterdir()):
@@ -64,8 +72,15 @@ class ServerFolder:
         chosen = rules or Rules(quorum=least_quorum(study, len(members)), deadline_s=3600.0)
         signer, ca = DoubleSigner.generate(), make_ca(f"{study.study} study")
         certificate = make_server_certificate(ca, _hosts(server))
+        without_paths(study)  # a study for simulations is refused before anything is computed
         bundle = make_bundle(
-            study, members, signer, server=server, ca_certificate=ca.certificate, rules=chosen
+            study,
+            members,
+            signer,
+            server=server,
+            ca_certificate=ca.certificate,
+            rules=chosen,
+            basis=compute_basis(study),
         )
         make_folder(path)
         save_identity(path, signer.signer)
@@ -160,6 +175,7 @@ class ServerFolder:
             rules=rules,
             epoch=before.epoch + 1,
             founding=before.sha256 if before.founding is None else bytes.fromhex(before.founding),
+            basis=before.basis_bytes,
         )
         self.add_epoch(bundle)
         return bundle

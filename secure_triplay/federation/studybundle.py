@@ -1,6 +1,7 @@
 """The study's bundle: the one public file from which every site knows what it joins, and with whom.
 
-Study, roster, server, certificate authority, rules of a round and the app bundle, signed by the coordinator. A
+Study, roster, server, certificate authority, rules of a round and the app bundle, signed by the coordinator; with
+`adapter.basis: public` also the frozen A matrices, which two processors would not compute alike. A
 coordinator could show two sites two different bundles, or put a sham site on the roster, which would then receive
 the key. So sites compare a short code over all of it among themselves, out of band, and confirm it.
 """
@@ -24,6 +25,7 @@ from secure_triplay.errors import ConfigError, CryptoError
 from secure_triplay.federation.bundle import build_app, package_sha256
 from secure_triplay.federation.documents import Document, keys_of
 from secure_triplay.federation.enrolment import Enrolment
+from secure_triplay.model.matrices import from_bytes
 from secure_triplay.prepare import masks_for
 from secure_triplay.schema import Frozen, lists_to_tuples
 
@@ -63,6 +65,8 @@ class StudyBundle(Document):
     package_version: str
     package_sha256: Sha256
     app: str
+    basis: str | None
+    """Base64 of `model.matrices`: the study's frozen A, where it is fitted to public images."""
 
     purpose: ClassVar[Purpose] = Purpose.STUDY_BUNDLE
     called: ClassVar[str] = "study bundle"
@@ -71,6 +75,16 @@ class StudyBundle(Document):
     @classmethod
     def _some_app(cls, value: str) -> str:
         base64.b64decode(value, validate=True)
+        return value
+
+    @field_validator("basis")
+    @classmethod
+    def _some_basis(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                from_bytes(base64.b64decode(value, validate=True))
+            except ConfigError as error:
+                raise ValueError(error.what) from error
         return value
 
     @model_validator(mode="after")
@@ -95,6 +109,10 @@ class StudyBundle(Document):
             raise ValueError(f"{error.what}; {error.fix}") from error
         if (self.epoch == 1) != (self.founding is None):
             raise ValueError("the first epoch has no founding bundle, and every other has")
+        if (study.adapter.basis == "public") != (self.basis is not None):
+            raise ValueError(
+                "a bundle carries a basis where its study says adapter.basis: public, and nowhere else"
+            )
         return self
 
     def _parsed(self) -> Study:
@@ -125,6 +143,11 @@ class StudyBundle(Document):
     def app_sha256(self) -> str:
         """Its hash: what a person approves."""
         return hashlib.sha256(self.app_bytes).hexdigest()
+
+    @property
+    def basis_bytes(self) -> bytes | None:
+        """The frozen A matrices, for `load_model`; None where A is drawn from `adapter_seed`."""
+        return None if self.basis is None else base64.b64decode(self.basis)
 
     @property
     def adapter_seed(self) -> bytes:
@@ -193,8 +216,12 @@ def make_bundle(
     rules: Rules,
     epoch: int = 1,
     founding: bytes | None = None,
+    basis: bytes | None = None,
 ) -> StudyBundle:
-    """The bundle of one epoch, whose roster are the enrolled sites of the study. Raises ConfigError."""
+    """The bundle of one epoch, whose roster are the enrolled sites of the study. Raises ConfigError.
+
+    `basis` is what `compute_basis` made for the founding bundle; every later epoch carries the same.
+    """
     names = [site.name for site in study.sites]
     unknown = sorted(set(enrolments) - set(names))
     if unknown:
@@ -217,6 +244,7 @@ def make_bundle(
         "package_version": __version__,
         "package_sha256": package_sha256(),
         "app": base64.b64encode(build_app()).decode(),
+        "basis": None if basis is None else base64.b64encode(basis).decode(),
     }
     try:
         return StudyBundle.model_validate(content)
@@ -231,12 +259,6 @@ def make_bundle(
 def without_paths(study: Study) -> dict[str, Any]:
     """The study's content with a word where this machine's paths stood. Raises ConfigError for a shared manifest."""
     content: dict[str, Any] = study.model_dump(mode="json")
-    if study.adapter.basis == "public":
-        raise ConfigError(
-            "a basis from public images is for simulations: sites on different processors might compute different ones",
-            where="adapter.basis",
-            fix="remove it; A is then drawn from the roster's hash",
-        )
     if isinstance(study.data, Manifest):
         if study.data.manifest is not None:
             raise ConfigError(

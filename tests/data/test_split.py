@@ -11,7 +11,7 @@ from secure_triplay.assets import FASHION_MNIST
 from secure_triplay.config import load_study
 from secure_triplay.data import split as split_module
 from secure_triplay.data.records import Records
-from secure_triplay.data.split import Split, split_study
+from secure_triplay.data.split import Split, load_public, split_study
 from secure_triplay.errors import AssetError, DataError
 from secure_triplay.fetch import cache_dir
 
@@ -256,6 +256,16 @@ def test_a_site_opens_no_other_sites_manifest(folder: Any, make_study: Any) -> N
     assert list(split_study(study, only=["north"]).sites) == ["north"]
     with pytest.raises(DataError, match="south"):
         split_study(study)
+
+
+def test_public_images_are_read_without_any_other_manifest(folder: Any, make_study: Any) -> None:
+    public = type(folder)(folder.folder / "public").patients(2, 3)
+    sites = [{"name": name, "manifest": "at-the-site"} for name in ("north", "south")]
+    data = {"kind": "manifest", "public_manifest": str(public), "test_manifest": "at-the-site"}
+    found = load_public(make_study(data, sites=sites))
+    assert {path.parts[-3] for path in found.paths} == {"public"}  # type: ignore[attr-defined]
+    assert len(found) == 6
+    assert len(load_public(make_study({"kind": "manifest"}, sites=sites))) == 0
 
 
 def test_an_image_that_is_private_and_in_the_test_manifest_too_is_refused(

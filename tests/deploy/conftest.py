@@ -61,11 +61,12 @@ class Federation:
         enrolled: tuple[str, ...] = (),
         deadline_s: float = 60.0,
         host: str = "127.0.0.1",
+        content: dict | None = None,
     ) -> Federation:
         policy = yaml.safe_load((ROOT / "configs" / "policies" / "public-data.yaml").read_text())
         policy["delta"]["most_records"] = 2000
         (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
-        (folder / "study.yaml").write_text(yaml.safe_dump(study_content(rounds, names)))
+        (folder / "study.yaml").write_text(yaml.safe_dump(content or study_content(rounds, names)))
         sites = {}
         for name in names:
             sites[name] = SiteFolder.init(folder / name, name, folder / "policy.yaml")

@@ -1,4 +1,4 @@
-"""One process of a test's federation: python federation_process.py server|site|run FOLDER [HOST, SUPERLINK]."""
+"""One process of a test's federation: python federation_process.py server|site|trains|run FOLDER [HOST, SUPERLINK]."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ def main() -> None:
     else:
         site = SiteFolder.open(folder)
         joined = JoinedStudy.open(site)
-        command = [sys.executable, "-m", "secure_triplay.deploy.light", str(site.path), joined.study.study]
+        worker = "worker" if kind == "trains" else "light"
+        command = [
+            sys.executable,
+            "-m",
+            f"secure_triplay.deploy.{worker}",
+            str(site.path),
+            joined.study.study,
+        ]
         start_site(site, joined, say, worker_command=command, superlink=(sys.argv[3:] or [None])[0])
 
 

@@ -16,7 +16,7 @@ from secure_triplay.federation import join
 from secure_triplay.federation.approval import AppApproval, require_trust_file
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.serverfolder import ServerFolder
-from secure_triplay.federation.studybundle import Rules, SitePaths, StudyBundle, make_bundle, without_paths
+from secure_triplay.federation.studybundle import Rules, SitePaths, StudyBundle, make_bundle
 from secure_triplay.ledger.entries import Decided
 from secure_triplay.ledger.ledger import Ledger
 
@@ -38,6 +38,7 @@ def test_the_code_covers_everything_that_sites_agree_on(world):
         {"epoch": 2, "founding": "ab" * 32},
         {"enrolments": before.enrolments[::-1]},
         {"app": base64.b64encode(b"other").decode()},
+        {"basis": base64.b64encode(b"other").decode()},
         {"ed25519": world.sites["north"].enrolment.ed25519},
     ):
         fields = before.model_dump(mode="python") | change
@@ -170,14 +171,6 @@ def test_a_quorum_of_half_the_roster_or_of_more_than_all_makes_no_bundle(world, 
             ca_certificate=before.ca_certificate.encode(),
             rules=Rules(quorum=quorum, deadline_s=60.0),
         )
-
-
-def test_a_basis_that_each_site_would_compute_for_itself_makes_no_bundle(world):
-    study = world.server.study
-    fitted = study.model_copy(update={"adapter": study.adapter.model_copy(update={"basis": "public"})})
-    assert without_paths(study)["adapter"]["basis"] == "seed"
-    with pytest.raises(ConfigError, match="different processors"):
-        without_paths(fitted)
 
 
 def test_a_confirmation_counts_for_one_bundle_only(world):

@@ -1,0 +1,49 @@
+"""One real round, by real processes that train, of a study whose A is fitted to public images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.numpy import load, load_file
+
+from secure_triplay import prepare
+from secure_triplay.errors import AssetError, ConfigError
+
+from .conftest import NAMES, Federation, running, study_content
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Everybody has joined; the coordinator has computed A in float32, sites compute as their processor likes."""
+    monkeypatch.setattr(prepare, "compute_dtype", lambda study: torch.float32)
+    content = study_content(1)
+    content["adapter"] |= {"target_modules": r"attn\.proj|mlp\.fc2", "last_blocks": 1, "basis": "public"}
+    content["data"] |= {"records_per_site": 200, "holdout_per_site": 20, "test_images": 50}
+    content["privacy"] |= {"expected_batch_size": 50}
+    try:
+        return Federation.make(tmp_path, rounds=1, content=content)
+    except ConfigError as error:
+        if isinstance(error.__cause__, AssetError):
+            pytest.skip(f"weights or images cannot be had here: {error}")
+        raise
+
+
+def test_a_round_ends_with_the_bundles_a_and_one_b_at_every_site(made):
+    with running(made):
+        made.start_server()
+        for name in NAMES:
+            made.start(name, "trains", str(made.sites[name].path))
+        made.start_run()
+        assert made.ended("run") == 0
+        made.until(lambda: all(any(e["event"] == "saved" for e in made.events(n)) for n in NAMES))
+    carried = load(made.server.bundle.basis_bytes)
+    adapters = [
+        load_file(site.path / "studies" / "demo" / "adapter" / "adapter_model.safetensors")
+        for site in made.sites.values()
+    ]
+    for layer, a in carried.items():
+        (name,) = [name for name in adapters[0] if name.endswith(f"{layer}.lora_A.weight")]
+        b = name.replace("lora_A", "lora_B")
+        assert all(adapter[name].tobytes() == a.astype("<f4").tobytes() for adapter in adapters)
+        assert all(adapter[b].tobytes() == adapters[0][b].tobytes() for adapter in adapters)
+        assert adapters[0][b].any()
