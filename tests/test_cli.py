@@ -26,7 +26,7 @@ def test_config_check_says_in_plain_words_what_a_study_does(root):
     done = run("config", "check", str(root / "configs" / "demo.yaml"))
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
-    for part in ("epsilon 8", "per record and site", "16 rounds", "Server and 2 sites together"):
+    for part in ("epsilon 8", "per record and site", "30 rounds", "Server and 2 sites together"):
         assert part in words
 
 

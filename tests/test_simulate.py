@@ -36,7 +36,7 @@ def small_study() -> dict:
         "records_per_site": 80,
         "holdout_per_site": 10,
         "test_images": 40,
-        "public_images": 40,
+        "public_images": 70,
     }
     content["training"] |= {"rounds": 2}
     content["published_accuracy"] = {"noise_multiplier": 3.0}
@@ -86,7 +86,7 @@ def test_no_process_outlives_a_run(run):
 def test_summary_adds_up(run):
     _, summary = run
     upload = summary["upload"]
-    assert upload["plaintext_fp32_bytes"] == 4 * upload["n_params"] == 4 * 24_576
+    assert upload["plaintext_fp32_bytes"] == 4 * upload["n_params"] == 4 * 49_152
     assert upload["bytes_per_param"] == pytest.approx(upload["bytes_per_site_per_round"] / upload["n_params"])
     assert upload["bytes_per_param"] <= 3.5
     assert upload["download_bytes_per_param"] <= 5.5
@@ -193,7 +193,7 @@ def needles(folder: Path) -> dict[str, list[bytes]]:
     trained = [value for name, value in weights.items() if "lora_B" in name]
     return {
         "image": rows,
-        "adapter": [row.astype("<f4").tobytes() for value in trained for row in value[:50]],
+        "adapter": [row.astype("<f4").tobytes() for value in trained for row in value[:100]],
     }
 
 

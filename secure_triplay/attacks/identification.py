@@ -1,8 +1,9 @@
-"""Attack: who was in the batch, from the span of the last block's query gradient.
+"""Attack: who was in the batch, from the span of a gradient that holds one product a record.
 
-In the last block only the class token's query reaches the answer. So of each record i of a batch, the
-gradient of the query projection's B holds one product only, d_i (A u_i)^T, where u_i is the class token's
-input. Its rows span {A u_i}: as many directions as there are records, in R^rank. While there are fewer records
+In the last block only the class token's query reaches the answer, and what follows the attention is computed for that
+token alone. So of each record i of a batch, the gradient of B of such a layer (the query projection, or else the
+attention's output, or the MLP) holds one product only, d_i (A u_i)^T, where u_i is the class token's input
+there. Its rows span {A u_i}: as many directions as there are records, in R^rank. While there are fewer records
 than the rank, a candidate whose own A u lies in that span took part. B is trained in plain LoRA and in
 FFA-LoRA alike, so that a frozen A does not help here.
 """
@@ -38,6 +39,16 @@ RANK = 32
 BATCHES = range(1, 9)
 _BATCH = 128
 _GAP = 30.0
+_ONE_TOKEN = (
+    "attn.qkv",
+    "attn.q_proj",
+    "attn.proj",
+    "attn.out_proj",
+    "mlp.fc1",
+    "mlp.c_fc",
+    "mlp.fc2",
+    "mlp.c_proj",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +60,7 @@ class Candidates:
     @classmethod
     def of(cls, scene: Scene, gallery: torch.Tensor) -> Candidates:
         """Run the attacker's pictures, as tokens (n, t, d), through the public model at the round's beginning."""
-        layer = query_layer(PublicModel.of(scene), scene)
+        layer = one_token_layer(PublicModel.of(scene), scene)
         scene.model.adapter.load_vector(scene.start)
         seen: list[torch.Tensor] = []
         weights = scene.model.backbone.model.get_submodule(layer).lora_A["default"]
@@ -66,17 +77,17 @@ class Candidates:
         return cls(found / np.linalg.norm(found, axis=1, keepdims=True))
 
 
-def query_layer(model: PublicModel, scene: Scene) -> str:
-    """The layer that makes the last block's queries. Raises ConfigError where no adapter is on it."""
-    layers = model.inputs_of_block(scene.model.adapter.n_blocks - 1)
-    found = [layer for layer in layers if layer.endswith(("qkv", "q_proj"))]
-    if not found:
-        raise ConfigError(
-            "this study adapts no query projection of the last block",
-            where=f"attack {NAME}",
-            fix="nothing to repair: the attack does not apply to this study",
-        )
-    return found[-1]
+def one_token_layer(model: PublicModel, scene: Scene) -> str:
+    """The first layer of the last block that sees one token a record. Raises ConfigError where none is adapted."""
+    last = scene.model.adapter.n_blocks - 1
+    for name in _ONE_TOKEN:
+        if found := model.layers_of_block(last, name):
+            return found[-1]
+    raise ConfigError(
+        "this study adapts no layer of the last block that sees one token a record",
+        where=f"attack {NAME}",
+        fix="nothing to repair: the attack does not apply to this study",
+    )
 
 
 def residuals(seen: Uploads, candidates: Candidates, model: PublicModel, layer: str) -> Array | None:
@@ -130,7 +141,7 @@ def identify(
     Where the attacker sees no span it guesses, from the seed: the rate of guessing is then what is reported.
     """
     model = PublicModel.of(scene)
-    layer = query_layer(model, scene)
+    layer = one_token_layer(model, scene)
     tokens, labels = gallery
     sites = key_ceremony(scene.study, model.n_params) if arm.encrypted else None
     rng, noise = np.random.default_rng([seed, 3]), NoiseSource.unsafe_from_seed(seed)
@@ -227,7 +238,7 @@ _NOT_TESTED = (
 
 ATTACK = Attack(
     name=NAME,
-    title="Who was in the batch, by the span of the last block's query gradient",
+    title="Who was in the batch, by the span of a gradient of the last block",
     source="the project's own closed form",
     needs=frozenset({Observable.STUDY, Observable.UPLOADS}),
     run=run,

@@ -44,7 +44,7 @@ _GAMMA = 2.0  # RMIA's threshold of the ratio (Zarifzadeh, Liu and Shokri 2024)
 
 
 _SIZES = {False: Size(400, 100, 6, 4), True: Size(120, 60, 4, 2)}
-CONTROLS, CONTROL_ROUNDS = {False: Size(40, 60, 24, 10), True: Size(40, 60, 12, 6)}, 35
+CONTROLS, CONTROL_ROUNDS = {False: Size(40, 60, 24, 10), True: Size(40, 60, 12, 6)}, 80
 """Ten targets: with two, 1 % of the others' 40 scores was not one false alarm, and one odd record decided."""
 
 

@@ -16,6 +16,9 @@ from secure_triplay.attacks.inversion import Array, FirstBlock, first_block
 if TYPE_CHECKING:
     from secure_triplay.attacks.scene import Scene, Vector
 
+INPUT_LAYERS = ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj")
+"""What reads a block's normed input, fused or apart."""
+
 
 @dataclass(frozen=True)
 class Uploads:
@@ -69,11 +72,10 @@ class PublicModel:
 
     def inputs_of_block(self, block: int) -> list[str]:
         """The layers of one image block that read its normed input: a fused `qkv`, or `q_proj` and so on."""
+        return sorted(path for name in INPUT_LAYERS for path in self.layers_of_block(block, name))
+
+    def layers_of_block(self, block: int, layer: str) -> list[str]:
+        """The adapted layers of one image block that are called so, such as `attn.qkv`."""
+        ends = (f".blocks.{block}.{layer}", f".resblocks.{block}.{layer}")
         paths = {name.rpartition(".lora_")[0] for name in self.names}
-        mine = (f".blocks.{block}.attn.", f".resblocks.{block}.attn.")
-        reads = ("qkv", "q_proj", "k_proj", "v_proj")
-        return sorted(
-            path
-            for path in paths
-            if path.startswith("visual.") and any(each in path for each in mine) and path.endswith(reads)
-        )
+        return sorted(path for path in paths if path.startswith("visual.") and path.endswith(ends))

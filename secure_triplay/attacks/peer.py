@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from secure_triplay.attacks.attack import Attack, Observable, Setting
 from secure_triplay.attacks.finding import Arm, Control, Finding, Outcome, Verdict
-from secure_triplay.attacks.identification import Candidates, ceiling, query_layer, residuals
+from secure_triplay.attacks.identification import Candidates, ceiling, one_token_layer, residuals
 from secure_triplay.attacks.images import closeness, fit_prior, pictures_of, psnr_db
 from secure_triplay.attacks.observe import PublicModel, Uploads
 from secure_triplay.attacks.pictures import save_grid
@@ -128,7 +128,7 @@ def _identify(
 ) -> tuple[int, int]:
     """One record at each of the other sites, out of the gallery; the attacker's own is not from there."""
     model = PublicModel.of(scene)
-    layer = query_layer(model, scene)
+    layer = one_token_layer(model, scene)
     rng, noise = np.random.default_rng([setting.seed, n_sites]), NoiseSource.unsafe_from_seed(setting.seed)
     known = public_images(scene.study).learned
     ceremony = key_ceremony(scene.study, model.n_params, n_sites)

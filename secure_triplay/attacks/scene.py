@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secure_triplay.attacks.finding import Arm
+from secure_triplay.attacks.observe import INPUT_LAYERS
 from secure_triplay.client.keys import EpochKeys, Roster, make_keys, open_keys
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.config import Adapter, Study
@@ -28,6 +30,7 @@ from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.packing import pack60
 from secure_triplay.errors import DataError
 from secure_triplay.model.adapter import attach_adapter
+from secure_triplay.model.basis import install_public_basis
 from secure_triplay.model.text import class_embeddings
 from secure_triplay.model.tower import Classifier, ImageTower
 from secure_triplay.prepare import Model, aligned_backbone, choose_codec, load_data, round_rule
@@ -48,6 +51,7 @@ Kind = Literal["lora", "ffa"]
 KINDS: tuple[Kind, ...] = ("lora", "ffa")
 EVERY_BLOCK = 64
 _ROUND = 2
+_ATTENTION = r"attn\.(qkv|q_proj|k_proj|v_proj|proj|out_proj)"
 _EXAMPLES = 8
 
 
@@ -156,6 +160,11 @@ class Scene:
         return change
 
 
+def reads_input(study: Study) -> bool:
+    """Whether the study adapts a layer that reads a block's normed input."""
+    return any(re.search(study.adapter.target_modules, name) for name in INPUT_LAYERS)
+
+
 @lru_cache(maxsize=4)
 def open_scene(
     study: Study,
@@ -167,24 +176,31 @@ def open_scene(
 ) -> Scene:
     """The study's model with an adapter of that kind, as it stands at the beginning of the second round.
 
-    Rank, blocks and target layers are the study's unless given. At the very beginning B is zero, and so is
+    Rank, blocks and target layers are the study's unless given, and A is from public images where it is in the study
+    and nothing is given. An adapter on every block is there for who reads a block's input: where the study adapts
+    no layer that does, it sits on the attention instead. At the very beginning B is zero, and so is
     every gradient of A: the first round is one real step of the server optimiser on public images.
     """
-    changed: dict[str, object] = {"kind": kind, "rank": rank or study.adapter.rank, "text_tower": False}
-    changed |= {"last_blocks": last_blocks or study.adapter.last_blocks}
-    changed |= {"target_modules": target or study.adapter.target_modules}
-    variant = study.model_copy(
-        update={"adapter": Adapter.model_validate(changed | {"alpha": study.adapter.alpha})}
-    )
+    of = study.adapter
+    changed: dict[str, object] = {"kind": kind, "rank": rank or of.rank, "text_tower": False}
+    changed |= {"alpha": of.alpha * (rank or of.rank) / of.rank}  # another rank, the same scale
+    changed |= {"last_blocks": last_blocks or of.last_blocks}
+    if target is None and last_blocks == EVERY_BLOCK and not reads_input(study):
+        target = _ATTENTION
+    changed |= {"target_modules": target or of.target_modules}
+    own = (kind, rank, last_blocks, target) == (of.kind, None, None, None)
+    changed |= {"basis": of.basis if own else "seed"}
+    variant = study.model_copy(update={"adapter": Adapter.model_validate(changed)})
     pristine = _pristine(study)
     backbone = replace(pristine, model=copy.deepcopy(pristine.model))
     embeddings = class_embeddings(backbone, study.classes)
     seed = hashlib.sha256(b"attack " + study.sha256.encode()).digest()
     adapter = attach_adapter(backbone, variant.adapter, seed)
-    tower = ImageTower(backbone, adapter.first_block)
+    tower, public = ImageTower(backbone, adapter.first_block), study_data(study).public
+    if variant.adapter.basis == "public":
+        install_public_basis(adapter, tower, public.images(np.arange(len(public)), backbone.image_size))
     model = Model(backbone, adapter, tower, Classifier(tower.suffix, embeddings, study.training.logit_scale))
     scene = Scene(variant, model, adapter.vector())
-    public = study_data(study).public
     tokens, labels = scene.tokens(public, np.arange(min(32, len(public))))
     first = scene.update(tokens, labels, private=False, noise=NoiseSource.unsafe_from_seed(0))
     state = step(GlobalState.start(scene.start), first.astype(np.float64), study.server_optimiser)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from secure_triplay.attacks.finding import Arm
-from secure_triplay.attacks.identification import Candidates, identify, query_layer, residuals
+from secure_triplay.attacks.identification import Candidates, identify, one_token_layer, residuals
 from secure_triplay.attacks.images import closeness, fit_prior, pictures_of, psnr_db
 from secure_triplay.attacks.inversion import span_of
 from secure_triplay.attacks.observe import PublicModel, Uploads
@@ -123,7 +123,7 @@ def test_a_peer_of_two_gets_the_others_update_to_the_codecs_step(attacked):
         Uploads((seen.others.astype("<f4").tobytes(),), encrypted=False),
         Candidates.of(scene, tokens),
         model,
-        query_layer(model, scene),
+        one_token_layer(model, scene),
     )
     assert found.argmin() == 1
 

@@ -33,7 +33,7 @@ from secure_triplay.prepare import round_rule
 from secure_triplay.simulate import simulate
 
 SPEEDS = Speeds(
-    blocks=2, rank=8, params=2 * 8 * 3072, tower_blocks=12, tokens=17, width=384, step_s_per_image=0.002,
+    blocks=1, rank=64, params=2 * 64 * 384, tower_blocks=12, tokens=17, width=384, step_s_per_image=0.002,
     encode_s_per_image=0.005, frozen_bytes=66_000_000, loading_bytes=180_000_000, process_bytes=700_000_000,
     encrypt_s_per_chunk=0.002, open_s_per_chunk=0.01,
 )  # fmt: skip
@@ -90,7 +90,7 @@ def test_the_bytes_of_a_choice_are_those_that_config_check_says(demo):
     found = cost(study, own_choice(study), SPEEDS, ROOMY)
     (said,) = [sentence for topic, sentence in describe(study, found.n_params) if topic == "Upload"]
     assert f"{found.upload_bytes_per_round:,} bytes" in said
-    assert found.n_params == 2 * 8 * 3072
+    assert found.n_params == 2 * 64 * 384
 
 
 def test_hours_grow_with_what_they_are_made_of(demo):

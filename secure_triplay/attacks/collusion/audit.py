@@ -24,7 +24,7 @@ from secure_triplay import __version__
 from secure_triplay.attacks.collusion.coalition import opened, sum_of_the_others, update_of
 from secure_triplay.attacks.collusion.federation import VICTIM, Federation
 from secure_triplay.attacks.finding import Arm
-from secure_triplay.attacks.identification import Candidates, query_layer, residuals
+from secure_triplay.attacks.identification import Candidates, one_token_layer, residuals
 from secure_triplay.attacks.images import Picture, closeness, fit_prior, pictures_of, psnr_db
 from secure_triplay.attacks.observe import PublicModel, Uploads
 from secure_triplay.attacks.pictures import save_grid
@@ -227,7 +227,7 @@ def _named(
     guess: np.random.Generator,
 ) -> dict[str, Any]:
     """How often the victim's record, which stands at its own place in the gallery, is the one that is named."""
-    layer, hits = query_layer(model, scene), 0
+    layer, hits = one_token_layer(model, scene), 0
     for place, update in enumerate(updates):
         found = residuals(_seen(update), candidates, model, layer)
         order = guess.permutation(len(candidates.directions)) if found is None else np.argsort(found)
@@ -254,7 +254,7 @@ def _sum_shows(
     total, terms = sum_of_the_others(played.coalition(colluding))
     codec = federation.masked
     plain = np.sum([inputs[name] - codec.levels for name in names], axis=0) * codec.step
-    found = residuals(_seen(total), candidates, attacked.model, query_layer(attacked.model, scene))
+    found = residuals(_seen(total), candidates, attacked.model, one_token_layer(attacked.model, scene))
     named = None if found is None else sorted(int(i) for i in np.argsort(found)[:honest])
     return {
         "honest_sites": terms,
