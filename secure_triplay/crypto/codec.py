@@ -203,7 +203,7 @@ class Codec:
             CryptoError: if padding is not empty, or a sum is out of reach of `n_terms` honest sites.
         """
         if words.shape != (self.n_words,) or words.min() < 0 or not 1 <= n_terms <= self.n_sites:
-            raise _undecodable()
+            raise undecodable()
         return self._unpacked(iter(words.reshape(self.n_chunks, DEGREE).copy()), n_terms)
 
     def sum_from_slots(self, slots: Slots, n_terms: int) -> Integers:
@@ -216,7 +216,7 @@ class Codec:
                 of `n_terms` honest sites, padding is not empty, or shape or `n_terms` are impossible.
         """
         if not 1 <= n_terms <= self.n_sites or slots.shape != (self.n_chunks, SLOTS):
-            raise _undecodable()
+            raise undecodable()
         reals = self._rounded(slots, n_terms)
         return np.concatenate(list(reals)) if self.masked else self._unpacked(reals, n_terms)
 
@@ -245,9 +245,9 @@ class Codec:
                 word >>= self.field_bits
             part[-1] = word
             if part.max() > top:
-                raise _undecodable()
+                raise undecodable()
         if out[self.n_params :].any():
-            raise _undecodable()
+            raise undecodable()
         return out[: self.n_params]
 
     def _rounded(self, slots: Slots, n_terms: int) -> Iterator[Integers]:
@@ -258,13 +258,13 @@ class Codec:
             raw = np.concatenate([row.real, row.imag])
             # written so that NaN fails; the first bound makes the cast to integers safe
             if not np.abs(raw).max() < 2.0**53:
-                raise _undecodable()
+                raise undecodable()
             near = np.rint(raw)
             if np.abs(raw - near).max() > residual:
-                raise _undecodable()
+                raise undecodable()
             reals = near.astype(np.int64) + offset
             if reals.min() < 0 or reals.max() > most:
-                raise _undecodable()
+                raise undecodable()
             yield reals
 
     def mean(self, sums: Integers, n_terms: int) -> NDArray[np.float64]:
@@ -274,9 +274,9 @@ class Codec:
             CryptoError: if a sum is out of reach of `n_terms` values (a mask was not taken off).
         """
         if not 1 <= n_terms <= self.n_sites or sums.shape != (self.n_params,):
-            raise _undecodable()
+            raise undecodable()
         if sums.min() < 0 or sums.max() > 2 * self.levels * n_terms:
-            raise _undecodable()
+            raise undecodable()
         return (sums - n_terms * self.levels).astype(np.float64) * (self.step / n_terms)
 
     def wrong_log2(self) -> float:
@@ -310,7 +310,7 @@ def _unencodable(what: str) -> CryptoError:
     return CryptoError(what, where="encoder", fix="encode with the study's own codec")
 
 
-def _undecodable() -> CryptoError:
+def undecodable() -> CryptoError:
     """One error for every way in which a sum does not decode: which it was would tell of the noise."""
     return CryptoError(
         "the sum does not decode", where="decoder", fix="discard the round and tell the operator"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_triplay.crypto.codec import Codec, Integers, Uniform, _undecodable
+from secure_triplay.crypto.codec import Codec, Integers, Uniform, undecodable
 from secure_triplay.crypto.exactness import REAL_BITS, Numbers
 from secure_triplay.errors import ConfigError, CryptoError
 
@@ -89,7 +89,7 @@ class WrappingCodec(Codec):
         """
         impossible = words.shape != (self.n_words,) or words.min() < 0 or words.max() >> self.word_bits
         if impossible or not 1 <= n_terms <= self.n_sites:
-            raise _undecodable()
+            raise undecodable()
         left = words.reshape(self.n_chunks, -1).copy()
         out = np.empty((self.n_chunks, self.fields, left.shape[1]), np.int64)
         for plane in range(self.fields):
@@ -98,13 +98,13 @@ class WrappingCodec(Codec):
             left = (left - digit) >> self.field_bits
         flat = out.reshape(-1)
         if flat[self.n_params :].any():
-            raise _undecodable()
+            raise undecodable()
         return flat[: self.n_params]
 
     def mean(self, sums: Integers, n_terms: int) -> NDArray[np.float64]:
         """Sums (n_params,) of `n_terms` sites' integers -> mean update (n_params,) float64. Raises CryptoError."""
         if not 1 <= n_terms <= self.n_sites or sums.shape != (self.n_params,):
-            raise _undecodable()
+            raise undecodable()
         if sums.min() < -self._half or sums.max() >= self._half:
-            raise _undecodable()
+            raise undecodable()
         return sums.astype(np.float64) * (self.step / n_terms)

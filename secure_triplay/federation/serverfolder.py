@@ -133,7 +133,7 @@ class ServerFolder:
     @property
     def study(self) -> Study:
         """The study as it stands in the bundle, without anybody's paths."""
-        return self.bundle._parsed()
+        return self.bundle.parsed_study()
 
     def add_epoch(self, bundle: StudyBundle) -> None:
         """Sign a bundle and make it the newest; the public copy for the sites lies at the top of the folder."""

@@ -89,7 +89,7 @@ class StudyBundle(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyBundle:
-        study = self._parsed()
+        study = self.parsed_study()
         if study.sha256 != self.study_sha256:
             raise ValueError("the study is not the one that is named by its hash")
         sites = [site.name for site in study.sites]
@@ -115,7 +115,8 @@ class StudyBundle(Document):
             )
         return self
 
-    def _parsed(self) -> Study:
+    def parsed_study(self) -> Study:
+        """The study without paths. Raises ValueError where it is none."""
         try:
             return parse_study(self.study)
         except ConfigError as error:

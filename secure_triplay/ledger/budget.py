@@ -259,10 +259,10 @@ def filter_epsilon(charges: Iterable[Charge], delta: float) -> float:
     if accounting.shares_noise(history):
         figure = renyi_epsilon(history, delta / len(FILTER_ORDERS), FILTER_ORDERS)
         return figure if figure <= accounting.HOPELESS_EPSILON else math.inf
-    merged = accounting._merged(history)
+    merged = accounting.merged_charges(history)
     if not merged:
         return 0.0
-    accountant = RdpAccountant(FILTER_ORDERS).compose(accounting._event(merged))
+    accountant = RdpAccountant(FILTER_ORDERS).compose(accounting.dp_event(merged))
     figure = float(accountant.get_epsilon(delta / len(FILTER_ORDERS)))
     return figure if figure <= accounting.HOPELESS_EPSILON else math.inf
 

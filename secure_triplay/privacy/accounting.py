@@ -44,7 +44,7 @@ _WELL_BEYOND_USE = 100.0  # epsilon; the coarsest grid's upper bound will do
 _TOO_WIDE = 2e4  # epsilon, by Renyi's looser bound; grids of more than a few million points end here
 _RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
-_Gaussians = tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling rate, times), each pair once
+Gaussians = tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling rate, times), each pair once
 
 
 def epsilon(charges: Iterable[Charge], delta: float) -> float:
@@ -57,7 +57,7 @@ def epsilon(charges: Iterable[Charge], delta: float) -> float:
     check_delta(delta)
     history = tuple(charges)
     if not shares_noise(history):
-        return _pld_epsilon(_merged(history), delta)
+        return _pld_epsilon(merged_charges(history), delta)
     figure = renyi_epsilon(history, delta)
     return figure if figure <= HOPELESS_EPSILON else math.inf
 
@@ -87,7 +87,7 @@ def epsilon_prv_check(charges: Iterable[Charge], delta: float) -> float:
             where="accounting",
             fix="rely on the first, whose formulas tests hold against exact divergences",
         )
-    history = _merged(given)
+    history = merged_charges(given)
     authoritative = _pld_epsilon(history, delta)
     if not history or math.isinf(authoritative):
         return authoritative
@@ -119,7 +119,7 @@ def noise_multiplier_for(
     if epsilon >= HOPELESS_EPSILON:
         raise PrivacyError(f"epsilon {epsilon:g} protects nobody", where="epsilon", fix="1 to 10 is usual")
 
-    others = _merged(also)
+    others = merged_charges(also)
 
     def excess(log_noise: float, grid: float) -> float:
         """How far the epsilon of this noise on this grid lies above the target, in logarithms of both."""
@@ -179,7 +179,7 @@ def _secant(
     return here, slope, at_here
 
 
-def _merged(charges: Iterable[Charge]) -> _Gaussians:
+def merged_charges(charges: Iterable[Charge]) -> Gaussians:
     """The history with equal mechanisms counted together; their order does not matter to what they cost."""
     times: defaultdict[tuple[float, float], int] = defaultdict(int)
     history = tuple(charges)
@@ -207,7 +207,7 @@ _AS_GAUSSIAN: dict[type, Callable[[Any], tuple[float, float, int]]] = {
 
 
 @lru_cache(maxsize=1024)
-def _pld_epsilon(history: _Gaussians, delta: float) -> float:
+def _pld_epsilon(history: Gaussians, delta: float) -> float:
     """Epsilon on the coarsest grid that is fine enough.
 
     Every grid gives an upper bound whose error falls with the square of the spacing (Doroshenko et al. 2022;
@@ -224,8 +224,8 @@ def _pld_epsilon(history: _Gaussians, delta: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _on_grid(history: _Gaussians, delta: float, grid: float) -> float:
-    event = _event(history)
+def _on_grid(history: Gaussians, delta: float, grid: float) -> float:
+    event = dp_event(history)
     # Renyi accounting costs a millisecond whatever the noise, and gives an upper bound (Mironov 2017): it
     # keeps a history of next to no noise from asking for a grid of billions of points.
     if RdpAccountant(_RDP_ORDERS).compose(event).get_epsilon(delta) > _TOO_WIDE:
@@ -234,7 +234,7 @@ def _on_grid(history: _Gaussians, delta: float, grid: float) -> float:
     return float(accountant.compose(event).get_epsilon(delta))
 
 
-def _event(history: _Gaussians) -> dp_accounting.DpEvent:
+def dp_event(history: Gaussians) -> dp_accounting.DpEvent:
     """The history in dp-accounting's own words, its default neighbouring relation being add/remove."""
     return dp_accounting.ComposedDpEvent(
         [
@@ -250,7 +250,7 @@ def _event(history: _Gaussians) -> dp_accounting.DpEvent:
 
 
 @lru_cache(maxsize=256)
-def _prv_epsilon(history: _Gaussians, delta: float, eps_error: float) -> float:
+def _prv_epsilon(history: Gaussians, delta: float, eps_error: float) -> float:
     # Here, since it imports torch, which planning a budget does without.
     from opacus.accountants import PRVAccountant
 

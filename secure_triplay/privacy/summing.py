@@ -17,7 +17,7 @@ from secure_triplay.errors import PrivacyError
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.per_record import backward_per_record, per_record_gradients
 from secure_triplay.privacy.shares import ShareRule
-from secure_triplay.privacy.training import PoissonSampler, _check
+from secure_triplay.privacy.training import PoissonSampler, checked_weights
 
 Integers = NDArray[np.int64]
 
@@ -36,7 +36,7 @@ def noised_sum(
 
     Raises DataError for records that do not fit, PrivacyError where a rule cannot be kept.
     """
-    weights = _check(classifier, tokens, labels)
+    weights = checked_weights(classifier, tokens, labels)
     total = [np.zeros(tuple(weight.shape), np.float64) for weight in weights]
     (drawn,) = PoissonSampler(len(labels), rule.sampling_rate, 1, noise)
     with per_record_gradients(classifier):

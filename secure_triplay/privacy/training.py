@@ -177,7 +177,7 @@ def train(
     Raises DataError for records that do not fit, PrivacyError where a rule above cannot be kept.
     """
     started = time.perf_counter()
-    weights = _check(classifier, tokens, labels)
+    weights = checked_weights(classifier, tokens, labels)
     owners = Patients.of(patients, len(labels)) if rule.unit == "patient" else None
     units = len(labels) if owners is None else len(owners)
     sampler = PoissonSampler(units, rule.sampling_rate, rule.steps, noise)
@@ -230,7 +230,7 @@ def train_unsafe_without_dp(
     Sampling and normaliser are those of `train`; `noise` only draws the samples.
     """
     started = time.perf_counter()
-    weights = _check(classifier, tokens, labels)
+    weights = checked_weights(classifier, tokens, labels)
     sampler = PoissonSampler(len(labels), sampling_rate, steps, noise)
     with restored(weights, only_on_error=True), evaluation_mode(classifier):
         optimizer = torch.optim.SGD(weights, lr=learning_rate)
@@ -267,8 +267,8 @@ def _run(sampler: PoissonSampler, step: Callable[[Tensor], None]) -> tuple[int, 
 _n_classes: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = WeakKeyDictionary()
 
 
-def _check(classifier: nn.Module, tokens: Tensor, labels: Tensor) -> list[Any]:
-    """The trainable weights, once records and classifier are known to fit the rules."""
+def checked_weights(classifier: nn.Module, tokens: Tensor, labels: Tensor) -> list[Any]:
+    """The trainable weights, once records and classifier are known to fit the rules. Raises DataError, PrivacyError."""
     weights = [weight for weight in classifier.parameters() if weight.requires_grad]
     if not weights or any(weight.dtype != torch.float32 for weight in weights):
         raise PrivacyError(
