@@ -43,6 +43,7 @@ def federate(
     start: Vector,
     rounds: int | None = None,
     tell: Callable[[int, Vector], None] = lambda _, __: None,
+    sent: Callable[[str, Vector], None] = lambda _, __: None,
     models: Mapping[str, Model] | None = None,
     also: Also | None = None,
 ) -> GlobalState:
@@ -51,7 +52,8 @@ def federate(
     The state after the last round; `published` is what the study would publish. Each site's noise comes from a
     source of its own. `models` are what sites train where that is another classifier on the same adapter; `also` is
     added to each mean update, the same at every site.
-    `tell` is given each round's number, and what the study would publish after it.
+    `tell` is given each round's number, and what the study would publish after it; `sent` each site's name with its own
+    noised update (n_params,), every round.
     """
     codec = choose_codec(study, model.adapter.n_params)
     noises = {name: NoiseSource() for name in records}
@@ -70,7 +72,7 @@ def federate(
     state = GlobalState.start(start)
     for number in range(1, 1 + (study.training.rounds if rounds is None else rounds)):
         state = one_round(
-            state, learners, noises, codec, weights, study.server_optimiser, ranks=ranks, also=also
+            state, learners, noises, codec, weights, study.server_optimiser, ranks=ranks, also=also, sent=sent
         )
         tell(number, state.published)
     return state
@@ -85,6 +87,7 @@ def one_round(
     optimiser: ServerOptimiser,
     ranks: Ranks | None = None,
     also: Also | None = None,
+    sent: Callable[[str, Vector], None] = lambda _, __: None,
 ) -> GlobalState:
     """What `client.round` does, between training and the optimiser, with integers instead of ciphertexts."""
     heaviest, n_terms = max(weights.values()), len(learners)
@@ -95,6 +98,7 @@ def one_round(
             total += learner.noised_sum(state.adapter.astype(np.float32))
             continue
         update = learner.update(state.adapter.astype(np.float32))
+        sent(name, update)
         total += codec.quantise(update * np.float32(weights[name] / heaviest), noises[name])
     if isinstance(codec, WrappingCodec):
         total = codec.unpack(codec.pack(total), n_terms)  # wraps where the words would

@@ -124,6 +124,28 @@ def _federated(setting: Setting, study: Study) -> Result:
     return _sent(setting.answers(model, {"": published}), study, model)
 
 
+def _with_own_updates(setting: Setting, study: Study) -> Result:
+    """The federation's adapter, and at each site a second one that its own noised updates move, at no charge."""
+    from secure_triplay.experiments.federation import federate
+    from secure_triplay.experiments.personal import OwnUpdates
+
+    model, rule = setting.model(study), round_rule(study)
+    records = setting.train(model)
+    std = rule.learning_rate * rule.noise_std / rule.expected_batch_size * rule.steps**0.5
+    own = {site: OwnUpdates(model.adapter.n_params, std) for site in records}
+    state = federate(
+        study,
+        model,
+        records,
+        start=setting.start(model),
+        tell=_telling(setting, study, model),
+        sent=lambda site, update: own[site].add(update),
+    )
+    shared = setting.answers(model, {"": state.published})
+    personal = setting.answers(model, {site: each.personal(state.published) for site, each in own.items()})
+    return _sent(replace(shared, held_back=personal.held_back), study, model)
+
+
 def _personalised(setting: Setting, study: Study) -> Result:
     """The federation's adapter, and at each site a bias of the logits that never leaves it.
 
@@ -317,6 +339,13 @@ METHODS = {
             _at(8.0 - _FOR_COUNTS),
             private=True,
             unit="record",
+        ),
+        Method(
+            "personal-adapter",
+            "ours, epsilon 8, with a second adapter at each site",
+            _with_own_updates,
+            _at(8.0),
+            private=True,
         ),
         Method(
             "adjusted",

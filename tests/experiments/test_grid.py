@@ -256,7 +256,7 @@ def test_a_private_methods_study_holds_its_epsilon_and_no_other_method_has_one(g
     # less than 8 where more than the training is released, and the rest goes to that
     assert epsilons == {
         "eps3": 3.0, "eps0.5": 0.5, "personalised": 7.9, "adjusted": 7.9, "synthesised": 7.9, "tail-aware": 7.8,
-        "lora": 8.0, "alternating": 8.0, "mixed-ranks": 8.0,
+        "personal-adapter": 8.0, "lora": 8.0, "alternating": 8.0, "mixed-ranks": 8.0,
     }  # fmt: skip
     assert found["tripleplay"].adapter.kind == "lora"
     assert found["eps3"].total_steps == found["personalised"].total_steps == 2
@@ -282,7 +282,7 @@ def real(tmp_path_factory, pictures):
         "experiment": "real",
         "seeds": [1],
         "data": [{"name": "pictures", "study": "study.yaml"}],
-        "methods": ["start", "alone", "eps8", "eps1", "personalised"],
+        "methods": ["start", "alone", "eps8", "eps1", "personalised", "personal-adapter"],
         "variants": [{"method": "start", "axes": {"backbone.quantization": {"fp32": "none"}}}],
     }
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
@@ -324,11 +324,12 @@ def test_the_planner_reads_the_table(real):
 def test_rounds_that_are_sent_and_epsilon_stand_in_the_rows(real):
     rows = {row["method"]: row for row in real[1]["rows"]}
     assert {name: row["rounds"] for name, row in rows.items()} == {
-        "start": 0, "alone": 0, "eps8": 4, "eps1": 4, "personalised": 4, "start-fp32": 0,
+        "start": 0, "alone": 0, "eps8": 4, "eps1": 4, "personalised": 4, "personal-adapter": 4,
+        "start-fp32": 0,
     }  # fmt: skip
     epsilons = {name: row["epsilon"] for name, row in rows.items() if row["epsilon"]}
     assert 7.9 < epsilons.pop("personalised") <= 8.0  # training and counts, composed
-    assert epsilons == {"eps8": 8.0, "eps1": 1.0}
+    assert epsilons == {"eps8": 8.0, "eps1": 1.0, "personal-adapter": 8.0}  # its own updates are paid for
     assert rows["eps8"]["upload_bytes"] == rows["eps1"]["upload_bytes"] > 0
     assert np.isfinite([row["accuracy_mean"] for row in rows.values()]).all()
 
