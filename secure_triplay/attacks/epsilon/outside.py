@@ -1,8 +1,8 @@
 """Figures of an implementation by other people on the same counts, to hold ours against.
 
-jax_privacy 2.0.0 (Google DeepMind), `auditing.CanaryScoreAuditor` with an explicit threshold, on the scores
-of configs/demo.yaml at seed 0, in full and quick. It is no dependency, since it asks for jax; `scores.json`
-lets anybody repeat it.
+jax_privacy 2.0.0 (Google DeepMind), `auditing.CanaryScoreAuditor` with an explicit threshold, on scores of an
+earlier configs/demo.yaml at seed 0, in full and quick: the counts are what both programs are given. It is no
+dependency, since it asks for jax; `scores.json` lets anybody try it on the scores of today.
 """
 
 from __future__ import annotations
