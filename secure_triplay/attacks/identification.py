@@ -93,8 +93,9 @@ def one_token_layer(model: PublicModel, scene: Scene) -> str:
 def residuals(seen: Uploads, candidates: Candidates, model: PublicModel, layer: str) -> Array | None:
     """How far each candidate (n,) lies outside the span: 0 for one that took part, at most 1.
 
-    The number of records is not known; it is read off the largest gap between singular values. None where no
-    gap stands out: the span fills the space, or there is no gradient in these bytes.
+    The number of records is not known; it is read off the last gap between singular values that stands out, below
+    which all is rounding: a record that the model is sure of has a gradient thousands of times shorter than the others'.
+    None where no gap stands out: the span fills the space, or there is no gradient in these bytes.
     """
     update = seen.updates(model.n_params)[0]
     rows = model.part(update, f"{layer}.lora_B")
@@ -102,9 +103,10 @@ def residuals(seen: Uploads, candidates: Candidates, model: PublicModel, layer: 
         rows = rows[: len(rows) // 3]  # the fused projection's queries come first
     values, right = np.linalg.svd(rows, full_matrices=False)[1:]
     gaps = values[:-1] / np.maximum(values[1:], 1e-30)
-    if gaps.max() < _GAP:
+    standing_out = np.flatnonzero(gaps >= _GAP)
+    if not len(standing_out):
         return None
-    span = right[: int(gaps.argmax()) + 1]
+    span = right[: int(standing_out[-1]) + 1]
     inside = candidates.directions @ span.T
     return np.asarray(np.sqrt(np.maximum(0.0, 1.0 - (inside**2).sum(axis=1))), np.float64)
 
