@@ -94,7 +94,7 @@ def residuals(seen: Uploads, candidates: Candidates, model: PublicModel, layer: 
     """How far each candidate (n,) lies outside the span: 0 for one that took part, at most 1.
 
     The number of records is not known; it is read off the last gap between singular values that stands out, below
-    which all is rounding: a record that the model is sure of has a gradient thousands of times shorter than the others'.
+    which all is rounding: a record that the model is sure of has a gradient thousands of times shorter than others'.
     None where no gap stands out: the span fills the space, or there is no gradient in these bytes.
     """
     update = seen.updates(model.n_params)[0]
