@@ -25,7 +25,7 @@ from secure_triplay.errors import ConfigError, CryptoError
 from secure_triplay.federation.bundle import build_app, package_sha256
 from secure_triplay.federation.documents import Document, keys_of
 from secure_triplay.federation.enrolment import Enrolment
-from secure_triplay.model.matrices import from_bytes
+from secure_triplay.matrices import from_bytes
 from secure_triplay.prepare import masks_for
 from secure_triplay.schema import Frozen, lists_to_tuples
 
@@ -66,7 +66,7 @@ class StudyBundle(Document):
     package_sha256: Sha256
     app: str
     basis: str | None
-    """Base64 of `model.matrices`: the study's frozen A, where it is fitted to public images."""
+    """Base64 of `matrices`: the study's frozen A, where it is fitted to public images."""
 
     purpose: ClassVar[Purpose] = Purpose.STUDY_BUNDLE
     called: ClassVar[str] = "study bundle"

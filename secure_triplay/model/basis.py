@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from secure_triplay.errors import ConfigError
-from secure_triplay.model.matrices import Matrices, rounded
+from secure_triplay.matrices import Matrices, rounded
 
 if TYPE_CHECKING:
     from secure_triplay.model.adapter import Adapter

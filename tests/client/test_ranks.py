@@ -99,7 +99,7 @@ def test_a_site_of_lower_rank_shares_the_first_rows_of_the_public_a():
 def test_studies_whose_sites_are_alike_have_no_ranks_and_impossible_ranks_are_refused(demo):
     assert ranks_of(parse_study(demo), SHAPES) is None
     for change, said in (
-        ({"rank": 9}, "at most adapter.rank"),
+        ({"rank": 65}, "at most adapter.rank"),
         ({"rank": 0}, "rank"),
     ):
         sites = [{**demo["sites"][0], **change}, *demo["sites"][1:]]
@@ -107,6 +107,6 @@ def test_studies_whose_sites_are_alike_have_no_ranks_and_impossible_ranks_are_re
             parse_study({**demo, "sites": sites})
     with pytest.raises(ConfigError, match="no site trains all columns"):
         parse_study({**demo, "sites": [{**site, "rank": 2} for site in demo["sites"]]})
-    lora = {**demo, "adapter": {**demo["adapter"], "kind": "lora"}}
+    lora = {**demo, "adapter": {**demo["adapter"], "kind": "lora", "basis": "seed"}}
     with pytest.raises(ConfigError, match="kind ffa"):
         parse_study({**lora, "sites": [{**demo["sites"][0], "rank": 2}, *demo["sites"][1:]]})
