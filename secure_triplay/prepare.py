@@ -224,9 +224,9 @@ def load_model(study: Study, public: Records, adapter_seed: bytes, basis: bytes 
     """
     import numpy as np
 
+    from secure_triplay.matrices import from_bytes
     from secure_triplay.model.adapter import attach_adapter
     from secure_triplay.model.basis import install_public_basis
-    from secure_triplay.matrices import from_bytes
     from secure_triplay.model.text import TextHead, class_embeddings
     from secure_triplay.model.tower import Classifier, ImageTower
 
@@ -251,9 +251,9 @@ def compute_basis(study: Study) -> bytes | None:
     import numpy as np
 
     from secure_triplay.data.split import load_public
+    from secure_triplay.matrices import to_bytes
     from secure_triplay.model.adapter import attach_adapter
     from secure_triplay.model.basis import fitted, layer_inputs
-    from secure_triplay.matrices import to_bytes
     from secure_triplay.model.tower import ImageTower
 
     try:
