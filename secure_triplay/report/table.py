@@ -13,6 +13,8 @@ from secure_triplay.report.summary import SiteAccuracy, SitePrivacy, Summary
 
 MOST_SITES = 10
 NAME_WIDTH = 27
+_PERSONAL_WIDTH = 11
+"""Of a further column with its margin: names are cut for it, figures never are."""
 
 
 def closing_table(summary: Summary) -> Group:
@@ -43,9 +45,11 @@ def _sites(summary: Summary) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title=Text(heading, style="bold"), title_justify="left"
     )
-    table.add_column("", max_width=NAME_WIDTH, min_width=14, no_wrap=True, overflow="ellipsis")
     accuracy, own = summary.accuracy, summary.accuracy.has_personal
-    for title in ("before", "after", "change", *(["personal"] * own), "ε spent", "upload/round"):
+    width = NAME_WIDTH - _PERSONAL_WIDTH * own
+    table.add_column("", max_width=width, min_width=14, no_wrap=True, overflow="ellipsis")
+    titles = ("personal", "ε spent", "up/round") if own else ("ε spent", "upload/round")
+    for title in ("before", "after", "change", *titles):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_row(
         Text("public test set", style="bold"),

@@ -69,8 +69,18 @@ def test_markup_in_a_name_is_shown_as_it_is(renamed: Callable[[str, str], Summar
 def test_personal_adapters_have_a_column_that_fits_and_are_said_to_be_free_and_to_stay(
     personal: dict[str, Any], name: str
 ) -> None:
+    personal["accuracy"]["per_site"]["west"] = {"baseline": 0.0, "final": 1.0, "records": 9, "personal": 1.0}
     made = from_json(json.dumps(personal).replace('"north"', json.dumps(name)))
     text = _printed(made, width=80)
+    for figure in (
+        "100.0 %   +100.0    100.0 %",
+        " 61.5 % ",
+        " 69.0 % ",
+        " +7.5 ",
+        " before ",
+        " up/round",
+    ):
+        assert figure in text, "no figure is cut for a name"
     lines = text.splitlines()
     assert max(cell_len(line.rstrip()) for line in lines) <= 80
     (east, south) = (next(line for line in lines if site in line) for site in ("east", "worst: south"))
