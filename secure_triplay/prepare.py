@@ -18,7 +18,7 @@ from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.crypto.wrapping import WrappingCodec
 from secure_triplay.errors import AssetError, ConfigError, DataError
 from secure_triplay.privacy.counts import CountRule
-from secure_triplay.privacy.mechanisms import DpSgd
+from secure_triplay.privacy.mechanisms import Charge, DpSgd, DpSgdCharge
 from secure_triplay.privacy.shares import ShareRule
 
 if TYPE_CHECKING:
@@ -90,6 +90,39 @@ def round_rule(study: Study) -> DpSgd:
         unit=dp.unit,
         max_records_per_patient=dp.max_records_per_patient,
     )
+
+
+def update_noise_std(study: Study) -> float:
+    """Standard deviation of the noise in one coordinate of one site's update of a round, in units of the adapter.
+
+    It follows from public constants. Raises PrivacyError, and ConfigError where an update has no noise of its own.
+    """
+    rule = round_rule(study)
+    noise_std: float = rule.learning_rate * rule.noise_std / rule.expected_batch_size * rule.steps**0.5
+    return noise_std
+
+
+def charges_of(study: Study) -> tuple[Charge, ...]:
+    """What a site is charged for all rounds of a study. Raises PrivacyError, and ConfigError without privacy."""
+    if study.dp is None:
+        raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
+    shares, counts = share_rule(study), count_rule(study)
+    step = (
+        DpSgdCharge(noise_multiplier(study), study.dp.sampling_rate, 1, study.dp.unit)
+        if shares is None
+        else shares.charge
+    )
+    training: Charge = replace(step, steps=study.total_steps)
+    return (training,) if counts is None else (training, counts.charge)
+
+
+def epsilon_of_study(study: Study) -> float:
+    """Epsilon that a site has spent at the end of a study. Raises PrivacyError, and ConfigError without privacy."""
+    from secure_triplay.privacy.accounting import epsilon
+
+    charges = charges_of(study)
+    assert study.dp is not None  # it was charged
+    return epsilon(list(charges), study.dp.delta)
 
 
 def require_own_noise(study: Study) -> None:
@@ -174,9 +207,7 @@ def choose_codec(study: Study, n_params: int, *, masked: bool | None = None) -> 
         return _codec_of_sums(study, shares, n_params)
     limit = study.codec.range
     if limit is None:
-        rule = round_rule(study)
-        noise_std = rule.learning_rate * rule.noise_std / rule.expected_batch_size * rule.steps**0.5
-        limit = study.codec.range_noise_stds * noise_std
+        limit = study.codec.range_noise_stds * update_noise_std(study)
     return Codec.choose(
         n_sites=len(study.sites),
         value_bits=study.codec.value_bits,

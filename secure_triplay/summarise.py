@@ -15,9 +15,16 @@ from secure_triplay import __version__
 from secure_triplay.config import DpOn, Study
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.errors import RunError
-from secure_triplay.prepare import choose_codec, count_rule, epsilon_of_shares, noise_multiplier, share_rule
+from secure_triplay.prepare import (
+    charges_of,
+    choose_codec,
+    count_rule,
+    epsilon_of_shares,
+    noise_multiplier,
+    share_rule,
+)
 from secure_triplay.privacy import accounting
-from secure_triplay.privacy.mechanisms import Charge, DpSgdCharge
+from secure_triplay.privacy.mechanisms import DpSgdCharge
 from secure_triplay.privacy.shares import ShareRule
 from secure_triplay.report import summary as report
 from secure_triplay.report.card import write_adapter_card
@@ -138,7 +145,10 @@ def _accuracy(run: Collected) -> report.Accuracy:
         per_round=tuple(shares[1:]),
         per_site={
             site: report.SiteAccuracy(
-                baseline=values[0], final=values[-1], records=measured[site][0]["holdout_total"]
+                baseline=values[0],
+                final=values[-1],
+                records=measured[site][0]["holdout_total"],
+                personal=_personal(run, site),
             )
             for site, values in own.items()
         },
@@ -148,6 +158,12 @@ def _accuracy(run: Collected) -> report.Accuracy:
         if worst is None
         else report.WorstSite(name=worst, baseline=own[worst][0], final=own[worst][-1]),
     )
+
+
+def _personal(run: Collected, site: str) -> float | None:
+    """Accuracy of a site's personal adapter on its own held-back records; None where it made none."""
+    made = run.of(site, "personal")
+    return made[0]["holdout_correct"] / made[0]["holdout_total"] if made else None
 
 
 def _published(run: Collected) -> report.PublishedCounts | None:
@@ -177,9 +193,7 @@ def _privacy(study: Study, site: str, n_params: int) -> report.SitePrivacy:
         )
     dp, noise, shares = study.privacy, noise_multiplier(study), share_rule(study)
     step = DpSgdCharge(noise, dp.sampling_rate, 1, dp.unit) if shares is None else shares.charge
-    per_round, counts = study.training.steps_per_round, count_rule(study)
-    whole: list[Charge] = [replace(step, steps=study.total_steps)]
-    whole += [] if counts is None else [counts.charge]
+    per_round, whole = study.training.steps_per_round, list(charges_of(study))
     return report.SitePrivacy(
         site=site,
         epsilon=accounting.epsilon(whole, dp.delta),

@@ -58,6 +58,17 @@ def test_sites_end_alike_and_the_summary_says_what_the_guarantee_rests_on(run):
     assert summary["federation"]["uploads_refused"] == 0
 
 
+def test_sites_that_share_their_noise_get_no_personal_adapter_and_their_journals_say_why(run):
+    folder, summary = run
+    for site in (folder / "sites").iterdir():
+        assert not (site / "personal").exists()
+        journal = [json.loads(line) for line in (site / "journal.jsonl").read_text().splitlines()]
+        (said,) = [entry["what"] for entry in journal if entry["event"] == "no personal adapter"]
+        assert "share their noise" in said
+    assert all(each["personal"] is None for each in summary["accuracy"]["per_site"].values())
+    assert ">Personal<" not in (folder / "report.html").read_text()
+
+
 def test_report_and_card_do_not_claim_noise_of_a_sites_own(run):
     folder, _ = run
     for page in ("report.html", "adapter/README.md"):

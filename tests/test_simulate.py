@@ -75,6 +75,7 @@ def test_a_finished_run_holds_what_the_readme_says(run):
         "ledger",
         "evidence",
         "identity.key",
+        "personal",
     }
 
 
@@ -194,7 +195,19 @@ def needles(folder: Path) -> dict[str, list[bytes]]:
     return {
         "image": rows,
         "adapter": [row.astype("<f4").tobytes() for value in trained for row in value[:100]],
+        "personal": [
+            row.astype(kind).tobytes()
+            for site in split.sites
+            for value, shared in zip(personal_of(folder, site), trained, strict=True)
+            for row in (*value[:100], *(value - shared)[:100])
+            for kind in ("<f4", "<f8")
+        ],
     }
+
+
+def personal_of(folder: Path, site: str) -> list[np.ndarray]:
+    weights = load_file(folder / "sites" / site / "personal" / "adapter_model.safetensors")
+    return [value for name, value in weights.items() if "lora_B" in name]
 
 
 def found(needle_rows: list[bytes], haystack: bytes) -> int:
@@ -209,6 +222,8 @@ def test_nothing_that_the_server_received_or_logged_holds_an_image_or_an_adapter
     assert all(found(rows, content) == 0 for rows in wanted.values() for content in received)
     # The search can find: the adapter in its file, an image in its own bytes.
     assert found(wanted["adapter"], (folder / "adapter" / "adapter_model.safetensors").read_bytes()) > 100
+    personal = (folder / "sites" / "north" / "personal" / "adapter_model.safetensors").read_bytes()
+    assert found(wanted["personal"], personal) > 100
     assert found(wanted["image"], b"".join(wanted["image"])) == len(wanted["image"]) > 50
 
 
@@ -226,7 +241,8 @@ def test_record_counts_do_not_stand_in_the_servers_log(run):
     assert not [word for word in ('": 80,', '": 80}') if word in text]
 
 
-def test_adapter_loads_with_plain_peft_without_a_missing_key(run, tmp_path):
+@pytest.mark.parametrize("made", ["adapter", "sites/north/personal"])
+def test_adapter_loads_with_plain_peft_without_a_missing_key(run, tmp_path, made):
     from peft import PeftModel
 
     study = tmp_path / "study.yaml"
@@ -234,10 +250,46 @@ def test_adapter_loads_with_plain_peft_without_a_missing_key(run, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", message=".*kernels.*")
-        model = PeftModel.from_pretrained(load_study_backbone(study).model, run[0] / "adapter")
+        model = PeftModel.from_pretrained(load_study_backbone(study).model, run[0] / made)
     loaded = {name: value for name, value in model.named_parameters() if "lora_B" in name}
     assert loaded
     assert all(float(value.abs().max()) > 0 for value in loaded.values())
+
+
+def test_each_site_has_a_personal_adapter_of_its_own_that_lies_two_thousandths_from_the_shared_one(run):
+    """Two rounds of updates that are nearly all noise: one standard deviation of it is 0.002 a coordinate."""
+    folder, _ = run
+    shared = load_file(folder / "adapter" / "adapter_model.safetensors")
+    names = [name for name in shared if "lora_B" in name]
+    moved = {}
+    for site in (folder / "sites").iterdir():
+        own = load_file(site / "personal" / "adapter_model.safetensors")
+        assert all((own[name] == shared[name]).all() for name in shared if name not in names)
+        moved[site.name] = np.concatenate([(own[name] - shared[name]).ravel() for name in names])
+        assert moved[site.name].std() == pytest.approx(0.002, rel=0.25)
+        front, body = (site / "personal" / "README.md").read_text().split("---\n", 2)[1:]
+        said = yaml.safe_load(front)["secure_triplay"]
+        (claim,) = [one for one in run[1]["privacy"] if one["site"] == site.name]
+        assert (said["epsilon_of_site"], said["own_updates"]) == (claim["epsilon"], 2)
+        assert f"Personal adapter of site {site.name}" in body
+    apart = np.corrcoef(list(moved.values()))
+    assert np.abs(apart - np.eye(3)).max() < 0.3
+
+
+def test_the_summary_has_both_accuracies_of_each_site_on_its_own_records(run):
+    folder, summary = run
+    for site in (folder / "sites").iterdir():
+        journal = [json.loads(line) for line in (site / "journal.jsonl").read_text().splitlines()]
+        (personal,) = [entry for entry in journal if entry["event"] == "personal"]
+        shared = [entry for entry in journal if entry["event"] == "measured"][-1]
+        said = summary["accuracy"]["per_site"][site.name]
+        assert said["personal"] == personal["holdout_correct"] / personal["holdout_total"]
+        assert said["final"] == shared["holdout_correct"] / shared["holdout_total"]
+        assert personal["holdout_total"] == said["records"] == 10
+        assert set(personal) == {"event", "time", "rounds", "holdout_correct", "holdout_total"}
+    page = (folder / "report.html").read_text()
+    assert ">Personal<" in page
+    assert "never leaves the site" in page
 
 
 def test_a_missing_manifest_ends_the_run_with_its_name_and_leaves_nothing(tmp_path):

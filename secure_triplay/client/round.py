@@ -81,7 +81,7 @@ class Member:
     epoch before this one.
     Where sites train different `ranks`, each column's mean is over those that train it.
     Where an accuracy is `published`, the last of the `rounds` counts and trains nothing. `masking` are the masks'
-    parameters; None is a shared key.
+    parameters; None is a shared key. With `keeps_own` the site remembers its own updates, for a personal adapter.
 
     Raises ConfigError for a quorum of half the roster or fewer, or below the masks' threshold.
     """
@@ -105,6 +105,7 @@ class Member:
     published: Published | None = None
     masking: MaskingParameters | None = None
     ranks: Ranks | None = None
+    keeps_own: bool = False
 
     def __post_init__(self) -> None:
         require_quorum(self.quorum, len(self.plan.sites))
@@ -138,11 +139,15 @@ class ApprovedSum:
 
 @dataclass(frozen=True)
 class Learned:
-    """What this site learned in a round, as the codec's integers, and how long training and masking it took."""
+    """What this site learned in a round, as the codec's integers, and how long training and masking it took.
+
+    `update` (n_params,) is what training gave, noise included; None where nobody keeps it. It never leaves.
+    """
 
     integers: Integers
     train_s: float = 0.0
     mask_s: float = 0.0
+    update: Vector | None = None
 
 
 def learn(me: Member, state: GlobalState) -> Learned:
@@ -151,18 +156,19 @@ def learn(me: Member, state: GlobalState) -> Learned:
     The charge was reserved and countersigned.
     """
     started = time.perf_counter()
-    counts = me.counts_in(state.round + 1)
+    counts, own = me.counts_in(state.round + 1), None
     if isinstance(me.codec, WrappingCodec):  # noise is shared: integers already, and all sites weigh the same
         assert isinstance(me.learner, SharesNoise)
         integers = me.learner.noised_sum(state.adapter.astype(np.float32))
         return Learned(integers, time.perf_counter() - started)
     if counts is None:
         share = me.weights[me.name] / max(me.weights.values())
-        update = me.learner.update(state.adapter.astype(np.float32)) * np.float32(share)
+        trained = me.learner.update(state.adapter.astype(np.float32))
+        own, update = trained if me.keeps_own else None, trained * np.float32(share)
     else:
         update = counts.as_update(state.published, me.codec)
     trained_s = time.perf_counter() - started
-    return Learned(me.codec.quantise(update, me.noise), trained_s)
+    return Learned(me.codec.quantise(update, me.noise), trained_s, update=own)
 
 
 def seal(me: Member, round_number: int, learned: Learned, members: bytes = b"") -> bytes:

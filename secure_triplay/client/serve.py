@@ -26,11 +26,13 @@ from secure_triplay.client.keys import EpochKeys, load_keys, save_keys
 from secure_triplay.client.learner import (
     Encoded,
     Learner,
+    Score,
     counted_records,
     encode_records,
     require_units,
 )
 from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.personal import personal_adapter, why_none
 from secure_triplay.client.published import Published
 from secure_triplay.client.round import Member
 from secure_triplay.client.session import Session
@@ -111,6 +113,15 @@ class SiteSetup:
     base: int = 0
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a site ends a study with; `personal` (n_params,) is its own adapter, None where the study gives none."""
+
+    state: GlobalState
+    personal: NDArray[np.float32] | None
+    own_rounds: int
+
+
 def load_site(
     study: Study,
     site: str,
@@ -143,8 +154,8 @@ def load_site(
 
 def serve_site(
     setup: SiteSetup, loaded: LoadedSite, journal: Journal, ready: Callable[[], None] = lambda: None
-) -> GlobalState:
-    """Take part until the last sum is applied -> the final state; the adapter of `loaded` holds what is published.
+) -> Outcome:
+    """Take part until the last sum is applied; then the adapter of `loaded` holds what is published.
 
     `ready` is called once requests are answered. Raises CryptoError where there is no key; with `stop_on_refusal`
     also what was refused.
@@ -196,6 +207,7 @@ def serve_site(
         published=published(study, learner, holdout, noise),
         masking=masks_for(study, len(setup.plan.sites)),
         ranks=ranks,
+        keeps_own=why_none(study) is None,
     )
 
     def measure(state: GlobalState) -> None:
@@ -225,8 +237,17 @@ def serve_site(
             stop_on_refusal=setup.stop_on_refusal,
             reply_after_s=setup.reply_after_s,
         )
-    loaded.model.adapter.load_vector(session.state.published)
-    return session.state
+    state, own = session.state, session.own
+    personal = personal_adapter(study, own, state.published, journal.write)
+    if personal is not None:
+        note_personal(journal, own.count, learner.score(personal, holdout))
+    loaded.model.adapter.load_vector(state.published)
+    return Outcome(state, personal, own.count)
+
+
+def note_personal(journal: Journal, rounds: int, score: Score) -> None:
+    """How good the personal adapter is on this site's held-back records, in its own journal."""
+    journal.write("personal", rounds=rounds, holdout_correct=score.correct, holdout_total=score.total)
 
 
 def published(study: Study, learner: Learner, holdout: Encoded, noise: NoiseSource) -> Published | None:

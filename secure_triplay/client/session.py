@@ -4,6 +4,7 @@ Everything that a worker needs to go on after `kill -9` is in the vault before t
 
     state     adapter and optimiser after the last applied round
     update    what was learned in the current round, until its sum is applied: nothing is trained twice
+    own       the sum of this site's own updates, which never leaves (`kept`)
     upload    the update of the current round, masked and encrypted: a retry sends the same bytes
     sum       the sum that this site verified and signed, until a quorum allows to open it
     signed    which sum it signed in each round (one a round and epoch, for good), and how many checks failed
@@ -16,15 +17,14 @@ epoch's key is destroyed: whether a forged sum was accepted is an oracle on the 
 from __future__ import annotations
 
 import hashlib
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import msgpack
-import numpy as np
 
+from secure_triplay.client.kept import ROUND, count_own, keep_update, kept_update
 from secure_triplay.client.keys import destroy_keys
 from secure_triplay.client.masks import masks_of
 from secure_triplay.client.optimiser import GlobalState
@@ -61,8 +61,6 @@ from secure_triplay.wireformat import Message, read
 
 MAX_FAILURES = 3
 
-_ROUND = struct.Struct(">Q")
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -92,7 +90,8 @@ class _Signed:
 class Session:
     """A member's study between its first request and its last sum; made anew from the vault it goes on there.
 
-    `start` is the state before the first round of this epoch, for a vault that has none yet.
+    `start` is the state before the first round of this epoch, for a vault that has none yet. `own` are this site's
+    own updates in the rounds that were applied; no message holds anything of them.
     """
 
     def __init__(self, me: Member, vault: Vault, start: GlobalState) -> None:
@@ -100,6 +99,7 @@ class Session:
         self._vault = vault
         kept, signed = vault.load("state"), vault.load("signed")
         self.state = start if kept is None else GlobalState.from_bytes(kept)
+        self.own = count_own(vault, self.state.round, me.codec.n_params)
         self._signed = _Signed() if signed is None else _Signed.from_bytes(signed)
         self._asked: int | None = None
         self._masks = masks_of(me, vault, self.state.round)
@@ -183,7 +183,7 @@ class Session:
         again, self._asked = self._asked == number, number
         reservation = me.accounts.reserved(number)
         kept = self._kept("upload", number)
-        carried = self._vault.load("carried") == _ROUND.pack(number)
+        carried = self._vault.load("carried") == ROUND.pack(number)
         if kept is not None and reservation is not None:
             if not carried:
                 me.accounts.settle(reservation, kept)
@@ -218,7 +218,7 @@ class Session:
         masked, with_whom = self._masks.mask(number, members, learned.integers)
         sealed = replace(learned, integers=masked, mask_s=time.perf_counter() - started)
         upload = seal(me, number, sealed, with_whom)
-        self._vault.save("upload", _ROUND.pack(number) + upload)
+        self._vault.save("upload", ROUND.pack(number) + upload)
         if carried:
             me.accounts.decided(
                 f"update of round {number} encrypted anew for epoch {me.plan.epoch}: {_hash(upload)}"
@@ -232,11 +232,11 @@ class Session:
 
         Also where the round goes on under the next epoch's key.
         """
-        kept = self._kept("update", number)
+        kept = kept_update(self._vault, number)
         if kept is not None:
-            return Learned(np.frombuffer(kept, "<i8").astype(np.int64))
+            return kept[1]
         learned = learn(me, self.state)
-        self._vault.save("update", _ROUND.pack(number) + learned.integers.astype("<i8").tobytes())
+        keep_update(self._vault, number, learned)
         return learned
 
     def _reserve_next(self, me: Member, number: int) -> None:
@@ -266,7 +266,7 @@ class Session:
             verified = self._checked(me, total, total.round)
             signs = self._masks.agree(total)
         if total.round == self.state.round + 1:
-            self._vault.save("sum", _ROUND.pack(total.round) + total.to_bytes())
+            self._vault.save("sum", ROUND.pack(total.round) + total.to_bytes())
         self._settle_on(total)  # on disk before the signature leaves
         return approve(me, verified).signature if signs else b""
 
@@ -317,7 +317,7 @@ class Session:
         self._settle_on(total.verified.message)
         me.accounts.closed(total.verified.message)
         self._vault.save("state", state.to_bytes())
-        self._vault.destroy("update")
+        self.own = count_own(self._vault, state.round, me.codec.n_params)
         self.state = state
         self._masks.close(state.round)
 
@@ -327,9 +327,9 @@ class Session:
 
     def _kept(self, name: str, number: int) -> bytes | None:
         content = self._vault.load(name)
-        if content is None or content[: _ROUND.size] != _ROUND.pack(number):
+        if content is None or content[: ROUND.size] != ROUND.pack(number):
             return None
-        return content[_ROUND.size :]
+        return content[ROUND.size :]
 
     def _settle_on(self, total: SumMessage) -> None:
         if self._signed.sums.get(total.round) != total.sha256:
@@ -364,18 +364,6 @@ class Session:
                 fix="look into the server; the study goes on with a new key epoch",
             )
         return self._me
-
-
-def carry_update(vault: Vault, later: Vault, state: GlobalState) -> None:
-    """Take what was sent in a round that never closed into the next epoch, whose key encrypts it anew.
-
-    The released values stay the same, so nothing is charged for it; without this the round could not go on here.
-    """
-    number = _ROUND.pack(state.round + 1)
-    kept, sent = vault.load("update"), vault.load("upload")
-    if kept is not None and sent is not None and kept[: len(number)] == sent[: len(number)] == number:
-        later.save("update", kept)
-        later.save("carried", number)
 
 
 def _hash(content: bytes) -> str:

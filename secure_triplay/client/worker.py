@@ -22,6 +22,7 @@ from secure_triplay.client.accounts import SimulatedAccounts
 from secure_triplay.client.job import Job
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import EpochKeys, Roster, make_keys, open_keys
+from secure_triplay.client.personal import FOLDER
 from secure_triplay.client.serve import SiteSetup, load_site, serve_site
 from secure_triplay.client.vault import Vault, new_storage_key
 from secure_triplay.crypto.codec import Codec
@@ -29,6 +30,7 @@ from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.keyfile import save_identity
 from secure_triplay.errors import RunError, SecureTriplayError
+from secure_triplay.report.card import write_personal_card
 from secure_triplay.wire import SessionPlan
 
 
@@ -103,13 +105,17 @@ def _take_part(job: Job, control: Connection, journal: Journal) -> None:
         stop_on_refusal=True,
         reply_after_s=0.0,
     )
-    state = serve_site(setup, loaded, journal, lambda: control.send("ready"))
+    outcome = serve_site(setup, loaded, journal, lambda: control.send("ready"))
     shutil.rmtree(vault)
     loaded.model.adapter.save(job.folder / "adapter")
+    if outcome.personal is not None:
+        loaded.model.adapter.load_vector(outcome.personal)
+        loaded.model.adapter.save(job.folder / FOLDER)
+        write_personal_card(study, job.site, outcome.own_rounds, job.folder / FOLDER)
     accounts.export(job.folder / "evidence")
     journal.write(
         "finished",
-        adapter_sha256=hashlib.sha256(state.published.tobytes()).hexdigest(),
+        adapter_sha256=hashlib.sha256(outcome.state.published.tobytes()).hexdigest(),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
     control.send("finished")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.learner import Encoded, Learner, encode_records
 from secure_triplay.client.optimiser import GlobalState
-from secure_triplay.client.serve import LoadedSite, load_site, published
+from secure_triplay.client.serve import LoadedSite, load_site, note_personal, published
 from secure_triplay.config import Study
 from secure_triplay.data.records import Records
 from secure_triplay.model.ranks import ranks_of
@@ -56,6 +56,9 @@ class SiteLearner:
             holdout_total=own.total,
             seconds=time.perf_counter() - started,
         )
+
+    def measure_own(self, adapter: NDArray[np.float32], rounds: int) -> None:
+        note_personal(self._journal, rounds, self.trainer.score(adapter, self._holdout))
 
     def save(self, state: GlobalState, folder: Path) -> None:
         self._loaded.model.adapter.load_vector(state.published)

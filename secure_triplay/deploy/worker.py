@@ -12,9 +12,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import socket
 import sys
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -25,19 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.client.accounts import LedgerAccounts
-from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.client.journal import Journal
+from secure_triplay.client.kept import carry_own, carry_update
 from secure_triplay.client.keys import EpochKeys
 from secure_triplay.client.masks import forget_masks
 from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.personal import why_none
 from secure_triplay.client.published import Published
 from secure_triplay.client.round import Member, Trains
-from secure_triplay.client.session import Session, carry_update
+from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
+from secure_triplay.deploy.answering import listening, serve_one
 from secure_triplay.deploy.ceremony import SiteCeremony
 from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
+from secure_triplay.deploy.own import write_personal
 from secure_triplay.errors import ProtocolError, SecureTriplayError
 from secure_triplay.federation.ceremony import Deliver, MakeKeys, Opened, Summon
 from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted, needed
@@ -51,8 +52,8 @@ from secure_triplay.model.ranks import Ranks
 from secure_triplay.policy import check_hours
 from secure_triplay.prepare import masks_for
 from secure_triplay.privacy.noise import NoiseSource
-from secure_triplay.wire import Behind, Declined, SessionPlan, Witness
-from secure_triplay.wireformat import MAGIC, VERSION, read
+from secure_triplay.wire import Behind, Declined, SessionPlan
+from secure_triplay.wireformat import MAGIC, read
 
 SOCKET, STATE, EVIDENCE, ADAPTER = "worker.sock", "state", "evidence", "adapter"
 REPLY_AFTER_S = 0.5
@@ -61,7 +62,6 @@ LINGER_S = 45.0
 """So long after the last question a worker whose study has ended still answers."""
 
 _START_STATE = "start"
-_WITNESS = MAGIC + bytes((VERSION, Witness.kind))
 
 
 class Learns(Protocol):
@@ -142,7 +142,7 @@ class SiteWorker:
     @staticmethod
     def _ceremony_message(request: bytes) -> _Asked | None:
         kinds = {kind.kind for kind in get_args(_Asked)}
-        if request[: len(MAGIC)] != MAGIC or len(request) < len(_WITNESS) or request[5] not in kinds:
+        if request[: len(MAGIC)] != MAGIC or len(request) < len(MAGIC) + 2 or request[5] not in kinds:
             return None
         message = read(request, *get_args(_Asked))
         assert isinstance(message, _Asked)
@@ -244,6 +244,8 @@ class SiteWorker:
         if state is not None:  # before anything says that the epoch is another: a restart goes on either way
             self._vault(bundle.epoch).save(_START_STATE, state.to_bytes())
             carry_update(self._vault(current.epoch), self._vault(bundle.epoch), state)
+        n_params = self._learns.codec.n_params
+        carry_own(self._vault(current.epoch), self._vault(bundle.epoch), message.base, n_params)
         self._joined = succeed(self._site, self._joined, bundle, message.bundle)
         self._end_epoch(current)
         self._begin_epoch()
@@ -328,6 +330,7 @@ class SiteWorker:
             published=self._learns.published,
             masking=masks_for(study, len(plan.sites)),
             ranks=self._learns.ranks,
+            keeps_own=why_none(study) is None,
         )
 
     def _allow(self, round_number: int) -> Iterable[str]:
@@ -359,51 +362,24 @@ def run_worker(
             measured = worker.session.state.round
         journal.write("ready")
         while not worker.finished:
-            _serve_one(listener, worker, reply_after_s)
+            serve_one(listener, worker.answer, reply_after_s)
             if worker.session is not None and worker.session.state.round > measured:
                 measured = worker.session.state.round
                 learns.measure(worker.session.state)  # after the reply, so that its time tells nothing
         assert worker.session is not None
         learns.save(worker.session.state, joined.folder / ADAPTER)
+        write_personal(joined, site.name, worker.session, learns, journal)
         journal.write("saved", round=worker.session.state.round)
         listener.settimeout(linger_s)
         with suppress(TimeoutError):  # the last answer may be lost, and the server asks again
             while True:
-                _serve_one(listener, worker, reply_after_s)
+                serve_one(listener, worker.answer, reply_after_s)
         worker.close()
         evidence = joined.folder / EVIDENCE
         if not evidence.exists():
             export(site.ledger, evidence, site.identity, purpose=f"end of study {joined.study.study}")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         journal.write("finished", peak_rss_bytes=peak)
-
-
-def _serve_one(listener: socket.socket, worker: SiteWorker, reply_after_s: float) -> None:
-    with listener.accept()[0] as connection:
-        connection.settimeout(None)
-        try:
-            request = receive_frame(connection)
-            arrived = time.monotonic()
-            reply = worker.answer(request)
-            if request[: len(_WITNESS)] == _WITNESS:
-                time.sleep(max(0.0, arrived + reply_after_s - time.monotonic()))
-            send_frame(connection, reply)
-        except (OSError, ProtocolError):
-            return  # the shim hung up; the server asks again, and gets the same
-
-
-def listening(path: Path) -> socket.socket:
-    """A listening socket that only this user reaches, in a folder with a path of any length; a dead one is replaced."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    path.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:  # a socket's own path may have 107 bytes only
-        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-    finally:
-        os.close(folder)
-    path.chmod(0o600)
-    listener.listen(16)
-    return listener
 
 
 def main() -> None:

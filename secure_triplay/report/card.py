@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from secure_triplay.config import Backbone, Study
+from secure_triplay.prepare import epsilon_of_study
 from secure_triplay.report import words
 from secure_triplay.report.html import render
 from secure_triplay.report.summary import BackboneUsed, Summary, write_text
@@ -33,7 +35,46 @@ def adapter_card(summary: Summary) -> str:
     return f"---\n{_front_matter(summary)}---\n\n{text}"
 
 
-def loading_code(backbone: BackboneUsed) -> str:
+def write_personal_card(study: Study, site: str, rounds: int, folder: str | Path) -> Path:
+    """Write `README.md` into a personal adapter's folder. Raises RunError, and PrivacyError or ConfigError."""
+    return write_text(Path(folder) / "README.md", personal_card(study, site, rounds))
+
+
+def personal_card(study: Study, site: str, rounds: int) -> str:
+    """The Markdown card of one site's personal adapter, made of its updates of so many rounds.
+
+    Its epsilon is the site's own: what the study was charged there. Raises PrivacyError, and ConfigError for a study
+    without privacy, which has no such adapter.
+    """
+    epsilon, dp = epsilon_of_study(study), study.dp
+    assert dp is not None  # it has an epsilon
+    front = {
+        "library_name": "peft",
+        "base_model": study.backbone.name,
+        "tags": ["lora", "clip", "personal-adapter", "do-not-share", "differential-privacy"],
+        "secure_triplay": {
+            "personal_adapter_of": " ".join(site.split()),
+            "study": " ".join(study.study.split()),
+            "config_sha256": study.file_sha256,
+            "own_updates": rounds,
+            "epsilon_of_site": epsilon,
+            "delta": dp.delta,
+            "unit": dp.unit,
+        },
+    }
+    text = render(
+        "personal.md.j2",
+        study=study,
+        site=site,
+        rounds=rounds,
+        spent=epsilon,
+        dp=dp,
+        loading=loading_code(study.backbone),
+    )
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)}---\n\n{text}"
+
+
+def loading_code(backbone: BackboneUsed | Backbone) -> str:
     """Python that loads this adapter with plain peft onto the backbone it was trained on."""
     settings: dict[str, Any] = {"source": backbone.source, "name": backbone.name}
     if backbone.unsafe_random_weights:

@@ -20,6 +20,7 @@ def write_run_report(summary: Summary, path: str | Path) -> Path:
         limits=words.limits(summary),
         spent=words.spent(summary),
         guarantee=words.guarantee,
+        personal=words.PERSONAL,
         half_width=words.half_width,
         plots=run_plots(summary),
     )

@@ -33,11 +33,14 @@ class Part(BaseModel):
 
 
 class SiteAccuracy(Part):
-    """Accuracy on the records that one site kept back; `records` of them."""
+    """Accuracy on the records that one site kept back; `records` of them. `final` is the shared adapter's."""
 
     baseline: Fraction
     final: Fraction
     records: Count | None = None
+    personal: Fraction | None = Field(
+        None, description="of this site's personal adapter, on the same records; left out: it has none"
+    )
 
 
 class WorstSite(Part):
@@ -73,6 +76,11 @@ class Accuracy(Part):
     published: PublishedCounts | None = Field(
         None, description="what the study released; the rest is the harness'"
     )
+
+    @property
+    def has_personal(self) -> bool:
+        """Whether any site has a personal adapter."""
+        return any(site.personal is not None for site in self.per_site.values())
 
     @model_validator(mode="after")
     def _worst_is_worst(self) -> Self:

@@ -9,10 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from secure_triplay.report import words
-from secure_triplay.report.summary import SitePrivacy, Summary
+from secure_triplay.report.summary import SiteAccuracy, SitePrivacy, Summary
 
 MOST_SITES = 10
 NAME_WIDTH = 27
+_PERSONAL_WIDTH = 11
+"""Of a further column with its margin: names are cut for it, figures never are."""
 
 
 def closing_table(summary: Summary) -> Group:
@@ -43,15 +45,16 @@ def _sites(summary: Summary) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title=Text(heading, style="bold"), title_justify="left"
     )
-    table.add_column("", max_width=NAME_WIDTH, min_width=14, no_wrap=True, overflow="ellipsis")
-    for title in ("before", "after", "change", "ε spent", "upload/round"):
-        table.add_column(title, justify="right")
-    accuracy = summary.accuracy
+    accuracy, own = summary.accuracy, summary.accuracy.has_personal
+    width = NAME_WIDTH - _PERSONAL_WIDTH * own
+    table.add_column("", max_width=width, min_width=14, no_wrap=True, overflow="ellipsis")
+    titles = ("personal", "ε spent", "up/round") if own else ("ε spent", "upload/round")
+    for title in ("before", "after", "change", *titles):
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_row(
         Text("public test set", style="bold"),
         *_accuracy(accuracy.baseline, accuracy.final),
-        "",
-        "",
+        *[""] * (2 + own),
         end_section=True,
     )
     for entry in _shown(summary):
@@ -59,7 +62,9 @@ def _sites(summary: Summary) -> Table:
         worst = accuracy.worst_site is not None and entry.site == accuracy.worst_site.name
         name = Text("worst: " if worst else "", style="bold").append(entry.site, style="not bold")
         spent = Text(words.epsilon(entry.epsilon), style="bold red" if entry.epsilon is None else "")
-        figures = _accuracy(site.baseline, site.final) if site else (Text("–"),) * 3
+        figures: tuple[Text, ...] = _accuracy(site.baseline, site.final) if site else (Text("–"),) * 3
+        if own:
+            figures += (_personal(site),)
         table.add_row(name, *figures, spent, words.size(summary.upload.bytes_per_site_per_round))
     return table
 
@@ -71,6 +76,8 @@ def _below(summary: Summary) -> Text:
         lines.append(f"And {len(summary.privacy) - MOST_SITES} more sites in summary.json.")
     if summary.accuracy.per_site:
         lines.append("By site: on records kept back there, read by the simulation; they never travelled.")
+    if summary.accuracy.has_personal:
+        lines.append(f"Personal: {words.PERSONAL}")
     if summary.dp == "on":
         budget = f" of {most.epsilon_budget:g}" if most.epsilon_budget else ""
         lines.append(
@@ -121,6 +128,12 @@ def _accuracy(before: float, after: float) -> tuple[Text, Text, Text]:
         Text(words.percent(after), style="bold"),
         Text(words.points(after - before), style=style),
     )
+
+
+def _personal(site: SiteAccuracy | None) -> Text:
+    if site is None or site.personal is None:
+        return Text("–")
+    return Text(words.percent(site.personal), style="bold" if site.personal > site.final else "")
 
 
 def _shown(summary: Summary) -> list[SitePrivacy]:

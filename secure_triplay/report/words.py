@@ -16,6 +16,13 @@ from secure_triplay.report.summary import SharedNoiseMade, SitePrivacy, Summary
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+PERSONAL = (
+    "each site's own second adapter, made of its own updates. It costs no privacy beyond ε, "
+    "lies in sites/NAME/personal and never leaves the site."
+)
+"""What a figure of a personal adapter is, after its name and a colon."""
+
+
 class Limit(NamedTuple):
     """One thing that a run does not protect against: a short title, and why."""
 

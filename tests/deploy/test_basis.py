@@ -47,3 +47,16 @@ def test_a_round_ends_with_the_bundles_a_and_one_b_at_every_site(made):
         assert all(adapter[name].tobytes() == a.astype("<f4").tobytes() for adapter in adapters)
         assert all(adapter[b].tobytes() == adapters[0][b].tobytes() for adapter in adapters)
         assert adapters[0][b].any()
+    personal = [
+        load_file(site.path / "studies" / "demo" / "personal" / "adapter_model.safetensors")
+        for site in made.sites.values()
+    ]
+    for own, shared in zip(personal, adapters, strict=True):
+        assert own.keys() == shared.keys()
+        for layer in shared:
+            assert (own[layer] != shared[layer]).any() == ("lora_B" in layer)
+    for name, site in made.sites.items():
+        card = (site.path / "studies" / "demo" / "personal" / "README.md").read_text()
+        assert f"Personal adapter of site {name}" in card
+        (said,) = [event for event in made.events(name) if event["event"] == "personal"]
+        assert (said["rounds"], said["holdout_total"]) == (1, 20)

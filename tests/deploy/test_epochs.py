@@ -334,6 +334,43 @@ def test_what_a_site_sends_again_under_a_new_key_are_the_very_integers_that_it_r
         assert vault(grid, name, 1).load("update") is None
 
 
+def holds_own(grid: DictionaryGrid, name: str, rounds: int) -> None:
+    own = grid.workers[name].session.own
+    assert own.count == rounds
+    assert np.abs(own.total - rounds * update_of(name).astype(np.float64)).max() < 1e-12
+
+
+def test_a_round_that_is_repeated_under_a_new_key_counts_once_among_a_sites_own_updates(grid):
+    stopped_in_round_2(grid, Witness)
+    change_roster(grid.made.server)
+    for name in NAMES[:3]:
+        holds_own(grid, name, 1)  # round 2 was sent, and is not closed
+    grid.run()
+    for name in NAMES[:3]:
+        holds_own(grid, name, ROUNDS)
+        grid.start(name)
+        holds_own(grid, name, ROUNDS)
+        assert charged(grid, name) == [1, 2, 3, 4]
+
+
+def test_a_sites_own_updates_go_with_it_through_key_epochs_and_a_new_site_has_but_its_own(grid):
+    grid.run(until=2)
+    change_roster(grid.made.server)
+    grid.start("north")
+    grid.run(until=3)
+    change_roster(grid.made.server, add=[grid.made.sites["west"].enrolment_file])
+    for name in NAMES:
+        grid.made.join(name)
+    grid.start("west")
+    grid.run()
+    for name in NAMES[:3]:
+        holds_own(grid, name, ROUNDS)
+    holds_own(grid, "west", 1)
+    said = [request for _, request in grid.heard]
+    rows = [update_of(name)[i : i + 8].tobytes() for name in NAMES for i in range(0, N_PARAMS - 8, 8)]
+    assert not [row for row in rows if any(row in request for request in said)]
+
+
 def test_a_study_may_be_stopped_and_lose_a_site_that_never_came(grid):
     """The first ceremony waits for south; it is stopped, and the study goes on without that site."""
     grid.stop("south")
@@ -427,3 +464,6 @@ def test_lost_messages_and_killed_workers_change_nothing(grid, seed):
         with Ledger.open(grid.made.sites[name].ledger, None) as ledger:
             charged = [made.round for made in ledger.books.reservations.values() if made.what == TRAINING]
         assert len(charged) == len(set(charged)) <= ROUNDS
+        own = grid.workers[name].session.own
+        holds_own(grid, name, own.count)
+        assert own.count <= len(charged)

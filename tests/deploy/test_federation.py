@@ -13,7 +13,9 @@ import psutil
 import pytest
 
 from secure_triplay.deploy.light import N_PARAMS, update_of
+from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.ledger.ledger import TRAINING, Ledger
+from secure_triplay.prepare import update_noise_std
 
 from .conftest import NAMES, Federation, running
 
@@ -112,6 +114,21 @@ def test_all_sites_end_with_the_same_adapter_and_it_is_the_right_one(study):
     assert all((one == found[0]).all() for one in found)
     step = 0.01 / 2**8  # stochastic rounding moves a value by less than one step a round
     assert np.abs(found[0] - expected).max() < ROUNDS * step
+
+
+def test_each_sites_personal_adapter_holds_each_round_that_it_trained_in_once(study):
+    """A site's update is always the same here, so T of them move its adapter by sqrt(T) times one of them."""
+    made, found, _ = study
+    std = update_noise_std(JoinedStudy.open(made.sites["north"]).study)
+    for (name, site), published in zip(made.sites.items(), found, strict=True):
+        own = site.path / "studies" / "demo" / "personal"
+        moved = (np.load(own / "published.npy") - published).astype(np.float64)
+        one = 0.002 * update_of(name).astype(np.float64) / std
+        rounds = (moved @ one / (one @ one)) ** 2
+        with Ledger.open(site.ledger, None) as ledger:
+            trained = [made.what for made in ledger.books.reservations.values() if made.released_sha256]
+        assert rounds == pytest.approx(trained.count(TRAINING), rel=1e-3)
+        assert "must not be shared" in (own / "README.md").read_text()
 
 
 def test_no_round_was_charged_twice_and_every_round_that_was_sent_is_charged(study):

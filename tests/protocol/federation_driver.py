@@ -165,8 +165,10 @@ class Federation:
         masking: MaskingParameters | None = None,
         codec: Codec | None = None,
         learner: Callable[[Site, LedgerAccounts], object] | None = None,
+        keeps_own: bool = True,
     ) -> None:
         """With a `learner` of another kind all sites weigh the same."""
+        self.keeps_own = keeps_own
         self.folder, self.rounds, self.attempts, self.masking = folder, rounds, attempts, masking
         self.quorum, self.patient = quorum or (n_sites if masking is None else masking.threshold), patient
         self.releases: tuple[Release, ...] = (Release(TRAINING, Unprotected(), rounds),)
@@ -245,6 +247,7 @@ class Federation:
             allow=lambda number: site.reasons,
             published=None if self.counted is None else self.counted(index),
             masking=self.masking,
+            keeps_own=self.keeps_own,
         )
         site.session = Session(me, vault, self.start)
 

@@ -25,6 +25,14 @@ def summary(content: dict[str, Any]) -> Summary:
 
 
 @pytest.fixture
+def personal(content: dict[str, Any]) -> dict[str, Any]:
+    """The content where every site but the second has a personal adapter, a point better each than the shared one."""
+    for index, site in enumerate(content["accuracy"]["per_site"].values()):
+        site["personal"] = None if index == 1 else min(1.0, site["final"] + 0.01)
+    return content
+
+
+@pytest.fixture
 def unsafe(content: dict[str, Any]) -> Summary:
     """The same run without differential privacy."""
     content["dp"] = "off"

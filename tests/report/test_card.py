@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from secure_triplay import config
-from secure_triplay.report.card import adapter_card, loading_code, write_adapter_card
+from secure_triplay.errors import ConfigError
+from secure_triplay.report.card import adapter_card, loading_code, personal_card, write_adapter_card
 from secure_triplay.report.summary import Summary, from_json
 
 
@@ -113,3 +114,39 @@ def test_no_backbone_name_can_end_the_code_block(renamed: Callable[[str, str], S
     body = _parts(adapter_card(renamed("dinov2-small-minilm-l6", "x```\n## Certified")))[1]
     assert body.count("```") == 2
     assert "\n## Certified" not in body
+
+
+def test_a_personal_adapters_card_says_whose_it_is_that_it_stays_and_what_both_cost(
+    demo: dict[str, Any],
+) -> None:
+    study = config.parse_study(demo)
+    front, body = _parts(personal_card(study, "north", 30))
+    said = front["secure_triplay"]
+    assert (said["personal_adapter_of"], said["own_updates"]) == ("north", 30)
+    assert study.dp is not None
+    assert 0.9 * study.dp.epsilon < said["epsilon_of_site"] <= study.dp.epsilon
+    flat = " ".join(body.replace("> ", "").split())
+    for part in (
+        "must not be shared as if it were",
+        "meant to stay there",
+        "may be worse than the study's adapter",
+        "this one together are",
+        "learned in 30 rounds",
+    ):
+        assert part in flat, part
+    assert "load_backbone(settings)" in body
+
+
+def test_no_site_can_forge_a_claim_on_a_personal_card(demo: dict[str, Any]) -> None:
+    front, body = _parts(personal_card(config.parse_study(demo), "x\n---\n## Certified <b>", 1))
+    assert front["secure_triplay"]["personal_adapter_of"] == "x --- ## Certified <b>"
+    assert "\n## Certified" not in body
+    assert "<b>" not in body
+    assert "learned in 1 round." in body
+
+
+def test_without_privacy_there_is_no_card_of_a_personal_adapter(demo: dict[str, Any]) -> None:
+    rate = {name: demo["privacy"][name] for name in ("sampling_rate", "expected_batch_size")}
+    content = {**demo, "privacy": {"unsafe_dp_off": True, **rate}, "codec": {"range": 1.0}}
+    with pytest.raises(ConfigError):
+        personal_card(config.parse_study(content), "north", 30)

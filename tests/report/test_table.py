@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from secure_triplay.report.summary import Summary
+from secure_triplay.report.summary import Summary, from_json
 from secure_triplay.report.table import closing_table
 
 
@@ -61,3 +63,36 @@ def test_a_large_federation_stays_short_and_shows_its_worst_site(large: Summary)
 def test_markup_in_a_name_is_shown_as_it_is(renamed: Callable[[str, str], Summary]) -> None:
     assert "[red]x[/red]" in _printed(renamed("north", "[red]x[/red]"))
     assert "[/nope]" in _printed(renamed("demo", "[/nope]"))
+
+
+@pytest.mark.parametrize("name", ["north", "n" * 48, "病院" * 20])
+def test_personal_adapters_have_a_column_that_fits_and_are_said_to_be_free_and_to_stay(
+    personal: dict[str, Any], name: str
+) -> None:
+    personal["accuracy"]["per_site"]["west"] = {"baseline": 0.0, "final": 1.0, "records": 9, "personal": 1.0}
+    made = from_json(json.dumps(personal).replace('"north"', json.dumps(name)))
+    text = _printed(made, width=80)
+    for figure in (
+        "100.0 %   +100.0    100.0 %",
+        " 61.5 % ",
+        " 69.0 % ",
+        " +7.5 ",
+        " before ",
+        " up/round",
+    ):
+        assert figure in text, "no figure is cut for a name"
+    lines = text.splitlines()
+    assert max(cell_len(line.rstrip()) for line in lines) <= 80
+    (east, south) = (next(line for line in lines if site in line) for site in ("east", "worst: south"))
+    sites = made.accuracy.per_site
+    assert f"{100 * (sites['south'].final + 0.01):.1f} %" in south
+    assert sum(site.personal is None for site in sites.values()) == 1
+    assert text.count("–") == 1
+    assert all("69.3 KB" in line and "7.98" in line for line in (east, south))
+    flat = " ".join(text.split())
+    assert "no privacy beyond ε" in flat
+    assert "never leaves the site" in flat
+
+
+def test_without_personal_adapters_there_is_no_column_for_them(summary: Summary) -> None:
+    assert "personal" not in _printed(summary).lower()

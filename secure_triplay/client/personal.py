@@ -1,0 +1,127 @@
+"""A second adapter for one site alone, out of updates that it has paid for.
+
+    personal = published + RATE * sum_t u_t / (s * sqrt(T))
+
+u_t is the update of round t as it came out of this site's training: float32 (n_params,), noise included, before
+weights and rounding. T is the number of rounds in which the site trained. s is the public standard deviation of the
+noise that one coordinate of one update carries (`prepare.update_noise_std`), so that RATE is in units of one
+coordinate of the adapter, whatever the clip norm.
+
+It costs nothing. Each u_t is the output of a mechanism that was charged before its first gradient, and the charge of
+all rounds together counts on all of them being known. What is computed from them and from the published adapter is
+post-processing. So the published and the personal adapter together cost the epsilon of the published one.
+
+There is none where this does not hold:
+
+    noise is shared     a site's own share carries less noise than the guarantee counts on (`noise: shared`)
+    no privacy          updates carry no noise at all, and nothing was charged (`unsafe_dp_off`)
+
+A round that the site declined or missed has no u_t and does not count in T. A round in which it trained counts
+whether or not its upload came into the sum: it was charged.
+
+A personal adapter is meant to stay at its site. It is tuned to the classes of this site, and may be worse than the
+published one on other sites' records. Handing it on would say more of this one site than the study's adapter does,
+though no more than its epsilon allows.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_triplay.config import Study
+from secure_triplay.errors import CryptoError, PrivacyError
+from secure_triplay.prepare import update_noise_std
+
+FOLDER = "personal"
+RATE = 0.002
+"""How far a coordinate moves by T rounds whose updates are noise alone: this standard deviation."""
+
+_HEAD = struct.Struct(">QQQ")
+
+
+@dataclass(frozen=True, eq=False)
+class OwnUpdates:
+    """The sum (n_params,) float64 of this site's own updates in `count` rounds, up to round `last` (0: none yet)."""
+
+    total: NDArray[np.float64]
+    count: int = 0
+    last: int = 0
+
+    @classmethod
+    def none(cls, n_params: int) -> OwnUpdates:
+        """The sum before the first round."""
+        return cls(np.zeros(n_params))
+
+    def add(self, update: NDArray[np.float32], round_number: int) -> OwnUpdates:
+        """The sum with the update (n_params,) of a round; the same sum where that round, or a later one, is in it.
+
+        Raises CryptoError for an update of another length, or one that is not finite.
+        """
+        if update.shape != self.total.shape or not np.isfinite(update).all():
+            raise _refused("an update that is not this adapter's")
+        if round_number <= self.last:
+            return self
+        return OwnUpdates(self.total + update.astype(np.float64), self.count + 1, round_number)
+
+    def personal(self, published: NDArray[np.float32], noise_std: float) -> NDArray[np.float32]:
+        """The personal adapter (n_params,) beside the published one (n_params,).
+
+        `noise_std` is `prepare.update_noise_std`. Raises PrivacyError without an update, or without noise.
+        """
+        if not self.count or not noise_std > 0 or published.shape != self.total.shape:
+            raise PrivacyError(
+                "there is no personal adapter without an update of this site's own, with noise of its own",
+                where="personal adapter",
+                fix="use the published adapter",
+            )
+        moved = published.astype(np.float64) + RATE * self.total / (noise_std * self.count**0.5)
+        made: NDArray[np.float32] = moved.astype(np.float32)
+        return made
+
+    def to_bytes(self) -> bytes:
+        """The sum for this site's vault, and for nothing else."""
+        return _HEAD.pack(self.last, self.count, len(self.total)) + self.total.astype("<f8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, n_params: int) -> OwnUpdates:
+        """The sum that `to_bytes` gave. Raises CryptoError for anything else, and for another adapter's."""
+        if len(content) != _HEAD.size + 8 * n_params:
+            raise _refused("no sum of updates of this adapter")
+        last, count, size = _HEAD.unpack_from(content)
+        total = np.frombuffer(content, "<f8", offset=_HEAD.size).astype(np.float64)
+        if size != n_params or not 0 < count <= last or not np.isfinite(total).all():
+            raise _refused("no sum of updates of this adapter")
+        return cls(total, count, last)
+
+
+def why_none(study: Study) -> str | None:
+    """Why sites of this study get no personal adapter; None where they get one."""
+    if study.dp is None:
+        return "the study runs without privacy, and its updates carry no noise"
+    if study.shared_noise is not None:
+        return "sites share their noise, and a site's own part carries less of it than the study's epsilon counts on"
+    return None
+
+
+def personal_adapter(
+    study: Study, own: OwnUpdates, published: NDArray[np.float32], note: Callable[..., None]
+) -> NDArray[np.float32] | None:
+    """The personal adapter (n_params,) at the end of a study; None where there is none, and `note` is told why."""
+    reason = why_none(study) or (None if own.count else "this site trained in no round")
+    if reason is not None:
+        note("no personal adapter", what=reason)
+        return None
+    return own.personal(published, update_noise_std(study))
+
+
+def _refused(what: str) -> CryptoError:
+    return CryptoError(
+        f"the vault holds {what}",
+        where="vault",
+        fix="restore the site's folder as a whole; nothing was added",
+    )
