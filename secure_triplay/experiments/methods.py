@@ -16,7 +16,7 @@ from secure_triplay.config import Study
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.errors import ConfigError
 from secure_triplay.experiments.scores import Answers, Result
-from secure_triplay.prepare import Model, choose_codec, round_rule, share_rule
+from secure_triplay.prepare import Model, choose_codec, round_rule, share_rule, update_noise_std
 from secure_triplay.privacy.mechanisms import GaussianCharge
 
 if TYPE_CHECKING:
@@ -126,23 +126,27 @@ def _federated(setting: Setting, study: Study) -> Result:
 
 def _with_own_updates(setting: Setting, study: Study) -> Result:
     """The federation's adapter, and at each site a second one that its own noised updates move, at no charge."""
+    from secure_triplay.client.personal import OwnUpdates
     from secure_triplay.experiments.federation import federate
-    from secure_triplay.experiments.personal import OwnUpdates
 
-    model, rule = setting.model(study), round_rule(study)
+    model, noise_std = setting.model(study), update_noise_std(study)
     records = setting.train(model)
-    std = rule.learning_rate * rule.noise_std / rule.expected_batch_size * rule.steps**0.5
-    own = {site: OwnUpdates(model.adapter.n_params, std) for site in records}
+    own = {site: OwnUpdates.none(model.adapter.n_params) for site in records}
+
+    def keep(site: str, update: Any) -> None:
+        own[site] = own[site].add(update, own[site].last + 1)
+
     state = federate(
         study,
         model,
         records,
         start=setting.start(model),
         tell=_telling(setting, study, model),
-        sent=lambda site, update: own[site].add(update),
+        sent=keep,
     )
     shared = setting.answers(model, {"": state.published})
-    personal = setting.answers(model, {site: each.personal(state.published) for site, each in own.items()})
+    made = {site: each.personal(state.published, noise_std) for site, each in own.items()}
+    personal = setting.answers(model, made)
     return _sent(replace(shared, held_back=personal.held_back), study, model)
 
 
