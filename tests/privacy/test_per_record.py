@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from secure_triplay.errors import PrivacyError
+from secure_triplay.privacy import per_record
 from secure_triplay.privacy.per_record import (
     OuterProducts,
     backward_per_record,
@@ -167,6 +168,17 @@ class SequenceFirst(nn.Module):
         return self.layer(tokens.transpose(0, 1)).mean(dim=0)
 
 
+class Once(nn.Module):
+    """One token a record, so that its gradients come in factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4, bias=False)
+
+    def forward(self, tokens):
+        return self.layer(tokens).mean(dim=1)
+
+
 class Honest(nn.Module):
     def __init__(self):
         super().__init__()
@@ -181,6 +193,24 @@ def test_check_accepts_an_honest_model_and_puts_its_weights_back():
     before = model.layer.weight.detach().clone()
     assert check_per_record_gradients(model, (5, 6)) == 4
     assert torch.equal(model.layer.weight, before)
+
+
+@pytest.mark.parametrize("value", [lambda found: 0.9 * found, lambda found: found * float("nan")])
+@pytest.mark.parametrize("what", ["row_norms", "weighted_sum"])
+@pytest.mark.parametrize("factored", [True, False])
+def test_check_sees_a_wrong_norm_and_a_wrong_sum_of_either_kind(monkeypatch, what, value, factored):
+    """Of factors and of whole gradients: one of the two is made wrong, and a value that is no number too."""
+    honest = getattr(per_record, what)
+
+    def wrong(rows, *more):
+        found = honest(rows, *more)
+        return value(found) if isinstance(rows, OuterProducts) == factored else found
+
+    model = Once()
+    assert check_per_record_gradients(model, (1, 6)) == 4
+    monkeypatch.setattr(per_record, what, wrong)
+    with pytest.raises(PrivacyError, match="off by"):
+        check_per_record_gradients(model, (1, 6))
 
 
 @pytest.mark.parametrize("model", [MixesRecords, SequenceFirst])
