@@ -30,6 +30,8 @@ from secure_triplay.privacy.training import train, train_unsafe_without_dp
 NAME = "released-adapter"
 METRIC = "dB PSNR nearer to a record of the training than to a stranger of its class"
 _SURE, _RATE, _PULL = 0.9, 0.1, 1e-3
+_SLOWER = 0.2
+"""Of a study's step, for LoRA where the study freezes A: chosen for a still A, all of it leaves nothing to invert."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,13 @@ def _zero_b(scene: Scene) -> NDArray[np.float32]:
     return start
 
 
+def _slower(scene: Scene) -> Scene:
+    """The scene with a smaller step of the server optimiser."""
+    rule = scene.study.server_optimiser
+    smaller = rule.model_copy(update={"learning_rate": _SLOWER * rule.learning_rate})
+    return replace(scene, study=scene.study.model_copy(update={"server_optimiser": smaller}))
+
+
 def nearer_to_members(
     found: list[Picture], members: list[list[Picture]], strangers: list[list[Picture]]
 ) -> list[float]:
@@ -146,6 +155,8 @@ def run(setting: Setting) -> Outcome:
     private = [False] + ([True] if study.dp else [])
     for done, kind in enumerate(KINDS):
         scene = open_scene(study, kind)
+        if kind == "lora" != study.adapter.kind:
+            scene = _slower(scene)
         holder = Holder(scene, fit_prior(public_images(study).learned, size))
         tokens, labels = scene.tokens(records, inside)
         if not done:
@@ -154,7 +165,7 @@ def run(setting: Setting) -> Outcome:
         for noisy in private:
             adapter = released(scene, tokens, labels, private=noisy, rounds=rounds, seed=setting.seed)
             found, sure = holder.invert(adapter, present, iterations)
-            surest += sure if kind == study.adapter.kind and not noisy else []
+            surest += [] if noisy else sure
             columns.append((f"{kind},\nDP {'on' if noisy else 'off'}", found))
             findings.append(
                 gain_finding(
@@ -169,7 +180,7 @@ def run(setting: Setting) -> Outcome:
         setting.tell(done + 1, len(KINDS))
     columns.append(("mean of\npublic images", [holder.prior.mean] * len(present)))
     save_grid(setting.pictures / "released.png", columns)
-    goal = f"the study's own kind of adapter takes what is found for the class asked for, with {_SURE:.0%} on average"
+    goal = f"the model takes what is found for the class that was asked for, with at least {_SURE:.0%} on average"
     control = Control(NAME, float(np.mean(surest)) >= _SURE, goal, {"sure": float(np.mean(surest))})
     return Outcome((control,), tuple(findings), _NOT_TESTED)
 

@@ -31,6 +31,7 @@ from secure_triplay.crypto.packing import pack60
 from secure_triplay.errors import DataError
 from secure_triplay.model.adapter import attach_adapter
 from secure_triplay.model.basis import install_public_basis
+from secure_triplay.model.blocks import image_stack
 from secure_triplay.model.text import class_embeddings
 from secure_triplay.model.tower import Classifier, ImageTower
 from secure_triplay.prepare import Model, aligned_backbone, choose_codec, load_data, round_rule
@@ -160,9 +161,10 @@ class Scene:
         return change
 
 
-def reads_input(study: Study) -> bool:
+def _reads_input(study: Study, backbone: Backbone) -> bool:
     """Whether the study adapts a layer that reads a block's normed input."""
-    return any(re.search(study.adapter.target_modules, name) for name in INPUT_LAYERS)
+    there = {name for name, _ in image_stack(backbone.model).blocks[0].named_modules()}
+    return any(re.fullmatch(study.adapter.target_modules, name) for name in there.intersection(INPUT_LAYERS))
 
 
 @lru_cache(maxsize=4)
@@ -185,13 +187,13 @@ def open_scene(
     changed: dict[str, object] = {"kind": kind, "rank": rank or of.rank, "text_tower": False}
     changed |= {"alpha": of.alpha * (rank or of.rank) / of.rank}  # another rank, the same scale
     changed |= {"last_blocks": last_blocks or of.last_blocks}
-    if target is None and last_blocks == EVERY_BLOCK and not reads_input(study):
+    pristine = _pristine(study)
+    if target is None and last_blocks == EVERY_BLOCK and not _reads_input(study, pristine):
         target = _ATTENTION
     changed |= {"target_modules": target or of.target_modules}
     own = (kind, rank, last_blocks, target) == (of.kind, None, None, None)
     changed |= {"basis": of.basis if own else "seed"}
     variant = study.model_copy(update={"adapter": Adapter.model_validate(changed)})
-    pristine = _pristine(study)
     backbone = replace(pristine, model=copy.deepcopy(pristine.model))
     embeddings = class_embeddings(backbone, study.classes)
     seed = hashlib.sha256(b"attack " + study.sha256.encode()).digest()

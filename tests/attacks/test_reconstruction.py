@@ -152,3 +152,13 @@ def test_intervals_and_verdicts_follow_from_the_gains():
     assert gain_finding("a", Arm.DP, "lora", [5.0, 5.1, 5.2]).verdict == "leaks"
     assert gain_finding("a", Arm.NOTHING, "lora", [5.0, 5.1, 5.2]).verdict == "leaks, as stated"
     assert gain_finding("a", Arm.DP, "lora", [0.0, 0.0, 0.0]).verdict == "nothing found"
+
+
+@pytest.mark.parametrize("target", [r"attn\.proj|mlp\.fc2", r".*proj", r"attn\.(qkv|proj)"])
+def test_an_adapter_on_every_block_reads_a_blocks_input_whatever_the_study_adapts(attacked, target):
+    """`.*proj` would match a q_proj, which this tower has not: its projection is fused."""
+    adapter = attacked.adapter.model_copy(update={"target_modules": target})
+    study = attacked.model_copy(update={"adapter": adapter})
+    scene = open_scene(study, "lora", rank=4, last_blocks=EVERY_BLOCK)
+    assert PublicModel.of(scene).inputs_of_block(0) == ["visual.trunk.blocks.0.attn.qkv"]
+    assert scene.study.adapter.alpha / 4 == adapter.alpha / adapter.rank  # another rank, the same scale
