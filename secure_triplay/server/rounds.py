@@ -278,7 +278,9 @@ class Rounds:
         closed = self._archive.closed(now.round - 1) if opens else None
         opened = () if closed is None else (closed.approvals, closed.seeds)
         approvals, seeds = opened or ((), ())
-        members = self._masks.members(now.round, self._site_of.get(node, ""))
+        # To a node that has not said who it is since this server started: nobody's shares, and so no mask without them.
+        site = self._site_of.get(node)
+        members = () if site is None else self._masks.members(now.round, site)
         of = self._plan.study, self._plan.epoch, now.round
         return Train(*of, approvals, receipts, held, seeds, members).to_bytes()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -443,11 +442,13 @@ def test_lost_messages_and_killed_workers_change_nothing(grid, seed):
         return b"" if what in ("reply lost", "killed after") else reply
 
     def run(until: int | None) -> None:
+        failed = []
         for _ in range(20):  # a round that failed is declared so, and `study run` starts the ServerApp again
-            with suppress(RunError):
-                grid.run(until)
-                return
-        raise AssertionError("20 starts")
+            try:
+                return grid.run(until)
+            except RunError as error:
+                failed.append(str(error))
+        raise AssertionError("20 starts: " + "; ".join(dict.fromkeys(failed)))
 
     grid.answer = bad_day
     run(until=1)

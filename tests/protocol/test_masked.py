@@ -306,6 +306,31 @@ def test_a_site_without_keys_in_a_round_is_no_member_of_it_and_of_the_next_one_a
     assert {state.to_bytes() for state in federation.states().values()} == {federation.oracle()[3].to_bytes()}
 
 
+def test_no_site_is_told_of_members_without_what_they_sealed_to_it_where_a_server_forgot_its_name(federation):
+    """It would mask with shares missing, and a sum of just enough sites could never be unmasked.
+
+    The server dies once it has the keys. What names a node after that is lost, and its own shares come all the same.
+    """
+    federation.exchange()
+    federation.boot_server()
+    federation.exchange(lambda way, node, content: [] if (way, node) == ("up", 2) else [content])
+    federation.exchange(lambda way, node, content: [] if (way, node) == ("up", 1) else [content])
+    told: dict[int, list[HeldShares]] = {index: [] for index in range(N)}
+
+    def watched(way, node, content):
+        asked = read(content, Train, Witness, Unmask, CatchUp) if way == "down" else None
+        if isinstance(asked, Train) and asked.round == 1:
+            told[node] += asked.members
+        return [content]
+
+    federation.run(watched)
+    assert {one.site for one in told[2]} == {"site-0", "site-2", "site-3"}
+    for node in (0, 2, 3):
+        assert all(one.sealed for one in told[node] if one.site != f"site-{node}")
+    oracle = federation.oracle()[3].to_bytes()
+    assert {state.to_bytes() for state in federation.states().values()} == {oracle}
+
+
 @pytest.mark.parametrize("bad", ["altered", "swapped", "replayed", "withheld", "small order"])
 def test_keys_that_a_server_meddled_with_get_no_shares(federation, bad):
     """The site goes on without a part in the round; it signs and countersigns as ever."""
