@@ -9,7 +9,6 @@ each of these in a client's memory; otherwise it proves nothing, and the audit s
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
@@ -25,20 +24,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from secure_triplay.attacks.memory import Hit, Needle, Searched, children, search_folder, search_process
-from secure_triplay.attacks.telling import key_forms
-from secure_triplay.client.keys import load_keys
-from secure_triplay.client.vault import Vault
+from secure_triplay.attacks.sought import needles_of
 from secure_triplay.config import load_study
-from secure_triplay.crypto.packing import unpack60
-from secure_triplay.crypto.parameters import SEED_BYTES
 from secure_triplay.deploy.server import finished
 from secure_triplay.deploy.serverapp import KEEP_VARIABLE
 from secure_triplay.deploy.site import start_site
-from secure_triplay.deploy.worker import STATE
 from secure_triplay.errors import RunError, SecureTriplayError
 from secure_triplay.federation import join
 from secure_triplay.federation.join import JoinedStudy
@@ -47,12 +40,8 @@ from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import Rules, SitePaths
 from secure_triplay.ledger.start import start
-from secure_triplay.prepare import choose_codec
-from secure_triplay.wire import Upload
 
 KINDS = ("CKKS key", "update", "adapter", "training image", "record count")
-_UPLOAD_HEAD_BYTES = 8
-_LONG_WINDOW_BYTES = 256
 _COMMAND = "from secure_triplay.cli import main; main()"
 _START_S, _STUDY_S = 180.0, 1800.0
 
@@ -86,7 +75,7 @@ def audit_server_blindness(out: Path | None, tell: Tell = lambda text: None) -> 
             tell(f"searching {moment}")
             fed.search(looked, moment)
         tell("searching the server's folder")
-        needles = fed.needles()
+        needles = needles_of(fed.study, fed.sites, fed.folder)
         looked.take("server's folder", search_folder(fed.server.path, needles, "server"), looked.server)
         result = judge(looked, needles)
     result |= {"wall_s": round(time.monotonic() - started, 1), "rounds": fed.rounds}
@@ -175,7 +164,7 @@ class _Federation:
                 for event in events
                 if event["event"] == "closed" and (event["event"], event["round"]) not in seen
             ]
-            if new and self.needles():
+            if new and needles_of(self.study, self.sites, self.folder):
                 seen.update(new)
                 kind, number = new[-1]
                 yield f"round {number} was just {kind}"
@@ -186,7 +175,7 @@ class _Federation:
         """The memory of every process of the server, and of the workers for control."""
         looked.moments.append(moment)
         with self._workers_stopped() as workers:  # so that the round goes on only after the search
-            needles = self.needles()
+            needles = needles_of(self.study, self.sites, self.folder)
             for name, pid in workers.items():
                 if name == next(iter(self.sites)):
                     looked.take(
@@ -216,59 +205,6 @@ class _Federation:
             for pid in found.values():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
-
-    def needles(self) -> tuple[Needle, ...]:
-        """What sites hold by now, in every form."""
-        found: list[Needle] = []
-        for name, site in self.sites.items():
-            joined = JoinedStudy.open(site)
-            told = self.folder / f"told-{name}"
-            if not (told / "update-1.npy").exists():
-                continue
-            for file in sorted(told.glob("*.npy")):
-                kind = {
-                    "update": "update",
-                    "local": "adapter",
-                    "global": "adapter",
-                    "images": "training image",
-                }[file.stem.partition("-")[0]]
-                found += _array_needles(f"{kind} of {name}", _loaded(file), file.stem)
-            count = int((told / "records.json").read_text())
-            found.append(Needle.text(f"record count of {name}", "text", f'"records": {count}'))
-            found += self._key_needles(site, joined)
-            found += self._encoded_needles(site, joined)
-        return tuple(found)
-
-    def _key_needles(self, site: SiteFolder, joined: JoinedStudy) -> list[Needle]:
-        found = []
-        for form, content in key_forms(site, joined, self._codec()).items():
-            found.append(Needle.of("CKKS key", form, content))
-            part = content[: len(content) // 24 * 24][-48:]  # base64 of a whole has this part's base64 in it
-            found.append(Needle.text("CKKS key", f"{form}, hexadecimal", part.hex()))
-            found.append(Needle.text("CKKS key", f"{form}, base64", base64.b64encode(part).decode()[:-4]))
-        return found
-
-    def _encoded_needles(self, site: SiteFolder, joined: JoinedStudy) -> list[Needle]:
-        """The integers of this site's last upload, which the auditor opens with the site's own key."""
-        codec, epoch = self._codec(), joined.bundle.epoch
-        folder = joined.folder / STATE / f"epoch-{epoch}"
-        vault = Vault(folder, site.storage_key, study=joined.study.sha256, epoch=epoch)
-        keys, content = load_keys(codec.parameters, vault), vault.load("upload")
-        if keys is None or content is None:
-            return []
-        upload = Upload.from_bytes(content[_UPLOAD_HEAD_BYTES:])
-        seeds = np.frombuffer(upload.header.seeds, np.uint8).reshape(-1, SEED_BYTES)
-        slots = keys.ckks.decrypt(unpack60(upload.c0, codec.n_chunks), [seeds])
-        integers = codec.sum_from_slots(slots, 1)
-        rounded = np.rint(slots.view(np.float64))
-        return [
-            Needle(f"update of {site.name}", "encoded integers", _long_windows(integers.tobytes())),
-            Needle.of(f"update of {site.name}", "encoded slots", rounded),
-        ]
-
-    def _codec(self) -> Any:
-        told = next(self.folder.glob("told-*/update-1.npy"))
-        return choose_codec(self.study, len(np.load(told)))
 
     def _take_part(self, name: str, site: SiteFolder) -> None:
         told = self.folder / f"told-{name}"
@@ -345,36 +281,6 @@ def _federation(folder: Path) -> Iterator[_Federation]:
         yield made
     finally:
         made.stop()
-
-
-def _array_needles(what: str, content: Any, stem: str) -> list[Needle]:
-    """An array in the forms that a program would hold; one that is constant (a fresh adapter) tells nothing."""
-    forms = {"uint8": content} if content.dtype == np.uint8 else {
-        "float32": content.astype(np.float32),
-        "float64": content.astype(np.float64),
-    }  # fmt: skip
-    found = []
-    for form, array in forms.items():
-        try:
-            found.append(Needle.of(what, f"{form} ({stem})", array))
-        except RunError:
-            continue
-    return found
-
-
-def _long_windows(raw: bytes) -> tuple[bytes, ...]:
-    """Windows of small integers in 64 bits: longer than others, because most of their bytes are zero."""
-    starts = range(0, len(raw) - _LONG_WINDOW_BYTES, max(8, len(raw) // 8 // 8 * 8))
-    return tuple(raw[start : start + _LONG_WINDOW_BYTES] for start in starts)
-
-
-def _loaded(file: Path) -> Any:
-    for _ in range(20):
-        try:
-            return np.load(file)
-        except (ValueError, EOFError):
-            time.sleep(0.1)  # it is being written
-    return np.load(file)
 
 
 def _tried(pid: int, needles: tuple[Needle, ...], label: str) -> Searched:

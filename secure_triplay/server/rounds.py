@@ -14,7 +14,7 @@ from then on that round has no other: a new machine on the same archive sends th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from secure_triplay.crypto.masking.parameters import MaskingParameters, require_threshold
@@ -22,19 +22,16 @@ from secure_triplay.errors import CryptoError, ProtocolError, RunError
 from secure_triplay.server.archive import Archive
 from secure_triplay.server.inbox import Admitted, Refusal
 from secure_triplay.server.masks import Masked, Masks, SharedKey
+from secure_triplay.server.relayed import Relayed
 from secure_triplay.wire import (
     MAX_CATCH_UP_BYTES,
-    MAX_HEADS,
     Approval,
     Behind,
     CatchUp,
     Closed,
-    Countersignature,
     Declined,
     Done,
     Endorsement,
-    HeldHead,
-    LedgerHead,
     Report,
     SessionPlan,
     SumMessage,
@@ -47,8 +44,6 @@ from secure_triplay.wire import (
 )
 from secure_triplay.wireformat import MAX_MESSAGE_BYTES, Message, read
 
-WITNESSES = 4
-"""To how many others a site's ledger head is shown in a round; one receipt is enough to train."""
 ATTEMPTS = 5
 
 
@@ -75,18 +70,6 @@ class Exchange:
     round: int
     number: int = 1
     attempt: int = 1
-
-
-@dataclass
-class _Relayed:
-    """What is passed on between sites: each site's heads, and by party what each peer said of them last.
-
-    That is kept until the peer says something newer, since the message that brings it to the party may be lost.
-    """
-
-    heads: dict[str, tuple[LedgerHead, ...]] = field(default_factory=dict)
-    receipts: dict[bytes, dict[bytes, Countersignature]] = field(default_factory=dict)
-    held: dict[bytes, dict[bytes, HeldHead]] = field(default_factory=dict)
 
 
 class Rounds:
@@ -124,7 +107,7 @@ class Rounds:
         self.finished = False
         self._waiting: set[int] = set()
         self._site_of: dict[int, str] = {}
-        self._relayed = _Relayed()
+        self._relayed = Relayed()
         self._approvals: dict[str, Endorsement] = {}
         self._done: set[int] = set()
         self._progress: dict[int, int] = {}
@@ -271,9 +254,7 @@ class Rounds:
 
     def _train(self, node: int) -> bytes:
         now = self.exchange
-        key = self._key_of(node)
-        receipts = tuple(self._relayed.receipts.get(key, {}).values())[:MAX_HEADS]
-        held = tuple(self._relayed.held.get(key, {}).values())[:MAX_HEADS]
+        receipts, held = self._relayed.due(self._key_of(node))
         opens = now.round - 1 > self._base
         closed = self._archive.closed(now.round - 1) if opens else None
         opened = () if closed is None else (closed.approvals, closed.seeds)
@@ -286,10 +267,10 @@ class Rounds:
 
     def _witness(self, node: int) -> bytes:
         now, total = self.exchange, self._total
-        heads = tuple(head for site in self._shown_to(node) for head in self._relayed.heads[site])
+        heads = self._relayed.shown_to(self._site_of.get(node, ""))
         keys = self._masks.keys(now.round + 1) if total is not None or now.round == self._base else ()
         of = self._plan.study, self._plan.epoch, now.round
-        return Witness(*of, heads[:MAX_HEADS], total, keys).to_bytes()
+        return Witness(*of, heads, total, keys).to_bytes()
 
     def _unmask(self) -> dict[int, bytes]:
         """To those whose updates are in the sum; the others have nothing to reveal."""
@@ -299,14 +280,6 @@ class Rounds:
         approvals = self._quorum_of_approvals()
         message = Unmask(self._plan.study, self._plan.epoch, now.round, approvals).to_bytes()
         return dict.fromkeys(self._waiting, message)
-
-    def _shown_to(self, node: int) -> list[str]:
-        """The sites before this node's own, in the order of names: so each head finds as many witnesses."""
-        site = self._site_of.get(node, "")
-        others = sorted(name for name in self._relayed.heads if name != site)
-        after = sum(name < site for name in others)
-        ring = others[after:] + others[:after]
-        return ring[-WITNESSES:]
 
     def _caught_up(self, node: int, applied: int) -> bytes | None:
         """The rounds that a node misses, or its `Train` again once it misses none; None where it makes no progress."""
@@ -335,7 +308,8 @@ class Rounds:
         if isinstance(reply, Done) and now.round > self._rounds:
             self._done.add(node)
         elif isinstance(reply, Report) and self._is_mine(reply):
-            self._show(node, reply.heads)
+            if name := self._relayed.take(self._plan, reply.heads):
+                self._site_of[node] = name
             self._masks.advertised(now.round + 1, reply.mask_keys)
             if reply.upload and summing:
                 self._sums.offer(reply.upload)
@@ -355,24 +329,6 @@ class Rounds:
             pass
         self._sums.note("no shares", round=self.exchange.round)
 
-    def _show(self, node: int, heads: tuple[LedgerHead, ...]) -> None:
-        try:
-            for head in heads:
-                head.verify()
-        except CryptoError:
-            return
-        name = next(
-            (
-                site.name
-                for site in self._plan.sites
-                if heads and site.identity.public_bytes == heads[0].party_key
-            ),
-            None,
-        )
-        if name is not None:
-            self._site_of[node] = name
-            self._relayed.heads[name] = heads
-
     def _approved(self, node: int, reply: Approval) -> None:
         if self._total is not None and reply.signature:
             one = Endorsement(reply.site, reply.signature)
@@ -384,15 +340,7 @@ class Rounds:
             self._approvals[reply.site] = one
             self._site_of[node] = reply.site
         self._masks.shared(self.exchange.round + 1, reply.shares)
-        key = self._key_of(node)
-        for receipt in reply.receipts:
-            if receipt.peer_key == key:
-                self._relayed.receipts.setdefault(receipt.party_key, {})[key] = receipt
-                self._relayed.held.get(receipt.party_key, {}).pop(key, None)
-        for held in reply.held:
-            if held.peer_key == key:
-                self._relayed.held.setdefault(held.party_key, {})[key] = held
-                self._relayed.receipts.get(held.party_key, {}).pop(key, None)
+        self._relayed.said(self._key_of(node), reply)
 
     def _quorum_of_approvals(self) -> tuple[Endorsement, ...]:
         ordered = sorted(self._approvals.values(), key=lambda one: one.site)

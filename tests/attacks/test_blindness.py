@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from secure_triplay.attacks.blindness import KINDS, Looked, _array_needles, _long_windows, judge
+from secure_triplay.attacks.blindness import KINDS, Looked, judge
 from secure_triplay.attacks.memory import Hit, Needle, Searched, search_process
+from secure_triplay.attacks.sought import array_needles, long_windows
 
 EVERY_KIND = [Hit(f"{kind} of north", "float32", "a client", 8) for kind in KINDS]
 
@@ -41,8 +42,8 @@ def test_an_update_is_found_as_float_and_as_encoded_integers_at_every_offset(off
     rng = np.random.default_rng(1)
     update = rng.normal(0, 1e-3, 5000).astype(np.float32)
     integers = rng.integers(0, 512, 5000)
-    needles = _array_needles("update of north", update, "update-1")
-    needles.append(Needle("update of north", "encoded integers", _long_windows(integers.tobytes())))
+    needles = array_needles("update of north", update, "update-1")
+    needles.append(Needle("update of north", "encoded integers", long_windows(integers.tobytes())))
     code = (
         "import sys, numpy as np; rng = np.random.default_rng(1)\n"
         "a = rng.normal(0, 1e-3, 5000).astype(np.float32).tobytes()\n"
@@ -60,4 +61,4 @@ def test_an_update_is_found_as_float_and_as_encoded_integers_at_every_offset(off
 
 
 def test_a_fresh_adapter_which_is_all_zeros_is_no_needle():
-    assert _array_needles("adapter of north", np.zeros(1000, np.float32), "global-0") == []
+    assert array_needles("adapter of north", np.zeros(1000, np.float32), "global-0") == []

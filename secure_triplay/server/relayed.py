@@ -1,0 +1,59 @@
+"""What the server passes on between ledgers: heads to witnesses, and what these say of them back to the party."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from secure_triplay.errors import CryptoError
+from secure_triplay.wire import MAX_HEADS, Approval, Countersignature, HeldHead, LedgerHead, SessionPlan
+
+WITNESSES = 4
+"""To how many others a site's ledger head is shown in a round; one receipt is enough to train."""
+
+
+@dataclass
+class Relayed:
+    """Each site's heads, and by party what each peer said of them last.
+
+    That is kept until the peer says something newer, since the message that brings it to the party may be lost.
+    """
+
+    heads: dict[str, tuple[LedgerHead, ...]] = field(default_factory=dict)
+    receipts: dict[bytes, dict[bytes, Countersignature]] = field(default_factory=dict)
+    held: dict[bytes, dict[bytes, HeldHead]] = field(default_factory=dict)
+
+    def take(self, plan: SessionPlan, heads: tuple[LedgerHead, ...]) -> str | None:
+        """Keep a site's heads -> its name; None, and nothing kept, where no site of the plan signed them."""
+        try:
+            for head in heads:
+                head.verify()
+        except CryptoError:
+            return None
+        party = heads[0].party_key if heads else b""
+        name = next((site.name for site in plan.sites if site.identity.public_bytes == party), None)
+        if name is not None:
+            self.heads[name] = heads
+        return name
+
+    def shown_to(self, site: str) -> tuple[LedgerHead, ...]:
+        """Heads of the sites before this one, in the order of names: so each head finds as many witnesses."""
+        others = sorted(name for name in self.heads if name != site)
+        after = sum(name < site for name in others)
+        ring = others[after:] + others[:after]
+        return tuple(head for name in ring[-WITNESSES:] for head in self.heads[name])[:MAX_HEADS]
+
+    def said(self, key: bytes, reply: Approval) -> None:
+        """Keep what the site with this key says of others' heads; the newest word counts."""
+        for receipt in reply.receipts:
+            if receipt.peer_key == key:
+                self.receipts.setdefault(receipt.party_key, {})[key] = receipt
+                self.held.get(receipt.party_key, {}).pop(key, None)
+        for held in reply.held:
+            if held.peer_key == key:
+                self.held.setdefault(held.party_key, {})[key] = held
+                self.receipts.get(held.party_key, {}).pop(key, None)
+
+    def due(self, key: bytes) -> tuple[tuple[Countersignature, ...], tuple[HeldHead, ...]]:
+        """What peers said of the heads of the party with this key."""
+        receipts, held = self.receipts.get(key, {}), self.held.get(key, {})
+        return tuple(receipts.values())[:MAX_HEADS], tuple(held.values())[:MAX_HEADS]
