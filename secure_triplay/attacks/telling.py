@@ -25,9 +25,9 @@ from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import unpack60
 from secure_triplay.crypto.parameters import ID_BYTES
+from secure_triplay.deploy.answering import ending_plainly
 from secure_triplay.deploy.learns import SiteLearner, load_learner
 from secure_triplay.deploy.worker import STATE, Learns, run_worker
-from secure_triplay.errors import SecureTriplayError
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.model.ranks import Ranks
@@ -110,14 +110,9 @@ def main() -> None:
     def load(study: Study, name: str, adapter_seed: bytes, journal: Journal, basis: bytes | None) -> Telling:
         return Telling(load_learner(study, name, adapter_seed, journal, basis), Path(told))
 
-    try:
+    with ending_plainly():
         site = SiteFolder.open(Path(folder))
         run_worker(site, JoinedStudy.open(site, study), load)
-    except SecureTriplayError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from secure_triplay.client.journal import Journal
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.published import Published
 from secure_triplay.config import Study
+from secure_triplay.deploy.answering import ending_plainly
 from secure_triplay.deploy.site import start_site
 from secure_triplay.deploy.worker import run_worker
-from secure_triplay.errors import SecureTriplayError
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.model.ranks import Ranks
@@ -73,7 +73,7 @@ def load(study: Study, site: str, adapter_seed: bytes, journal: Journal, basis: 
 
 def main() -> None:
     """Body of the process."""
-    try:
+    with ending_plainly():
         folder = SiteFolder.open(Path(sys.argv[1]))
         joined = JoinedStudy.open(folder, sys.argv[2])
         if sys.argv[3:]:
@@ -82,11 +82,6 @@ def main() -> None:
             start_site(folder, joined, lambda event: print(event, flush=True), worker_command=command)
         else:
             run_worker(folder, joined, load, reply_after_s=0.0, linger_s=LINGER_S)
-    except SecureTriplayError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

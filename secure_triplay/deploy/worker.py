@@ -35,7 +35,7 @@ from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
-from secure_triplay.deploy.answering import listening, serve_one
+from secure_triplay.deploy.answering import ending_plainly, listening, serve_one
 from secure_triplay.deploy.ceremony import SiteCeremony
 from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
 from secure_triplay.deploy.own import write_personal
@@ -387,14 +387,9 @@ def main() -> None:
     from secure_triplay.deploy.learns import load_learner
 
     folder, study = sys.argv[1:3]
-    try:
+    with ending_plainly():
         site = SiteFolder.open(Path(folder))
         run_worker(site, JoinedStudy.open(site, study), load_learner)
-    except SecureTriplayError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":
