@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from secure_triplay.federation import join
 from secure_triplay.federation.join import Asked, JoinedStudy
 from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
-from secure_triplay.federation.studybundle import SitePaths
+from secure_triplay.federation.studybundle import SitePaths, StudyBundle, make_bundle
 from secure_triplay.ledger.start import start
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,6 +60,24 @@ class World:
 
     def joined(self, name: str) -> JoinedStudy:
         return JoinedStudy.open(self.sites[name])
+
+    def file(self, bundle: StudyBundle, **changes: object) -> bytes:
+        """The bundle that a coordinator would sign with something else in it."""
+        fields = bundle.model_dump(mode="python") | changes
+        return StudyBundle.model_construct(**fields).signed(self.server.signer)
+
+    def rebuilt(self, **changes: Any) -> StudyBundle:
+        """The founding bundle made once more, with something else in it."""
+        before = self.server.bundle
+        given = {
+            "server": before.server,
+            "ca_certificate": before.ca_certificate.encode(),
+            "rules": before.rules,
+        }
+        enrolments = {
+            name: text.encode() for name, text in zip(before.members, before.enrolments, strict=True)
+        }
+        return make_bundle(self.server.study, enrolments, self.server.signer, **(given | changes))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,9 @@ from secure_triplay.errors import AssetError, ConfigError, CryptoError, Protocol
 from secure_triplay.federation import join
 from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
-from secure_triplay.federation.studybundle import SitePaths, StudyBundle, make_bundle
+from secure_triplay.federation.studybundle import SitePaths, StudyBundle
 
-from .conftest import NAMES, make_site, study_content
+from .conftest import NAMES, World, make_site, study_content
 
 RANK = 8
 WIDTHS = {"visual.trunk.blocks.11.attn.proj": 384, "visual.trunk.blocks.11.mlp.fc2": 1536}
@@ -44,29 +43,16 @@ def fitted_content() -> dict:
     return content
 
 
-@dataclass(frozen=True)
-class Fitted:
-    folder: Path
-    sites: dict[str, SiteFolder]
-    server: ServerFolder
-
-    def joined(self, name: str) -> join.JoinedStudy:
-        site = self.sites[name]
-        asked = join.look(site, self.server.public_bundle, SitePaths())
-        join.confirm(site, asked, code=asked.bundle.code, approved_by="Dr. X")
-        return join.JoinedStudy.open(site)
-
-    def file(self, bundle: StudyBundle, **changes: object) -> bytes:
-        """The bundle that a coordinator would sign with something else in it."""
-        fields = bundle.model_dump(mode="python") | changes
-        return StudyBundle.model_construct(**fields).signed(self.server.signer)
+def joined_at(world: World, name: str) -> join.JoinedStudy:
+    world.join(name)
+    return world.joined(name)
 
 
 @pytest.fixture
 def make(tmp_path):
     """A coordinator's folder of a study, and its sites."""
 
-    def made(content: dict) -> Fitted:
+    def made(content: dict) -> World:
         sites = {name: make_site(tmp_path, name) for name in NAMES}
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
         files = [site.enrolment_file for site in sites.values()]
@@ -78,13 +64,13 @@ def make(tmp_path):
             if isinstance(error.__cause__, AssetError):
                 pytest.skip(f"weights or images cannot be had here: {error}")
             raise
-        return Fitted(tmp_path, sites, server)
+        return World(tmp_path, sites, server)
 
     return made
 
 
 @pytest.fixture
-def fitted(make) -> Fitted:
+def fitted(make) -> World:
     return make(fitted_content())
 
 
@@ -129,7 +115,7 @@ def bits(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
 
 
 def test_two_processors_end_with_the_a_of_the_bundle_bit_for_bit(fitted, monkeypatch):
-    joined = fitted.joined("north")
+    joined = joined_at(fitted, "north")
     outer = json.loads((fitted.sites["north"].path / "studies" / "demo" / "study.bundle").read_text())
     carried = matrices(base64.b64decode(outer["study bundle"]["basis"]))
     assert {name: a.shape for name, a in carried.items()} == {n: (RANK, w) for n, w in WIDTHS.items()}
@@ -143,7 +129,7 @@ def test_two_processors_end_with_the_a_of_the_bundle_bit_for_bit(fitted, monkeyp
 
 
 def test_a_simulation_computes_the_a_that_a_real_study_carries(fitted):
-    study = fitted.joined("north").study
+    study = joined_at(fitted, "north").study
     assert bits(installed(study, None)) == bits(matrices(fitted.server.bundle.basis_bytes))
 
 
@@ -151,22 +137,11 @@ def test_a_bundle_has_a_basis_where_its_study_asks_for_one_and_nowhere_else(fitt
     basis = fitted.server.bundle.basis
     for server, change in ((fitted, {"basis": None}), (world, {"basis": basis})):
         bundle = server.server.bundle
-        signed = StudyBundle.model_construct(**bundle.model_dump(mode="python") | change).signed(
-            server.server.signer
-        )
         StudyBundle.read(bundle.signed(server.server.signer), where="x")
         with pytest.raises(ConfigError, match="no study bundle"):
-            StudyBundle.read(signed, where="x")
+            StudyBundle.read(server.file(bundle, **change), where="x")
         with pytest.raises(ConfigError, match="carries a basis where its study says"):
-            make_bundle(
-                server.server.study,
-                {name: text.encode() for name, text in zip(bundle.members, bundle.enrolments, strict=True)},
-                server.server.signer,
-                server=bundle.server,
-                ca_certificate=bundle.ca_certificate.encode(),
-                rules=bundle.rules,
-                basis=None if change["basis"] is None else base64.b64decode(basis),
-            )
+            server.rebuilt(basis=None if change["basis"] is None else base64.b64decode(basis))
 
 
 def test_a_changed_basis_breaks_signature_and_roster_code(fitted):
@@ -231,7 +206,7 @@ def unfit(a: dict[str, np.ndarray]) -> dict[str, tuple[dict[str, np.ndarray], st
 
 
 def test_a_basis_of_other_layers_or_beyond_the_public_images_is_refused_by_the_site(fitted):
-    joined = fitted.joined("north")
+    joined = joined_at(fitted, "north")
     for what, (arrays, words) in unfit(matrices(joined.bundle.basis_bytes)).items():
         raw = fitted.file(joined.bundle, basis=written(arrays))
         signed = StudyBundle.read(raw, where="x")  # well formed and well signed
@@ -272,7 +247,7 @@ def test_a_site_needs_its_own_copy_of_the_public_images(make, tmp_path):
 
 
 def test_later_epochs_keep_the_basis_and_a_site_takes_no_other(fitted):
-    joined, site = fitted.joined("north"), fitted.sites["north"]
+    joined, site = joined_at(fitted, "north"), fitted.sites["north"]
     founding = fitted.server.bundle
     later = fitted.server.next_epoch(remove=["south"])
     assert later.basis == founding.basis

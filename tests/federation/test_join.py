@@ -16,7 +16,7 @@ from secure_triplay.federation import join
 from secure_triplay.federation.approval import AppApproval, require_trust_file
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.serverfolder import ServerFolder
-from secure_triplay.federation.studybundle import Rules, SitePaths, StudyBundle, make_bundle
+from secure_triplay.federation.studybundle import Rules, SitePaths, StudyBundle
 from secure_triplay.ledger.entries import Decided
 from secure_triplay.ledger.ledger import Ledger
 
@@ -161,16 +161,8 @@ def test_a_bundle_that_was_changed_after_signing_is_refused(world, tmp_path):
 
 @pytest.mark.parametrize("quorum", [1, 4])
 def test_a_quorum_of_half_the_roster_or_of_more_than_all_makes_no_bundle(world, quorum):
-    before = world.server.bundle
     with pytest.raises(ConfigError, match="quorum"):
-        make_bundle(
-            world.server.study,
-            {name: text.encode() for name, text in zip(before.members, before.enrolments, strict=True)},
-            world.server.signer,
-            server=before.server,
-            ca_certificate=before.ca_certificate.encode(),
-            rules=Rules(quorum=quorum, deadline_s=60.0),
-        )
+        world.rebuilt(rules=Rules(quorum=quorum, deadline_s=60.0))
 
 
 def test_a_confirmation_counts_for_one_bundle_only(world):
