@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secure_triplay.errors import RunError
+from secure_triplay.errors import ConfigError, DataError, RunError
 from secure_triplay.experiments.collect import collect
 from secure_triplay.experiments.grid import Cell, load_grid
 from secure_triplay.experiments.noise import noise_of
@@ -39,6 +39,8 @@ def run_experiment(
         done = {cell.file: found for cell in grid.cells if (found := _read(out, cell)) is not None}
         if done:
             tell(f"{len(done)} of {len(grid.cells)} cells are here already")
+        if not only_collect:
+            _require_divisible(file, [cell for cell in grid.cells if cell.file not in done])
         setting, tokens = None, None
         for number, cell in enumerate(grid.cells, start=1):
             if cell.file in done or only_collect:
@@ -55,6 +57,24 @@ def run_experiment(
         write_partitions(result, out / "partitions.svg")
         write_frontier(result, out / "frontier.svg")
     return result
+
+
+def _require_divisible(file: Path, cells: list[Cell]) -> None:
+    """Divide every data set at every seed once, before anything runs. Raises ConfigError that names what cannot be."""
+    from secure_triplay.data.split import split_study
+
+    problems, studies = [], {(cell.data, cell.seed): cell.study for cell in cells}
+    for (data, seed), study in studies.items():
+        try:
+            split_study(study)
+        except DataError as error:
+            problems.append(f"{data}, seed {seed}: {error.what} ({error.fix})")
+    if problems:
+        raise ConfigError(
+            "these data cannot be divided, and nothing was started:\n" + "\n".join(problems),
+            where=str(file),
+            fix="mend their settings or leave them out of the grid",
+        )
 
 
 @dataclass(frozen=True)

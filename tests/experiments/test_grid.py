@@ -114,6 +114,19 @@ def test_counts_of_records_are_not_released_where_the_unit_is_the_patient(grid_f
         run_experiment(grid_file({"privacy": privacy}, methods=["personalised", "eps3"]), tmp_path / "out")
 
 
+def test_data_that_cannot_be_divided_are_named_and_nothing_is_started(grid_file, tmp_path):
+    """Whether there are enough of them shows only once they are there."""
+    file = grid_file(
+        data=[
+            {"name": "pictures", "study": "study.yaml"},
+            {"name": "skewed", "study": "study.yaml", "change": {"data.test_domain": "kitchen"}},
+        ]
+    )
+    with pytest.raises(ConfigError, match=r"(?s)nothing was started.*skewed, seed 1: .*kitchen"):
+        run_experiment(file, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
 def test_missing_data_leave_a_hole_with_its_reason_and_no_row(grid_file, tmp_path):
     file = grid_file(
         data=[
