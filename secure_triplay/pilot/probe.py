@@ -39,7 +39,7 @@ def measure_speeds(setting: PublicSetting, study: Study, process_bytes: int) -> 
     learner.images, learner.seconds = 0.0, 0.0
     learner.update(vector)
     model.adapter.load_vector(vector)
-    encrypt, opened = _crypto_seconds(choose_codec(study, model.adapter.n_params))
+    encrypt, opened = crypto_seconds(choose_codec(study, model.adapter.n_params))
     tokens = largest.tokens
     encoded = setting.encoded_images - before[1]
     return Speeds(
@@ -78,10 +78,11 @@ def _full_precision_bytes(model: nn.Module) -> int:
     return 4 * sum(linear.get(id(weight), weight.numel()) for weight in model.parameters())
 
 
-def _crypto_seconds(codec: Codec) -> tuple[float, float]:
+def crypto_seconds(codec: Codec) -> tuple[float, float]:
     """Seconds to encode and encrypt one ciphertext, and to open one of all sites' sum.
 
-    Opening grows by the expansion of each site's seed, so two real sums give the time of any.
+    Opening grows by the expansion of each site's seed, so two real sums give the time of any. Where updates are
+    masked, packing into words is in it; making masks and taking them off is not.
     """
     noise, key = NoiseSource(), CkksSecretKey.generate(codec.parameters)
     update = np.zeros(codec.n_params, np.float32)
@@ -90,13 +91,17 @@ def _crypto_seconds(codec: Codec) -> tuple[float, float]:
     sealing, opening = 0.0, []
     for _ in range(min(2, codec.n_sites)):
         started = time.process_time()
-        sealed = key.encrypt(codec.to_slots(codec.quantise(update, noise)), codec.encode_tolerance)
+        integers = codec.quantise(update, noise)
+        words = codec.pack(integers) if codec.masked else integers
+        sealed = key.encrypt(codec.to_slots(words), codec.encode_tolerance)
         packed = pack60(sealed.c0)
         sealing = time.process_time() - started
         add_mod(total, unpack60(packed, codec.n_chunks))
         seeds.append(sealed.seeds)
         started = time.process_time()
-        codec.sum_from_slots(key.decrypt(total, seeds), len(seeds))
+        sums = codec.sum_from_slots(key.decrypt(total, seeds), len(seeds))
+        if codec.masked:
+            codec.unpack(sums, len(seeds))
         opening.append(time.process_time() - started)
     a_site = max(0.0, opening[-1] - opening[0])
     return sealing / codec.n_chunks, (opening[0] + a_site * (codec.n_sites - 1)) / codec.n_chunks

@@ -25,11 +25,12 @@ from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.pilot.choices import Choice, Space, own_choice, with_choice
 from secure_triplay.pilot.costs import SiteLimits, Speeds, cost
 from secure_triplay.pilot.private import Private, private_trials
+from secure_triplay.pilot.probe import crypto_seconds
 from secure_triplay.pilot.run import Request, run_pilot
 from secure_triplay.pilot.sample import public_sample
 from secure_triplay.pilot.search import Decision, Trial, decide, first, search, what_fits
 from secure_triplay.pilot.trial import scaled_rule
-from secure_triplay.prepare import round_rule
+from secure_triplay.prepare import choose_codec, round_rule
 from secure_triplay.simulate import simulate
 
 SPEEDS = Speeds(
@@ -91,6 +92,15 @@ def test_the_bytes_of_a_choice_are_those_that_config_check_says(demo):
     (said,) = [sentence for topic, sentence in describe(study, found.n_params) if topic == "Upload"]
     assert f"{found.upload_bytes_per_round:,} bytes" in said
     assert found.n_params == 2 * 64 * 384
+
+
+@pytest.mark.parametrize("n_sites", [2, 4])
+def test_encryption_is_timed_whether_updates_are_masked_or_not(demo, n_sites):
+    """The demo's four sites mask, as any three and more do."""
+    study = parse_study({**demo, "sites": demo["sites"][:n_sites]})
+    codec = choose_codec(study, 3000)
+    assert codec.masked == (n_sites == 4)
+    assert all(seconds > 0 for seconds in crypto_seconds(codec))
 
 
 def test_hours_grow_with_what_they_are_made_of(demo):
