@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.attacks.inversion import Array, FirstBlock, first_block
+from secure_triplay.model.blocks import INPUT_LAYERS
 
 if TYPE_CHECKING:
     from secure_triplay.attacks.scene import Scene, Vector
-
-INPUT_LAYERS = ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj")
-"""What reads a block's normed input, fused or apart."""
 
 
 @dataclass(frozen=True)

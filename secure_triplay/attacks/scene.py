@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secure_triplay.attacks.finding import Arm
-from secure_triplay.attacks.observe import INPUT_LAYERS
 from secure_triplay.client.keys import EpochKeys, Roster, make_keys, open_keys
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.config import Adapter, Study
@@ -31,7 +30,7 @@ from secure_triplay.crypto.packing import pack60
 from secure_triplay.errors import DataError
 from secure_triplay.model.adapter import attach_adapter
 from secure_triplay.model.basis import install_public_basis
-from secure_triplay.model.blocks import image_stack
+from secure_triplay.model.blocks import INPUT_LAYERS, image_stack
 from secure_triplay.model.text import class_embeddings
 from secure_triplay.model.tower import Classifier, ImageTower
 from secure_triplay.prepare import Model, aligned_backbone, choose_codec, load_data, round_rule

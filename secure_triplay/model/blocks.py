@@ -14,6 +14,9 @@ from torch import nn
 
 from secure_triplay.errors import ConfigError
 
+INPUT_LAYERS = ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj")
+"""What reads a block's normed input, fused or apart."""
+
 DualEncoder = Any  # open_clip's CLIP, CustomTextCLIP or CoCa, whose attributes no type describes
 
 
