@@ -15,7 +15,8 @@ ROUNDS, THIN = 2, "south"
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A finished study, and the line that one of its sites had."""
-    made = Federation.make(tmp_path_factory.mktemp("thin"), rounds=ROUNDS)
+    # Time for a lost message to be sent four times (at 0, 20, 60 and 120 s): of two sends both may be lost.
+    made = Federation.make(tmp_path_factory.mktemp("thin"), rounds=ROUNDS, deadline_s=180.0)
     host, port = made.server.bundle.server.rsplit(":", 1)
     with (
         bad_line((host, int(port)), bytes_per_s=125_000, delay_s=0.2, break_every_s=7) as line,
