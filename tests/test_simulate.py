@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -314,7 +315,14 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_no_process(tmp_path):
         str(tmp_path / "run"),
     ]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in a shell's background jobs
     )
     journal = tmp_path / "run.partial" / "sites" / "north" / "journal.jsonl"
     for _ in range(1200):
@@ -323,7 +331,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_no_process(tmp_path):
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Stopped" in errors
