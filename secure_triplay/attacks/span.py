@@ -293,7 +293,7 @@ def _variants(
         ("inversion-local-steps", f"plain LoRA of rank {RANK}, the difference after 5 local steps", study, "lora",
          RANK, {"steps": 5, "learning_rate": 0.01}, few),
         *[("", f"FFA-LoRA of rank {rank} on every block, one image", study, "ffa", rank, {}, few)
-          for rank in ((FFA_RANKS[-1],) if quick else (own_rank, *FFA_RANKS))],
+          for rank in ((FFA_RANKS[-1],) if quick else sorted({own_rank, *FFA_RANKS}))],
     ]  # fmt: skip
     if not quick:  # the larger tower takes as long as all the rest
         cases += [
