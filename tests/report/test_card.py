@@ -130,6 +130,7 @@ def test_a_personal_adapters_card_says_whose_it_is_that_it_stays_and_what_both_c
         "must not be shared as if it were",
         "meant to stay there",
         "may be worse than the study's adapter",
+        "compare the two before you use it",
         "this one together are",
         "learned in 30 rounds",
     ):
