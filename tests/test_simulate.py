@@ -320,9 +320,8 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_no_process(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored in a shell's background jobs
+        # a shell's background jobs, and what they start, ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     journal = tmp_path / "run.partial" / "sites" / "north" / "journal.jsonl"
     for _ in range(1200):

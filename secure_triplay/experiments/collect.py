@@ -53,6 +53,7 @@ def _row(cells: list[dict[str, Any]], method: Method) -> dict[str, Any]:
         "site_spread_mean": _site_spread(cells),
         "accuracy_std": round(float(np.std(accuracy, ddof=1)), 5) if len(accuracy) > 1 else None,
         "accuracy_by_seed": [round(value, 5) for value in accuracy],
+        "own_records_by_seed": [cell["by_site"] for cell in cells],
         "seeds": [cell["seed"] for cell in cells],
         **{key: first[key] for key in ("epsilon", "delta", "rounds", "n_params", "upload_bytes")},
         **({"noise": first["noise"]} if first.get("noise") else {}),

@@ -242,6 +242,8 @@ def test_mean_and_spread_are_those_of_the_cells(grid_file, tmp_path):
     assert row["accuracy_std"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-5)
     assert row["seeds"] == [1, 2, 3]
     assert row["worst_site_mean"] == pytest.approx(sum(c["worst_site"] for c in cells) / 3, abs=1e-5)
+    worst = [min(sites.values()) for sites in row["own_records_by_seed"]]
+    assert worst == pytest.approx([cell["worst_site"] for cell in cells])
     assert row["accuracy_std"] > 0  # or the line above would say nothing
     assert mean > 0.7
 
