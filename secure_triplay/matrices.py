@@ -20,7 +20,7 @@ _WHERE = "adapter.basis"
 def rounded(values: NDArray[np.floating]) -> NDArray[np.float16]:
     """The nearest float16 of each value. Raises ConfigError where one is not finite, or too large for that."""
     with np.errstate(over="ignore"):
-        found = values.astype(np.float16)
+        found = values.astype(np.float16, order="C")  # safetensors writes an array's memory as it lies there
     if not np.isfinite(found).all():
         raise ConfigError(
             "a basis of public images has values that float16 does not hold",

@@ -265,11 +265,13 @@ def load_model(study: Study, public: Records, adapter_seed: bytes, basis: bytes 
     embeddings = class_embeddings(backbone, study.classes)
     adapter = attach_adapter(backbone, study.adapter, adapter_seed)
     tower = ImageTower(backbone, adapter.first_block)
+    head = TextHead(backbone, study.classes) if study.adapter.text_tower else embeddings
+    classifier = Classifier(tower.suffix, head, study.training.logit_scale)
     if study.adapter.basis == "public":
         images = public.images(np.arange(len(public)), backbone.image_size)
-        install_public_basis(adapter, tower, images, None if basis is None else from_bytes(basis))
-    head = TextHead(backbone, study.classes) if study.adapter.text_tower else embeddings
-    return Model(backbone, adapter, tower, Classifier(tower.suffix, head, study.training.logit_scale))
+        given = None if basis is None else from_bytes(basis)
+        install_public_basis(adapter, tower, classifier, images, given)
+    return Model(backbone, adapter, tower, classifier)
 
 
 def compute_basis(study: Study) -> bytes | None:
@@ -284,16 +286,19 @@ def compute_basis(study: Study) -> bytes | None:
     from secure_triplay.data.split import load_public
     from secure_triplay.matrices import to_bytes
     from secure_triplay.model.adapter import attach_adapter
-    from secure_triplay.model.basis import fitted, layer_inputs
-    from secure_triplay.model.tower import ImageTower
+    from secure_triplay.model.basis import fitted, look
+    from secure_triplay.model.text import class_embeddings
+    from secure_triplay.model.tower import Classifier, ImageTower
 
     try:
         public = load_public(study)
         backbone = aligned_backbone(study, public)
-        adapter = attach_adapter(backbone, study.adapter, b"")  # B is zero, so no layer's inputs depend on A
+        embeddings = class_embeddings(backbone, study.classes)
+        adapter = attach_adapter(backbone, study.adapter, b"")  # B is zero, so nothing depends on this A
         tower = ImageTower(backbone, adapter.first_block)
+        classifier = Classifier(tower.suffix, embeddings, study.training.logit_scale)
         images = public.images(np.arange(len(public)), backbone.image_size)
-        return to_bytes(fitted(adapter, layer_inputs(adapter, tower, images)))
+        return to_bytes(fitted(adapter, look(adapter, tower, classifier, images)))
     except (AssetError, ConfigError, DataError) as error:
         raise ConfigError(
             f"the basis of public images cannot be computed here: {error.what}",

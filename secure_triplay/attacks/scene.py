@@ -191,16 +191,18 @@ def open_scene(
         target = _ATTENTION
     changed |= {"target_modules": target or of.target_modules}
     own = (kind, rank, last_blocks, target) == (of.kind, None, None, None)
-    changed |= {"basis": of.basis if own else "seed"}
+    changed |= {"basis": of.basis, "output_rank": of.output_rank} if own else {}
     variant = study.model_copy(update={"adapter": Adapter.model_validate(changed)})
     backbone = replace(pristine, model=copy.deepcopy(pristine.model))
     embeddings = class_embeddings(backbone, study.classes)
     seed = hashlib.sha256(b"attack " + study.sha256.encode()).digest()
     adapter = attach_adapter(backbone, variant.adapter, seed)
     tower, public = ImageTower(backbone, adapter.first_block), study_data(study).public
+    classifier = Classifier(tower.suffix, embeddings, study.training.logit_scale)
     if variant.adapter.basis == "public":
-        install_public_basis(adapter, tower, public.images(np.arange(len(public)), backbone.image_size))
-    model = Model(backbone, adapter, tower, Classifier(tower.suffix, embeddings, study.training.logit_scale))
+        images = public.images(np.arange(len(public)), backbone.image_size)
+        install_public_basis(adapter, tower, classifier, images)
+    model = Model(backbone, adapter, tower, classifier)
     scene = Scene(variant, model, adapter.vector())
     tokens, labels = scene.tokens(public, np.arange(min(32, len(public))))
     first = scene.update(tokens, labels, private=False, noise=NoiseSource.unsafe_from_seed(0))

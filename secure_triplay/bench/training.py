@@ -70,7 +70,7 @@ def run_training_bench(
     classifier = Classifier(tower.suffix, embeddings, study.training.logit_scale)
     if study.adapter.basis == "public":
         public = split.public.images(np.arange(len(split.public)), study.backbone.image_size)
-        install_public_basis(adapter, tower, public)
+        install_public_basis(adapter, tower, classifier, public)
     whole = WholeTower(backbone.model.visual, embeddings, study.training.logit_scale)
     rule = round_rule(study)
     tokens, cache_s = _timed(lambda: tower.prefix(images))

@@ -67,12 +67,21 @@ class Adapter(Frozen):
         "seed",
         description="ffa: A drawn from the public seed, or fitted to public images by who makes the study's bundle",
     )
+    output_rank: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        None,
+        description="with basis: public, B in so many directions of a layer's outputs, those in which public images' "
+        "logits move (the number of classes less one is enough); left out: all, and as many more values are sent",
+    )
 
     @model_validator(mode="after")
     def _basis_fits(self) -> Adapter:
         if self.basis == "public" and (self.kind != "ffa" or self.text_tower):
             raise ValueError(
                 "basis: public is for a frozen A of the image tower; it needs kind: ffa, text_tower: false"
+            )
+        if self.output_rank is not None and self.basis != "public":
+            raise ValueError(
+                "output_rank needs basis: public, where both A and B's directions come from public images"
             )
         return self
 

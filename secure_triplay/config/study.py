@@ -162,6 +162,8 @@ class Study(Frozen):
             site.pop("manifest")
             if site["rank"] is None:  # a study without ranks keeps the hash that it had before there were any
                 site.pop("rank")
+        if self.adapter.output_rank is None:
+            content["adapter"].pop("output_rank")
         if self.dp and self.shared_noise is None:  # likewise for studies from before noise could be shared
             content["privacy"].pop("noise")
         if self.backbone.source == "file":

@@ -219,7 +219,12 @@ def _alternating(setting: Setting, study: Study) -> Result:
 
 
 def _lora(content: dict[str, Any]) -> dict[str, Any]:
-    return _at(8.0)({**content, "adapter": {**content.get("adapter", {}), "kind": "lora", "basis": "seed"}})
+    return _at(8.0)(
+        {
+            **content,
+            "adapter": {**content.get("adapter", {}), "kind": "lora", "basis": "seed", "output_rank": None},
+        }
+    )
 
 
 def _mixed_ranks(content: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +326,10 @@ def _fedavg_cnn(setting: Setting, study: Study) -> Result:
 
 def _published_lora(content: dict[str, Any]) -> dict[str, Any]:
     return _without_dp(
-        {**content, "adapter": {**content.get("adapter", {}), "kind": "lora", "basis": "seed"}}
+        {
+            **content,
+            "adapter": {**content.get("adapter", {}), "kind": "lora", "basis": "seed", "output_rank": None},
+        }
     )
 
 

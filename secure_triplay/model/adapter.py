@@ -1,7 +1,8 @@
 """LoRA on the last blocks, as one flat vector and in PEFT's own file format.
 
 Default is FFA-LoRA (Sun et al. 2024, arXiv 2403.12313): A is frozen and drawn from a public seed, only B is
-trained and sent, so that the mean of the sites' B is exactly the mean of their products.
+trained and sent, so that the mean of the sites' B is exactly the mean of their products. With `output_rank`, B is
+kept to few public directions of a layer's outputs, and the small matrix that is left is trained (`model.outputs`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 from secure_triplay import config
 from secure_triplay.errors import ConfigError, RunError
 from secure_triplay.model.blocks import BlockStack, image_stack, text_stack
+from secure_triplay.model.outputs import FewOutputs
 
 if TYPE_CHECKING:
     from secure_triplay.model.backbone import Backbone
@@ -33,7 +35,8 @@ class Adapter:
     """The trained part of a model, in a fixed order: names sorted as strings, each array row by row.
 
     `peft` wraps the backbone's own module, which was changed in place. `names`, `shapes` and `weights` hold
-    what is trained and sent, nothing else: with kind `ffa` the B's, with kind `lora` the A's and B's.
+    what is trained and sent, nothing else: with kind `ffa` the B's, or what is trained of them, with kind `lora` the
+    A's and B's.
     """
 
     peft: Any
@@ -78,6 +81,10 @@ class Adapter:
         from safetensors.torch import save_file
 
         state = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
+        for name, module in self.peft.named_modules():
+            if isinstance(module, FewOutputs):  # saved as the B that it stands for
+                del state[f"{name}.inner.weight"]
+                state[f"{name.removesuffix(f'.{_NAME}')}.weight"] = module.weight
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: tensor.detach().contiguous().clone() for name, tensor in sorted(state.items())},
@@ -122,10 +129,14 @@ def attach_adapter(backbone: Backbone, cfg: config.Adapter, a_seed: bytes) -> Ad
             modules_to_save=[backbone.projection] if backbone.projection else None,
         ),
     )
+    if cfg.output_rank is not None:
+        for path in targets:
+            layer: Any = model.get_submodule(path)
+            layer.lora_B[_NAME] = FewOutputs(cfg.rank, layer.out_features, cfg.output_rank)
     trained: dict[str, nn.Parameter] = {}
     for name, weight in model.named_parameters():
         weight.requires_grad_(False)
-        short = name.replace(f".{_NAME}.weight", "")
+        short = re.sub(rf"\.{_NAME}(\.inner)?\.weight$", "", name)
         if ".lora_A." in name:
             with torch.no_grad():
                 rank, inputs = weight.shape

@@ -6,13 +6,16 @@ public images, divided by how far the inputs reach along each (whitened), so tha
 LoRA's A from activations is EVA's idea (Paischer et al. 2024, arXiv 2410.07170, section 3); taking what noise is
 spread over from public data is that of Zhou, Wu and Banerjee 2021 (arXiv 2007.03813, section 3).
 
+With `adapter.output_rank`, B is likewise kept to few directions of a layer's outputs (`model.outputs`).
+
 It sees public images only, and costs no privacy. Its values are rounded to float16. Two processors compute two bases,
-so in a real federation the coordinator computes A once, the signed study bundle carries it, and each site installs
+so in a real federation the coordinator computes one, the signed study bundle carries it, and each site installs
 those very values after `require_of_public_images`. A simulation computes it on its one machine, and gets the same.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,19 +24,38 @@ from numpy.typing import NDArray
 
 from secure_triplay.errors import ConfigError
 from secure_triplay.matrices import Matrices, rounded
+from secure_triplay.model.outputs import FewOutputs, leading_directions, logit_gradients, shortfall
 
 if TYPE_CHECKING:
     from secure_triplay.model.adapter import Adapter
-    from secure_triplay.model.tower import Images, ImageTower
+    from secure_triplay.model.tower import Classifier, Images, ImageTower
 
 Inputs = dict[str, NDArray[np.float32]]
 """By layer: what it is given for the public images, (n, d_in)."""
 
+
+@dataclass(frozen=True)
+class Seen:
+    """What public images show of the adapted layers.
+
+    `inputs`, and where B is kept to few directions `gradients`: by layer, C (d_out, d_out) of `model.outputs`.
+    """
+
+    inputs: Inputs
+    gradients: dict[str, NDArray[np.float64]]
+
+
 MAX_OUTSIDE, MAX_GRAM_ERROR, MAX_LENGTH = 0.2, 0.25, 1.25
 """Bounds of `require_of_public_images`: measured figures stand there."""
 
+MAX_OFF, MAX_SHORTFALL = 0.01, 0.02
+"""Bounds of `require_of_public_gradients`."""
+
 _LEAST = 1e-6
 """Directions in which inputs reach less than this part of the furthest are none."""
+
+OUTPUTS = ".outputs"
+"""What follows a layer's name, in a bundle, for the U^T (k, d_out) beside its A."""
 
 _NAME = "default"
 _PEFT = "base_model.model."
@@ -41,28 +63,42 @@ _WHERE = "adapter.basis"
 
 
 def install_public_basis(
-    adapter: Adapter, tower: ImageTower, public: Images, given: Matrices | None = None
+    adapter: Adapter, tower: ImageTower, classifier: Classifier, public: Images, given: Matrices | None = None
 ) -> None:
-    """Set each frozen A from public images (n, H, W, 3) uint8, or from `given` once it was held against them.
+    """Set each frozen A and U from public images (n, H, W, 3) uint8, or from `given` once held against them.
 
     Raises ConfigError where they are fewer than the adapter's rank, or where `given` is not theirs, and then
     sets nothing. The adapter must not be trained yet.
     """
-    inputs = layer_inputs(adapter, tower, public)
+    seen = look(adapter, tower, classifier, public)
     if given is None:
-        given = fitted(adapter, inputs)
+        given = fitted(adapter, seen)
     else:
         require_of_this_adapter(given, adapter)
-        require_of_public_images(given, inputs)
+        require_of_public_images(given, seen.inputs)
+        require_of_public_gradients(given, seen.gradients)
     with torch.no_grad():
-        for name, weight in _frozen(adapter).items():
-            weight.copy_(torch.from_numpy(given[name].astype(np.float32)))
+        for name, (weight, turned) in _frozen(adapter).items():
+            values = torch.from_numpy(given[name].astype(np.float32))
+            weight.copy_(values.T if turned else values)
 
 
-def fitted(adapter: Adapter, inputs: Inputs) -> Matrices:
-    """Each layer's A (rank, d_in) for the inputs of public images, rounded to float16. Raises ConfigError."""
-    weights = _frozen(adapter)
-    return {name: rounded(whitened_directions(u, len(weights[name]))) for name, u in inputs.items()}
+def look(adapter: Adapter, tower: ImageTower, classifier: Classifier, public: Images) -> Seen:
+    """What public images (n, H, W, 3) uint8 show of the adapter's layers. Raises ConfigError for none."""
+    inputs = layer_inputs(adapter, tower, public)
+    layers = {name: layer for name, layer in _layers(adapter).items() if _few_outputs(layer) is not None}
+    return Seen(inputs, logit_gradients(layers, classifier, tower.prefix(public)) if layers else {})
+
+
+def fitted(adapter: Adapter, seen: Seen) -> Matrices:
+    """Each layer's A (rank, d_in), and U^T (k, d_out) where B has few outputs, in float16. Raises ConfigError."""
+    found: Matrices = {}
+    for name, layer in _layers(adapter).items():
+        found[name] = rounded(whitened_directions(seen.inputs[name], layer.lora_A[_NAME].out_features))
+        few = _few_outputs(layer)
+        if few is not None:
+            found[name + OUTPUTS] = rounded(leading_directions(seen.gradients[name], few.inner.out_features))
+    return found
 
 
 def layer_inputs(adapter: Adapter, tower: ImageTower, public: Images) -> Inputs:
@@ -93,7 +129,10 @@ def layer_inputs(adapter: Adapter, tower: ImageTower, public: Images) -> Inputs:
 
 def require_of_this_adapter(given: Matrices, adapter: Adapter) -> None:
     """Return nothing if these are the adapter's layers, each of its shape. Raises ConfigError."""
-    due = {name: tuple(weight.shape) for name, weight in _frozen(adapter).items()}
+    due = {
+        name: tuple(weight.T.shape if turned else weight.shape)
+        for name, (weight, turned) in _frozen(adapter).items()
+    }
     found = {name: a.shape for name, a in given.items()}
     wrong = sorted(name for name in due.keys() | found.keys() if due.get(name) != found.get(name))
     if wrong:
@@ -126,8 +165,8 @@ def require_of_public_images(given: Matrices, inputs: Inputs) -> None:
     as d_in span everything, so that only the last two bounds say something. Differential privacy holds whatever A
     is, and does not rest on this. Raises ConfigError.
     """
-    for name, a in given.items():
-        outside, off, length = deviations(a.astype(np.float64), inputs[name].astype(np.float64))
+    for name, u in inputs.items():
+        outside, off, length = deviations(given[name].astype(np.float64), u.astype(np.float64))
         if not (outside <= MAX_OUTSIDE and off <= MAX_GRAM_ERROR and length <= MAX_LENGTH):
             raise ConfigError(
                 f"the basis in the bundle is not of the public images here: {outside:.2f} of a row of {name} is "
@@ -136,6 +175,26 @@ def require_of_public_images(given: Matrices, inputs: Inputs) -> None:
                 where=_WHERE,
                 fix="compare the public images with the coordinator's, file by file; if they are the same, do not "
                 "take part: A was chosen otherwise",
+            )
+
+
+def require_of_public_gradients(given: Matrices, gradients: dict[str, NDArray[np.float64]]) -> None:
+    """Return nothing if each U could be `leading_directions` of this site's own C (d_out, d_out) of public images.
+
+    Its rows must be orthonormal within 0.01, and hold all but 0.02 of what as many of the leading directions hold.
+    Measured as above, 2 to 20 directions: at most 0.0003 and 0.0009. Random directions miss 0.94 or more.
+    What it protects and what not is as with A: within what public images show, U may be turned. Raises ConfigError.
+    """
+    for name, c in gradients.items():
+        off, short = shortfall(given[name + OUTPUTS].astype(np.float64), c)
+        if not (off <= MAX_OFF and short <= MAX_SHORTFALL):
+            raise ConfigError(
+                f"the output directions in the bundle are not of the public images here: of {name} they miss "
+                f"{short:.2f} of the logits' gradients (at most {MAX_SHORTFALL}), and products of rows are off by "
+                f"{off:.2f} (at most {MAX_OFF})",
+                where=_WHERE,
+                fix="compare the public images with the coordinator's, file by file; if they are the same, do not "
+                "take part: the directions were chosen otherwise",
             )
 
 
@@ -203,5 +262,17 @@ def _layers(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _frozen(adapter: Adapter) -> dict[str, torch.nn.Parameter]:
-    return {name: layer.lora_A[_NAME].weight for name, layer in _layers(adapter).items()}
+def _few_outputs(layer: Any) -> FewOutputs | None:
+    b = layer.lora_B[_NAME]
+    return b if isinstance(b, FewOutputs) else None
+
+
+def _frozen(adapter: Adapter) -> dict[str, tuple[torch.Tensor, bool]]:
+    """What is taken from public images, by its name in a bundle; whether it is held the other way round."""
+    found: dict[str, tuple[torch.Tensor, bool]] = {}
+    for name, layer in _layers(adapter).items():
+        found[name] = layer.lora_A[_NAME].weight, False
+        few = _few_outputs(layer)
+        if few is not None:
+            found[name + OUTPUTS] = few.directions, True
+    return found

@@ -18,6 +18,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "compute_dtype", lambda study: torch.float32)
     content = study_content(1)
     content["adapter"] |= {"target_modules": r"attn\.proj|mlp\.fc2", "last_blocks": 1, "basis": "public"}
+    content["adapter"] |= {"output_rank": 9}
     content["data"] |= {"records_per_site": 200, "holdout_per_site": 20, "test_images": 50}
     content["privacy"] |= {"expected_batch_size": 50}
     try:
@@ -41,7 +42,13 @@ def test_a_round_ends_with_the_bundles_a_and_one_b_at_every_site(made):
         load_file(site.path / "studies" / "demo" / "adapter" / "adapter_model.safetensors")
         for site in made.sites.values()
     ]
+    assert len(carried) == 4
     for layer, a in carried.items():
+        if layer.endswith(".outputs"):
+            (b,) = [n for n in adapters[0] if n.endswith(layer.replace(".outputs", ".lora_B.weight"))]
+            left = adapters[0][b] - a.T.astype("<f4") @ (a.astype("<f4") @ adapters[0][b])
+            assert abs(left).max() < 1e-2 * abs(adapters[0][b]).max()  # B lies in the bundle's directions
+            continue
         (name,) = [name for name in adapters[0] if name.endswith(f"{layer}.lora_A.weight")]
         b = name.replace("lora_A", "lora_B")
         assert all(adapter[name].tobytes() == a.astype("<f4").tobytes() for adapter in adapters)

@@ -1,4 +1,5 @@
-"""A study whose frozen A is fitted to public images: the signed bundle carries A, and a site takes no other."""
+"""A study whose A and output directions are fitted to public images: the signed bundle carries them, and a site takes
+no others."""
 
 from __future__ import annotations
 
@@ -26,8 +27,11 @@ from secure_triplay.federation.studybundle import SitePaths, StudyBundle
 
 from .conftest import NAMES, World, make_site, study_content
 
-RANK = 8
+RANK, DIRECTIONS = 8, 9
 WIDTHS = {"visual.trunk.blocks.11.attn.proj": 384, "visual.trunk.blocks.11.mlp.fc2": 1536}
+SHAPES = {name: (RANK, width) for name, width in WIDTHS.items()} | {
+    f"{name}.outputs": (DIRECTIONS, 384) for name in WIDTHS
+}
 
 
 def fitted_content() -> dict:
@@ -39,6 +43,7 @@ def fitted_content() -> dict:
         "target_modules": r"attn\.proj|mlp\.fc2",
         "last_blocks": 1,
         "basis": "public",
+        "output_rank": DIRECTIONS,
     }
     return content
 
@@ -100,13 +105,17 @@ def written(arrays: dict[str, np.ndarray]) -> str:
 
 
 def installed(study, basis: bytes | None) -> dict[str, np.ndarray]:
-    """A in a site's model."""
-    model = prepare.load_model(study, load_public(study), b"seed", basis)
-    weights = model.backbone.model.named_parameters()
-    return {
+    """A's and output directions in a site's model."""
+    model = prepare.load_model(study, load_public(study), b"seed", basis).backbone.model
+    found = {
         name.removesuffix(".lora_A.default.weight"): weight.detach().numpy().copy()
-        for name, weight in weights
+        for name, weight in model.named_parameters()
         if ".lora_A." in name
+    }
+    return found | {
+        name.replace(".lora_B.default.directions", ".outputs"): values.T.numpy().copy()
+        for name, values in model.named_buffers()
+        if name.endswith(".directions")
     }
 
 
@@ -118,7 +127,7 @@ def test_two_processors_end_with_the_a_of_the_bundle_bit_for_bit(fitted, monkeyp
     joined = joined_at(fitted, "north")
     outer = json.loads((fitted.sites["north"].path / "studies" / "demo" / "study.bundle").read_text())
     carried = matrices(base64.b64decode(outer["study bundle"]["basis"]))
-    assert {name: a.shape for name, a in carried.items()} == {n: (RANK, w) for n, w in WIDTHS.items()}
+    assert {name: a.shape for name, a in carried.items()} == SHAPES
     own = {}
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(prepare, "compute_dtype", lambda study, dtype=dtype: dtype)
@@ -190,7 +199,7 @@ def test_a_basis_that_is_damaged_or_not_finite_makes_no_bundle_whoever_signed_it
 
 def unfit(a: dict[str, np.ndarray]) -> dict[str, tuple[dict[str, np.ndarray], str]]:
     """Well-formed matrices that are not this study's, and the words with which a site refuses them."""
-    first, second = a
+    first, outputs, second, _ = a
     rows = np.random.default_rng(0).uniform(-1, 1, a[first].shape) / np.sqrt(a[first].shape[1])
     other, span = "of another adapter", "not of the public images here"
     return {
@@ -202,6 +211,10 @@ def unfit(a: dict[str, np.ndarray]) -> dict[str, tuple[dict[str, np.ndarray], st
         "random rows": (a | {first: rows.astype(np.float16)}, span),
         "larger rows": (a | {second: (2 * a[second]).astype(np.float16)}, span),
         "no rows": (a | {second: 0 * a[second]}, span),
+        "no output directions": ({name: rows for name, rows in a.items() if name != outputs}, other),
+        "an output direction less": (a | {outputs: a[outputs][1:]}, other),
+        "other output directions": (a | {outputs: np.roll(a[outputs], 1, axis=1)}, span),
+        "longer output directions": (a | {outputs: (2 * a[outputs]).astype(np.float16)}, span),
     }
 
 
@@ -270,7 +283,7 @@ def test_who_decides_for_a_site_reads_that_the_bundle_brings_a(fitted, world):
         return " ".join(shown.output.split())
 
     text = page(fitted.server, fitted.sites["north"])
-    size = sum(2 * RANK * width for width in WIDTHS.values())
+    size = sum(2 * rows * columns for rows, columns in SHAPES.values())
     (said,) = re.findall(r"Basis The bundle brings A, ([0-9,]+) bytes", text)
     assert size < int(said.replace(",", "")) < size + 500
     assert "fitted to public images" in text

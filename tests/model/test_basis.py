@@ -17,7 +17,11 @@ from secure_triplay.model.basis import (
     require_of_public_images,
     whitened_directions,
 )
-from secure_triplay.model.tower import ImageTower
+from secure_triplay.model.tower import Classifier, ImageTower
+
+
+def classifier_of(tower: ImageTower) -> Classifier:
+    return Classifier(tower.suffix, torch.eye(3, 64), 1.0)
 
 
 def test_projections_are_uncorrelated_and_of_the_mean_square_that_random_rows_give() -> None:
@@ -54,7 +58,7 @@ def test_each_layer_gets_the_basis_of_its_own_inputs_and_the_model_is_as_before(
     adapter = attach_adapter(loaded, rule, b"seed")
     tower = ImageTower(loaded, adapter.first_block)
     before = tower.features(tower.prefix(images))
-    install_public_basis(adapter, tower, images)
+    install_public_basis(adapter, tower, classifier_of(tower), images)
     assert np.allclose(tower.features(tower.prefix(images)), before, atol=1e-6)  # B is zero still
     tokens, block = tower.prefix(images), loaded.model.visual.transformer.resblocks[-1]
     inputs = tokens[:, 1].double().numpy()  # what out_proj is given for the class token
@@ -73,7 +77,7 @@ def test_every_public_image_counts_however_many_there_are(backbone: Any) -> None
     many = (
         np.random.default_rng(0).integers(0, 256, (260, 28, 28, 3)).astype(np.uint8)
     )  # two of the tower's batches
-    install_public_basis(adapter, tower, many)
+    install_public_basis(adapter, tower, classifier_of(tower), many)
     inputs = tower.prefix(many)[:, 1].double().numpy()
     a = loaded.model.visual.transformer.resblocks[-1].attn.out_proj.lora_A["default"].weight.detach().numpy()
     gram = a.astype(np.float64) @ inputs.T @ inputs @ a.T.astype(np.float64) / len(inputs)

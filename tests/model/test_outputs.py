@@ -1,0 +1,197 @@
+"""B in few public output directions: an ordinary LoRA with fewer numbers, and directions from public images alone."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn import functional as F
+
+from secure_triplay.config import Adapter as AdapterConfig
+from secure_triplay.errors import ConfigError
+from secure_triplay.model.adapter import Adapter, attach_adapter
+from secure_triplay.model.basis import install_public_basis, require_of_public_gradients
+from secure_triplay.model.outputs import leading_directions, logit_gradients
+from secure_triplay.model.tower import Classifier, ImageTower
+from secure_triplay.privacy.per_record import check_per_record_gradients
+
+LAYERS = r"attn\.out_proj|mlp\.c_proj"
+WIDTH, RANK, DIRECTIONS, CLASSES = 128, 3, 2, 3
+
+
+def embeddings() -> torch.Tensor:
+    return F.normalize(torch.randn((CLASSES, 64), generator=torch.Generator().manual_seed(1)), dim=-1)
+
+
+def prepared(loaded: Any, images: Any, output_rank: int | None) -> tuple[Adapter, ImageTower, Classifier]:
+    rule = AdapterConfig(
+        rank=RANK, target_modules=LAYERS, last_blocks=1, basis="public", output_rank=output_rank
+    )
+    adapter = attach_adapter(loaded, rule, b"seed")
+    tower = ImageTower(loaded, adapter.first_block)
+    classifier = Classifier(tower.suffix, embeddings(), 10.0)
+    install_public_basis(adapter, tower, classifier, images)
+    return adapter, tower, classifier
+
+
+def parts(loaded: Any, layer: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A, U and S of a layer of the last block."""
+    adapted = loaded.model.visual.transformer.resblocks[-1].get_submodule(layer)
+    b = adapted.lora_B["default"]
+    return adapted.lora_A["default"].weight.detach(), b.directions, b.inner.weight.detach()
+
+
+def test_the_model_is_that_of_a_full_b_which_is_u_times_s(backbone: Any, images: Any) -> None:
+    few, full = backbone("vit", "none"), backbone("vit", "none")
+    small, tower, classifier = prepared(few, images, DIRECTIONS)
+    large, _, plain = prepared(full, images, None)
+    assert (small.n_params, large.n_params) == (2 * DIRECTIONS * RANK, 2 * WIDTH * RANK)
+    assert small.names == large.names
+    assert small.shapes == ((DIRECTIONS, RANK),) * 2
+    values = np.random.default_rng(0).normal(size=small.n_params).astype(np.float32)
+    small.load_vector(values)
+    assert np.array_equal(small.vector(), values)
+    whole = []
+    for layer in ("attn.out_proj", "mlp.c_proj"):
+        a, u, s = parts(few, layer)
+        assert torch.equal(
+            a, full.model.visual.transformer.resblocks[-1].get_submodule(layer).lora_A["default"].weight
+        )
+        whole.append((u.double() @ s.double()).numpy().reshape(-1))
+    large.load_vector(np.concatenate(whole).astype(np.float32))
+    tokens = tower.prefix(images)
+    with torch.no_grad():
+        assert classifier(tokens).numpy() == pytest.approx(plain(tokens).numpy(), abs=1e-4)
+        small.load_vector(0 * values)
+        assert (classifier(tokens) - plain(tokens)).abs().max() > 0.1
+
+
+def test_the_gradient_is_that_of_a_full_b_seen_from_the_directions(backbone: Any, images: Any) -> None:
+    few, full = backbone("vit", "none"), backbone("vit", "none")
+    small, tower, classifier = prepared(few, images, DIRECTIONS)
+    large, _, plain = prepared(full, images, None)
+    tokens, labels = tower.prefix(images), torch.tensor([0, 1, 2, 0, 1])
+    of_s = torch.autograd.grad(F.cross_entropy(classifier(tokens), labels), small.weights)
+    of_b = torch.autograd.grad(F.cross_entropy(plain(tokens), labels), large.weights)
+    for layer, s, b in zip(("attn.out_proj", "mlp.c_proj"), of_s, of_b, strict=True):
+        assert s.numpy() == pytest.approx((parts(few, layer)[1].T @ b).numpy(), abs=1e-5)
+        assert s.abs().max() > 1e-3
+    assert check_per_record_gradients(classifier, tuple(tokens.shape[1:])) == CLASSES
+
+
+def test_what_is_saved_is_an_ordinary_lora_that_plain_peft_loads(
+    backbone: Any, images: Any, tmp_path: Path
+) -> None:
+    trained = backbone("vit", "none")
+    adapter, _, _ = prepared(trained, images, DIRECTIONS)
+    adapter.load_vector(np.random.default_rng(0).normal(size=adapter.n_params).astype(np.float32))
+    adapter.save(tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = PeftModel.from_pretrained(backbone("vit", "none").model, str(tmp_path / "adapter"))
+    pixels = ImageTower(trained, 0).pixels(images)
+    with torch.no_grad():
+        ours = trained.model.encode_image(pixels)
+        assert loaded.encode_image(pixels).numpy() == pytest.approx(ours.numpy(), abs=1e-4)
+        bare = backbone("vit", "none").model.encode_image(pixels)
+        assert (bare - ours).abs().max() > 0.01
+        assert loaded.merge_and_unload().encode_image(pixels).numpy() == pytest.approx(ours.numpy(), abs=1e-4)
+
+
+def test_directions_are_those_in_which_a_loss_of_any_label_moves(backbone: Any, images: Any) -> None:
+    loaded = backbone("vit", "none")
+    _, tower, classifier = prepared(loaded, images, DIRECTIONS)
+    tokens = tower.prefix(images[:1])
+    for layer in ("attn.out_proj", "mlp.c_proj"):
+        module = loaded.model.visual.transformer.resblocks[-1].get_submodule(layer)
+        c = logit_gradients({layer: module}, classifier, tokens)[layer]
+        u = torch.from_numpy(leading_directions(c, CLASSES - 1)).T
+        for label in range(CLASSES):  # of one image, so that as many directions as classes less one are all
+            kept: list[torch.Tensor] = []
+            hook = module.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output))
+            loss = F.cross_entropy(classifier(tokens), torch.tensor([label]))
+            hook.remove()
+            (gradient,) = torch.autograd.grad(loss, kept)
+            gradient = gradient.reshape(-1)
+            assert (gradient - u @ (u.T @ gradient)).norm() < 1e-4 * gradient.norm()
+
+
+def test_gradients_of_logits_are_those_of_small_moves_of_the_output(backbone: Any, images: Any) -> None:
+    loaded = backbone("vit", "none")
+    _, tower, classifier = prepared(loaded, images, DIRECTIONS)
+    module = loaded.model.visual.transformer.resblocks[-1].mlp.c_proj
+    tokens = tower.prefix(images)
+    found = logit_gradients({"x": module}, classifier, tokens)["x"]
+    move, step = np.random.default_rng(0).normal(size=WIDTH), 1e-2
+    logits = []
+    for sign in (1, -1):
+        offset = torch.from_numpy(sign * step * move).float()
+        hook = module.register_forward_hook(lambda _, __, output, offset=offset: output + offset)
+        with torch.no_grad():
+            logits.append(classifier(tokens).double().numpy())
+        hook.remove()
+    slope = (logits[0] - logits[1]) / (2 * step)
+    slope -= slope.mean(axis=1, keepdims=True)
+    assert move @ found @ move == pytest.approx(np.square(slope).sum(), rel=0.01)
+
+
+def gradients(seed: int = 0, d: int = 30) -> Any:
+    draw = np.random.default_rng(seed)
+    rows = draw.normal(size=(200, d)) * np.geomspace(10, 0.1, d)
+    turned = rows @ np.linalg.qr(draw.normal(size=(d, d)))[0]
+    return turned.T @ turned
+
+
+def test_leading_directions_are_orthonormal_and_hold_the_most() -> None:
+    c = gradients()
+    u = leading_directions(c, 4).astype(np.float64)
+    assert u @ u.T == pytest.approx(np.eye(4), abs=1e-6)
+    held = np.trace(u @ c @ u.T)
+    draw = np.random.default_rng(1)
+    for _ in range(50):
+        near = np.linalg.qr((u + 0.1 * draw.normal(size=u.shape)).T)[0].T
+        assert np.trace(near @ c @ near.T) < held
+    assert all(row[np.abs(row).argmax()] > 0 for row in u)
+
+
+def test_more_directions_than_the_logits_move_along_are_refused() -> None:
+    rows = np.random.default_rng(0).normal(size=(3, 10))
+    leading_directions(rows.T @ rows, 3)
+    for count in (4, 11):
+        with pytest.raises(ConfigError, match=f"fewer than {count} directions"):
+            leading_directions(rows.T @ rows, count)
+
+
+def _refused(u: Any, c: Any) -> bool:
+    try:
+        require_of_public_gradients({"x.outputs": u.astype(np.float16)}, {"x": c})
+    except ConfigError as error:
+        return "not of the public images here" in error.what
+    return False
+
+
+def test_directions_of_the_public_images_pass_however_they_are_turned_and_others_are_refused() -> None:
+    c = gradients()
+    u = leading_directions(c, 4).astype(np.float64)
+    turned = np.linalg.qr(np.random.default_rng(2).normal(size=(4, 4)))[0] @ u
+    assert not _refused(u, c)
+    assert not _refused(turned, c)
+    assert not _refused(
+        leading_directions(c * (1 + 1e-3 * np.random.default_rng(3).normal(size=c.shape)), 4), c
+    )
+    assert _refused(1.02 * u, c)
+    assert _refused(np.concatenate([u[:3], u[:1]]), c)
+    assert _refused(0 * u, c)
+    assert _refused(leading_directions(gradients(1), 4), c)  # of somebody else's images
+    last = np.linalg.eigh(c)[1][:, :1].T
+    assert _refused(np.concatenate([last, u[1:]]), c)  # the first direction exchanged for the least
+
+
+def test_few_outputs_need_a_public_basis() -> None:
+    with pytest.raises(ValueError, match="output_rank needs basis: public"):
+        AdapterConfig(output_rank=2)
