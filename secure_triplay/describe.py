@@ -116,7 +116,9 @@ def _adapter(study: Study) -> str:
     kind = {"ffa": "A is frozen and public, B is trained and sent", "lora": "A and B are trained and sent"}
     basis = ", fitted to public images" if study.adapter.basis == "public" else ""
     if study.adapter.output_rank is not None:
-        basis += f"; B is kept to the {study.adapter.output_rank} directions of outputs that move their logits"
+        basis += (
+            f"; B is kept to the {study.adapter.output_rank} directions of outputs that move their logits"
+        )
     return (
         f"LoRA of rank {study.adapter.rank} on {study.adapter.target_modules} of the last "
         f"{study.adapter.last_blocks} blocks; {kind[study.adapter.kind]}{basis}."

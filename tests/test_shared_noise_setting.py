@@ -61,7 +61,7 @@ def test_what_it_says_is_taken_over():
     assert (rule.clip_steps, rule.l2_sensitivity) == (320, 333)
     codec = choose_codec(study, N_PARAMS)
     assert isinstance(codec, WrappingCodec)
-    assert codec.step == pytest.approx(1.0 / 320 / 500)
+    assert codec.step == pytest.approx(1.0 / 320 / 1000)
     ten = share_rule(study_of(10))
     assert (ten.honest_shares, ten.colluders) == (4, 3)
 
@@ -177,9 +177,9 @@ def test_a_site_takes_part_only_where_a_person_allowed_that_its_epsilon_rests_on
 def test_the_table_of_noises_says_what_is_in_the_mean():
     local, shared = noise_of(study_of(noise="local"), N_PARAMS), noise_of(study_of(), N_PARAMS)
     rule = share_rule(study_of())
-    assert local["std_of_mean"] == pytest.approx(2 * 1.0 * local["noise_multiplier"] / 2000)
+    assert local["std_of_mean"] == pytest.approx(2 * 1.0 * local["noise_multiplier"] / 4000)
     # four shares, of which two are counted, each of half the variance
-    assert shared["std_of_mean"] == pytest.approx(2**0.5 * rule.noise_multiplier * 1045 * 1 / 1024 / 2000)
+    assert shared["std_of_mean"] == pytest.approx(2**0.5 * rule.noise_multiplier * 1045 * 1 / 1024 / 4000)
     assert shared["std_of_mean"] < local["std_of_mean"]
     assert (local["accountant"], shared["accountant"]) == ("PLD (dp-accounting)", "Renyi (dp-accounting)")
     assert max(local["epsilon"], shared["epsilon"]) <= 8

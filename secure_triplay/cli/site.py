@@ -176,11 +176,12 @@ def _show(out: Console, name: str, asked: object) -> None:
     table.add_row("Server at", Text(f"{bundle.server}; TLS by the study's own authority"))
     table.add_row("Code", Text(f"App {bundle.app_sha256}, made of the package that is installed here."))
     if bundle.basis_bytes is not None:
+        few = " and output directions" if study.adapter.output_rank is not None else ""
         table.add_row(
             "Basis",
             Text(
-                f"The bundle brings A, {len(bundle.basis_bytes):,} bytes, which the coordinator computed from public "
-                "images. This site holds it against its own copy of them before it trains, and does not start "
+                f"The bundle brings A{few}, {len(bundle.basis_bytes):,} bytes, which the coordinator computed from "
+                "public images. This site holds it against its own copy of them before it trains, and does not start "
                 "where it does not fit."
             ),
         )

@@ -103,7 +103,7 @@ def _print_roster(out: Console, folder: object, where: Path) -> None:
     if bundle.basis_bytes is not None:
         out.print(
             Text(
-                f"The bundle carries A, computed here from public images: {len(bundle.basis_bytes):,} bytes. Each "
+                f"The bundle carries what is computed here from public images: {len(bundle.basis_bytes):,} bytes. Each "
                 "site needs the same images to take part."
             )
         )

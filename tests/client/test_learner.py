@@ -39,7 +39,7 @@ def setting():
     }
     content["server_optimiser"] = {"kind": "fedavg"}
     content["backbone"]["compute"] = "float32"
-    content["adapter"] |= {"rank": 8, "basis": "seed"}
+    content["adapter"] |= {"rank": 8, "basis": "seed", "output_rank": None}
     study = parse_study(content)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (RECORDS, 28, 28), np.uint8)

@@ -107,6 +107,6 @@ def test_studies_whose_sites_are_alike_have_no_ranks_and_impossible_ranks_are_re
             parse_study({**demo, "sites": sites})
     with pytest.raises(ConfigError, match="no site trains all columns"):
         parse_study({**demo, "sites": [{**site, "rank": 2} for site in demo["sites"]]})
-    lora = {**demo, "adapter": {**demo["adapter"], "kind": "lora", "basis": "seed"}}
+    lora = {**demo, "adapter": {**demo["adapter"], "kind": "lora", "basis": "seed", "output_rank": None}}
     with pytest.raises(ConfigError, match="kind ffa"):
         parse_study({**lora, "sites": [{**demo["sites"][0], "rank": 2}, *demo["sites"][1:]]})

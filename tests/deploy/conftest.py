@@ -33,7 +33,8 @@ PATIENCE_S = 600.0
 def study_content(rounds: int, names: tuple[str, ...] = NAMES) -> dict:
     content = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     content["sites"] = [{"name": name} for name in names]
-    content["adapter"] |= {"basis": "seed"}  # who makes a bundle need not load a model; test_basis does
+    # Who makes a bundle need not load a model; test_basis does.
+    content["adapter"] |= {"basis": "seed", "output_rank": None}
     content["training"] |= {"rounds": rounds}
     content["server_optimiser"] = {"kind": "fedavg"}
     content["codec"] = {"value_bits": 9, "range": 0.01}

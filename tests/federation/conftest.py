@@ -31,7 +31,8 @@ def study_content(names: tuple[str, ...] = NAMES) -> dict:
     content = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     content["sites"] = [{"name": name} for name in names]
     content["aggregation"] = {"kind": "masked", "colluders": 0}  # so that two of three sites make a round
-    content["adapter"] |= {"basis": "seed"}  # who makes a bundle need not load a model; test_basis does
+    # Who makes a bundle need not load a model; test_basis does.
+    content["adapter"] |= {"basis": "seed", "output_rank": None}
     content["training"] |= {"rounds": 2}
     content["server_optimiser"] |= {"average_last": 1}
     return content
