@@ -5,7 +5,8 @@ token alone. So of each record i of a batch, the gradient of B of such a layer (
 attention's output, or the MLP) holds one product only, d_i (A u_i)^T, where u_i is the class token's input
 there. Its rows span {A u_i}: as many directions as there are records, in R^rank. While there are fewer records
 than the rank, a candidate whose own A u lies in that span took part. B is trained in plain LoRA and in
-FFA-LoRA alike, so that a frozen A does not help here.
+FFA-LoRA alike, so that a frozen A does not help here. Nor does keeping B to k public output directions, B = U S, while
+there are fewer records than k: the gradient of S holds (U^T d_i) (A u_i)^T of each, and its rows span the same.
 """
 
 from __future__ import annotations
@@ -181,14 +182,18 @@ def ceiling(study: Study, arm: Arm, gallery: int) -> tuple[float, str]:
 
 
 def run(setting: Setting) -> Outcome:
-    """Control at rank 32, then every arm at that rank and the study's own rank without a defence."""
+    """Control at rank 32, then every arm at that rank and with the study's own adapter, as it stands."""
     study, quick = setting.study, setting.quick
     size, repeats = (200, 2) if quick else (1000, 6)
     records, chosen = victims(study, size, setting.seed)
     controls: list[Control] = []
     findings: list[Finding] = []
-    cases: list[tuple[Kind, Arm, int]] = [(kind, arm, RANK) for kind in KINDS for arm in arms(study)]
-    cases += [(kind, Arm.NOTHING, study.adapter.rank) for kind in KINDS]
+    own = study.adapter
+    cases: list[tuple[Kind, Arm, int | None]] = [
+        *((kind, arm, RANK) for kind in KINDS for arm in arms(study)),
+        *((kind, Arm.NOTHING, own.rank) for kind in KINDS if kind != own.kind),
+        *((own.kind, arm, None) for arm in arms(study)),
+    ]
     gallery = open_scene(study, "lora", rank=RANK).tokens(records, chosen)
     for done, (kind, arm, rank) in enumerate(cases):
         scene = open_scene(study, kind, rank=rank)
@@ -208,7 +213,11 @@ def run(setting: Setting) -> Outcome:
     return Outcome(tuple(controls), tuple(findings), _NOT_TESTED)
 
 
-def _finding(study: Study, kind: Kind, arm: Arm, rank: int, size: int, counted: Counted) -> Finding:
+def _finding(study: Study, kind: Kind, arm: Arm, rank: int | None, size: int, counted: Counted) -> Finding:
+    """`rank` None: the study's own adapter."""
+    own = study.adapter
+    few = "" if own.output_rank is None else f", {own.output_rank} output directions"
+    adapter = f"the study's own adapter, rank {own.rank}{few}" if rank is None else f"rank {rank}"
     bound, why = ceiling(study, arm, size) if arm is not Arm.NOTHING else (None, "")
     chance = max(BATCHES) / size
     low = counted.interval[0]
@@ -229,13 +238,14 @@ def _finding(study: Study, kind: Kind, arm: Arm, rank: int, size: int, counted: 
         interval=counted.interval,
         bound=bound,
         bound_is=why,
-        note=f"rank {rank}, batches of 1 to 8, gallery of {size:,}",
-        figures={"rank": rank, "gallery": size, **rates},
+        note=f"{adapter}, batches of 1 to 8, gallery of {size:,}",
+        figures={"rank": own.rank if rank is None else rank, "gallery": size, **rates},
     )
 
 
 _NOT_TESTED = (
-    "identification in batches as large as the rank or larger, where the span fills the space and says nothing",
+    "identification in batches as large as the rank, or as there are output directions, or larger, where the span "
+    "fills the space and says nothing",
 )
 
 ATTACK = Attack(
