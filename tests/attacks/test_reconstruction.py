@@ -97,9 +97,12 @@ def test_frozen_a_hides_the_image_while_its_rank_is_below_the_number_of_tokens(a
     assert attacker.spans(sent.updates(attacker.model.n_params)) == [None]
 
 
-@pytest.mark.parametrize("kind", ["lora", "ffa"])
-def test_members_of_small_batches_are_named_and_noise_hides_them(attacked, kind):
-    scene = open_scene(attacked, kind, rank=RANK)
+@pytest.mark.parametrize(("kind", "rank"), [("lora", RANK), ("ffa", RANK), ("ffa", None)])
+def test_members_of_small_batches_are_named_and_noise_hides_them(attacked, kind, rank):
+    scene = open_scene(attacked, kind, rank=rank)
+    own = attacked.adapter
+    if rank is None:  # the study's own adapter, whose B lies in nine directions
+        assert scene.model.adapter.n_params == 2 * own.output_rank * own.rank
     records, chosen = victims(attacked, 40, seed=0)
     gallery = scene.tokens(records, chosen)
     candidates = Candidates.of(scene, gallery[0])
