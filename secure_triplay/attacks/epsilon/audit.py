@@ -1,4 +1,8 @@
-"""Audit of a study's epsilon: two runs of its own training with canaries, a control without noise, a verdict."""
+"""Audit of a study's epsilon: two runs of its own training with canaries, a control without noise, a verdict.
+
+Each canary takes a coordinate of the adapter. A study that keeps B to few output directions has too few of them to say
+much, so it is audited with all of B: clipping, sampling, noise and steps are the same code with the same constants.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +88,8 @@ def audit_epsilon(
     site = study.sites[0].name
     split = load_data(study, site)
     adapter_seed = hashlib.sha256(f"audit {seed} {study.sha256}".encode()).digest()
-    model = load_model(study, split.public, adapter_seed)
+    whole = study.model_copy(update={"adapter": study.adapter.model_copy(update={"output_rank": None})})
+    model = load_model(whole, split.public, adapter_seed)
     mine = split.sites[site].train
     mine = mine.take(np.arange(min(len(mine), _RECORDS[quick])))
     records = encode_records(model, mine, lambda done, total: None)
@@ -151,7 +156,12 @@ def audit_training(
         "seed": seed,
         "quick": quick,
         "versions": _versions(),
-        "study": {"name": study.study, "sha256": study.sha256, "adapter": study.adapter.kind},
+        "study": {
+            "name": study.study,
+            "sha256": study.sha256,
+            "adapter": study.adapter.kind,
+            "audited_with_all_of_b": study.adapter.output_rank is not None,
+        },
         "claimed": {
             "epsilon": dp.epsilon,
             "delta": dp.delta,
