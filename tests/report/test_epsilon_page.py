@@ -73,6 +73,12 @@ def test_the_page_shows_claim_bounds_ceilings_estimate_and_control(page):
     assert "<script" not in text
 
 
+def test_it_says_where_the_studys_own_adapter_was_too_small_for_the_canaries(page, result):
+    whole = result["study"] | {"audited_with_all_of_b": True}
+    assert "audited with all of B" in page(study=whole)
+    assert "all of B" not in page()
+
+
 def test_an_audit_that_does_not_see_missing_noise_is_invalid_and_claims_nothing(page):
     text = page(verdict="invalid", reason="without any noise the audit shows epsilon 2 only")
     assert "<h2>INVALID</h2>" in text
