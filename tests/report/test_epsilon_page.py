@@ -22,7 +22,7 @@ def result() -> dict[str, Any]:
         "seed": 0,
         "quick": False,
         "versions": {"secure_triplay": "0.1", "torch": "2.14.1"},
-        "study": {"name": "demo", "sha256": "a" * 64, "adapter": "ffa"},
+        "study": {"name": "demo", "sha256": "a" * 64, "adapter": "ffa", "audited_with_all_of_b": False},
         "claimed": {
             "epsilon": 8.0,
             "delta": 5e-6,
