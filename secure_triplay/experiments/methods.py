@@ -218,13 +218,14 @@ def _alternating(setting: Setting, study: Study) -> Result:
     return _sent(answers, study, model, half)
 
 
+def _plain_lora(content: dict[str, Any]) -> dict[str, Any]:
+    """A and B trained, from a random A: nothing of the adapter comes from public images."""
+    adapter = content.get("adapter", {}) | {"kind": "lora", "basis": "seed", "output_rank": None}
+    return {**content, "adapter": adapter}
+
+
 def _lora(content: dict[str, Any]) -> dict[str, Any]:
-    return _at(8.0)(
-        {
-            **content,
-            "adapter": {**content.get("adapter", {}), "kind": "lora", "basis": "seed", "output_rank": None},
-        }
-    )
+    return _at(8.0)(_plain_lora(content))
 
 
 def _mixed_ranks(content: dict[str, Any]) -> dict[str, Any]:
@@ -325,12 +326,7 @@ def _fedavg_cnn(setting: Setting, study: Study) -> Result:
 
 
 def _published_lora(content: dict[str, Any]) -> dict[str, Any]:
-    return _without_dp(
-        {
-            **content,
-            "adapter": {**content.get("adapter", {}), "kind": "lora", "basis": "seed", "output_rank": None},
-        }
-    )
+    return _without_dp(_plain_lora(content))
 
 
 def _full_precision(content: dict[str, Any]) -> dict[str, Any]:

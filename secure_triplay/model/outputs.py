@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _LEAST = 1e-6
 """Directions along which the logits' gradients reach less than this part of the furthest are none."""
 
+_BATCH = 64  # gradients keep every layer's values of a batch in memory
 _WHERE = "adapter.output_rank"
 
 
@@ -59,22 +60,23 @@ def logit_gradients(
 ) -> dict[str, NDArray[np.float64]]:
     """By layer: C (d_out, d_out) for public tokens (n, t, d), the layers' weights being what they are."""
     outputs: dict[str, Tensor] = {}
+    found = {name: np.zeros((layer.out_features,) * 2) for name, layer in layers.items()}
     hooks = [
         layer.register_forward_hook(lambda _, __, output, name=name: outputs.__setitem__(name, output))
         for name, layer in layers.items()
     ]
     try:
-        logits = classifier(tokens)
+        for part in torch.split(tokens, _BATCH):
+            logits = classifier(part)
+            for one in (logits - logits.mean(dim=1, keepdim=True)).sum(dim=0):
+                # a record's logits are its own, so the gradient of their sum has each record's
+                gradients = torch.autograd.grad(one, list(outputs.values()), retain_graph=True)
+                for name, gradient in zip(outputs, gradients, strict=True):
+                    rows = gradient.reshape(-1, gradient.shape[-1]).double().numpy()
+                    found[name] += rows.T @ rows
     finally:
         for hook in hooks:
             hook.remove()
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    found = {name: np.zeros((layer.out_features,) * 2) for name, layer in layers.items()}
-    for one in centred.sum(dim=0):  # a record's logits are its own, so the sum has each record's gradient
-        gradients = torch.autograd.grad(one, list(outputs.values()), retain_graph=True)
-        for name, gradient in zip(outputs, gradients, strict=True):
-            rows = gradient.reshape(-1, gradient.shape[-1]).double().numpy()
-            found[name] += rows.T @ rows
     return found
 
 

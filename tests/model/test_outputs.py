@@ -144,6 +144,17 @@ def test_gradients_of_logits_are_those_of_small_moves_of_the_output(backbone: An
     assert move @ found @ move == pytest.approx(np.square(slope).sum(), rel=0.01)
 
 
+def test_every_public_image_counts_however_many_there_are(backbone: Any) -> None:
+    many = np.random.default_rng(0).integers(0, 256, (130, 28, 28, 3)).astype(np.uint8)  # three batches
+    loaded = backbone("vit", "none")
+    _, tower, classifier = prepared(loaded, many, DIRECTIONS)
+    layers = {"x": loaded.model.visual.transformer.resblocks[-1].mlp.c_proj}
+    tokens = tower.prefix(many)
+    whole = logit_gradients(layers, classifier, tokens)["x"]
+    each = sum(logit_gradients(layers, classifier, one)["x"] for one in torch.split(tokens, 1))
+    assert whole == pytest.approx(each, abs=1e-4 * np.trace(whole))
+
+
 def gradients(seed: int = 0, d: int = 30) -> Any:
     draw = np.random.default_rng(seed)
     rows = draw.normal(size=(200, d)) * np.geomspace(10, 0.1, d)
