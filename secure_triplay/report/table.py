@@ -85,10 +85,11 @@ def _below(summary: Summary) -> Text:
             f"per {most.unit} and site, "
             f"{most.neighbouring}, {most.accountant}."
         )
+    of_plain = upload.bytes_per_site_per_round / upload.plaintext_fp32_bytes
     lines.append(
-        f"Upload: {upload.bytes_per_param:.2f} bytes a parameter, "
-        f"{upload.bytes_per_site_per_round / upload.plaintext_fp32_bytes:.2f} of plain fp32; "
+        f"Upload: {upload.bytes_per_param:.2f} bytes a parameter, {of_plain:.2f} of plain fp32; "
         f"download: {upload.download_bytes_per_param:.2f}."
+        + (" A ciphertext is no smaller for carrying few values." if of_plain > 1 else "")
     )
     published = summary.accuracy.published
     if published is not None:

@@ -96,3 +96,13 @@ def test_personal_adapters_have_a_column_that_fits_and_are_said_to_be_free_and_t
 
 def test_without_personal_adapters_there_is_no_column_for_them(summary: Summary) -> None:
     assert "personal" not in _printed(summary).lower()
+
+
+def test_a_ciphertext_larger_than_the_plain_update_is_explained(content: dict[str, Any]) -> None:
+    assert "no smaller for carrying few values" not in _printed(from_json(json.dumps(content)))
+    upload = content["upload"]
+    content["adapter"]["n_params"] = 1000
+    sent = upload["bytes_per_site_per_round"]
+    upload |= {"n_params": 1000, "plaintext_fp32_bytes": 4000, "bytes_per_param": sent / 1000}
+    upload |= {"download_bytes_per_param": upload["download_bytes_per_site_per_round"] / 1000}
+    assert "no smaller for carrying few values" in " ".join(_printed(from_json(json.dumps(content))).split())
