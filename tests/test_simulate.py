@@ -39,6 +39,8 @@ def small_study() -> dict:
         "test_images": 40,
         "public_images": 70,
     }
+    # All of B: what is trained is then what the adapter's file holds, and can be looked for byte by byte.
+    content["adapter"] |= {"output_rank": None}
     content["training"] |= {"rounds": 2}
     content["published_accuracy"] = {"noise_multiplier": 3.0}
     content["privacy"] |= {"expected_batch_size": 20}
