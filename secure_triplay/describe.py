@@ -113,15 +113,17 @@ def _model(study: Study) -> str:
 
 
 def _adapter(study: Study) -> str:
-    kind = {"ffa": "A is frozen and public, B is trained and sent", "lora": "A and B are trained and sent"}
-    basis = ", fitted to public images" if study.adapter.basis == "public" else ""
-    if study.adapter.output_rank is not None:
-        basis += (
-            f"; B is kept to the {study.adapter.output_rank} directions of outputs that move their logits"
-        )
+    of = study.adapter
+    fitted = ", fitted to public images" if of.basis == "public" else ""
+    few = f", in the {of.output_rank} directions of a layer's outputs that move their logits" * bool(
+        of.output_rank
+    )
+    kind = {
+        "ffa": f"A is frozen and public{fitted}; B is trained and sent{few}",
+        "lora": "A and B are trained and sent",
+    }
     return (
-        f"LoRA of rank {study.adapter.rank} on {study.adapter.target_modules} of the last "
-        f"{study.adapter.last_blocks} blocks; {kind[study.adapter.kind]}{basis}."
+        f"LoRA of rank {of.rank} on {of.target_modules} of the last {of.last_blocks} blocks; {kind[of.kind]}."
     )
 
 

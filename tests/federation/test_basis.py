@@ -286,7 +286,7 @@ def test_who_decides_for_a_site_reads_that_the_bundle_brings_a(fitted, world):
     size = sum(2 * rows * columns for rows, columns in SHAPES.values())
     (said,) = re.findall(r"Basis The bundle brings A and output directions, ([0-9,]+) bytes", text)
     assert size < int(said.replace(",", "")) < size + 500
-    assert "fitted to public images; B is kept to the 9 directions of outputs that move their logits" in text
+    assert "fitted to public images; B is trained and sent, in the 9 directions of a layer's outputs" in text
     text = page(world.server, world.sites["north"])
     assert "Read this" in text
     assert "Basis" not in text
