@@ -51,7 +51,13 @@ class FewOutputs(nn.Module):
         return self.directions @ self.inner.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., rank) -> (..., outputs)."""
+        """(..., rank) -> (..., outputs). Raises ConfigError where S is to be used before U was installed."""
+        if self.inner.weight.any() and not self.directions.any():
+            raise ConfigError(
+                "an adapter of few output directions has none yet, and would do nothing",
+                where=_WHERE,
+                fix="install them from public images first (`model.basis.install_public_basis`)",
+            )
         return F.linear(self.inner(x), self.directions)
 
 

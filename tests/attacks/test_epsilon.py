@@ -369,6 +369,20 @@ def test_results_and_scores_are_written_and_hold_what_was_reported(study_of, tmp
     assert (tmp_path / "roc.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_few_output_directions_leave_no_fewer_canaries(attacked, monkeypatch):
+    seen = {}
+
+    def noted(study, model, records, canaries, seed, **_):
+        seen.update(study=study, n_params=model.adapter.n_params, canaries=canaries)
+        return audit.Audited({}, np.empty(0), np.empty(0, bool))
+
+    monkeypatch.setattr(audit, "audit_training", noted)
+    audit_epsilon(attacked, None)
+    assert attacked.adapter.output_rank == 9
+    assert seen["canaries"] == 20_000 <= seen["n_params"] == 2 * 384 * 64
+    assert seen["study"] is attacked  # whose own constants are audited
+
+
 def test_what_cannot_be_audited_is_refused(study_of, demo):
     with pytest.raises(ConfigError, match="too little"):
         audited(study_of(), canaries=999)

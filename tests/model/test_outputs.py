@@ -210,3 +210,17 @@ def test_directions_of_the_public_images_pass_however_they_are_turned_and_others
 def test_few_outputs_need_a_public_basis() -> None:
     with pytest.raises(ValueError, match="output_rank needs basis: public"):
         AdapterConfig(output_rank=2)
+
+
+def test_directions_that_were_never_installed_are_no_silent_nothing(backbone: Any, images: Any) -> None:
+    loaded = backbone("vit", "none")
+    rule = AdapterConfig(
+        rank=RANK, target_modules=LAYERS, last_blocks=1, basis="public", output_rank=DIRECTIONS
+    )
+    adapter = attach_adapter(loaded, rule, b"seed")
+    tower = ImageTower(loaded, adapter.first_block)
+    tokens, classifier = tower.prefix(images), Classifier(tower.suffix, embeddings(), 10.0)
+    with pytest.raises(ConfigError, match="has none yet"):  # what every training asks first
+        check_per_record_gradients(classifier, tuple(tokens.shape[1:]))
+    install_public_basis(adapter, tower, classifier, images)
+    assert check_per_record_gradients(classifier, tuple(tokens.shape[1:])) == CLASSES
