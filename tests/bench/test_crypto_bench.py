@@ -37,6 +37,16 @@ def test_our_sums_are_exact_and_within_a_step(result):
         assert row["largest_error_in_steps"] < 1
 
 
+def test_fewer_bits_share_ciphertexts_and_are_beside_the_default(result):
+    nine, six = (row for row in result["rows"][::2] if row["n_sites"] == 3)
+    assert (nine["value_bits"], six["value_bits"]) == (9, 6)
+    # of the sum of three sites a value needs two bits more: four fields of 11 bits to a real, or five of 8
+    assert (nine["fields"], six["fields"]) == (4, 5)
+    # 20,000 values in 4,096 reals a ciphertext: two ciphertexts, or one
+    assert nine["upload_bytes_per_param"] == pytest.approx(2 * six["upload_bytes_per_param"])
+    assert [(r["n_sites"], r["value_bits"]) for r in result["ratios"]] == [(2, 9), (3, 9), (3, 6)]
+
+
 def test_usual_way_is_the_one_that_is_named(result):
     for row in result["rows"][1::2]:
         assert row["largest_error"] < 1e-6
@@ -58,7 +68,7 @@ def test_result_says_on_what_it_was_measured_and_is_plain_json(result):
 
 
 def test_subsample_is_reported():
-    cut = run_crypto_bench(grid=((30_000, 2),), usual_params=12_288)["rows"]
+    cut = run_crypto_bench(grid=((30_000, 2, 9),), usual_params=12_288)["rows"]
     assert [row["measured_params"] for row in cut] == [30_000, 12_288]
 
 
@@ -73,5 +83,5 @@ def test_table_has_a_line_for_every_row(result):
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(bench_table(result))
     text = console.export_text()
-    ways = [line.split()[0] for line in text.splitlines() if line.split()[:1] in (["ours"], ["usual"])]
-    assert ways == ["ours", "usual"] * (len(result["rows"]) // 2)
+    ways = [line.split()[0] for line in text.splitlines() if line.split()[:1] in (["ours,"], ["usual"])]
+    assert ways == ["ours,", "usual"] * (len(result["rows"]) // 2)
