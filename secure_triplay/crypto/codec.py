@@ -277,7 +277,10 @@ class Codec:
             raise undecodable()
         if sums.min() < 0 or sums.max() > 2 * self.levels * n_terms:
             raise undecodable()
-        return (sums - n_terms * self.levels).astype(np.float64) * (self.step / n_terms)
+        mean = sums.astype(np.float64)  # exact, and one array: more of this size would cost more than the sums
+        mean -= n_terms * self.levels
+        mean *= self.step / n_terms
+        return mean
 
     def wrong_log2(self) -> float:
         """log2 of the bound on a wrong integer anywhere in a key epoch: at most -128, wrapped words included."""
