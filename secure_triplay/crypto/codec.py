@@ -277,7 +277,9 @@ class Codec:
             raise undecodable()
         if sums.min() < 0 or sums.max() > 2 * self.levels * n_terms:
             raise undecodable()
-        mean = sums.astype(np.float64)  # exact, and one array: more of this size would cost more than the sums
+        mean = sums.astype(
+            np.float64
+        )  # exact, and one array: more of this size would cost more than the sums
         mean -= n_terms * self.levels
         mean *= self.step / n_terms
         return mean

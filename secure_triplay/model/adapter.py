@@ -144,6 +144,7 @@ def attach_adapter(backbone: Backbone, cfg: config.Adapter, a_seed: bytes) -> Ad
         if ".lora_B." in name or (".lora_A." in name and cfg.kind == "lora"):
             weight.requires_grad_(True)
             trained[short] = weight
+    wrapped.eval()  # as the backbone came; PEFT's layers come in training mode
     names = tuple(sorted(trained))
     weights = tuple(trained[name] for name in names)
     shapes = tuple(tuple(weight.shape) for weight in weights)

@@ -120,6 +120,7 @@ def per_record_gradients(classifier: nn.Module, *, factored: bool = False) -> It
         finally:
             hooks.to_standard_module()
             for module in owners:
+                module.training = False  # as it is inside `evaluation_mode`, which gives its own mode back
                 for name in ("activations", "max_batch_len"):  # left by a step that was interrupted
                     module.__dict__.pop(name, None)
                 for weight in _own(module):
@@ -217,16 +218,14 @@ def _require_close(gaps: Sequence[Tensor], alone: Sequence[Tensor], tolerance: f
 @contextmanager
 def evaluation_mode(classifier: nn.Module) -> Iterator[None]:
     """No dropout and no batch statistics inside; each module's own mode is back afterwards."""
-    modules = list(classifier.modules())
-    modes = [module.training for module in modules]
-    if any(modes):
-        classifier.eval()
+    training = [module for module in classifier.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            if module.training != mode:
-                module.training = mode
+        for module in training:
+            module.training = True
 
 
 @contextmanager
