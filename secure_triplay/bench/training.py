@@ -36,8 +36,8 @@ from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.per_record import record_loss
 from secure_triplay.privacy.training import NoisySum, PoissonSampler, train, train_unsafe_without_dp
 
-_REPEATS, _QUICK_REPEATS = 5, 1
-_LONG_ENOUGH_S = 0.5
+_REPEATS, _QUICK_REPEATS = 9, 1
+_LONG_ENOUGH_S = 1.0
 """A way is timed over as many steps in a row as take so long: one of 20 ms would be timed with cold caches."""
 
 
@@ -53,7 +53,8 @@ def run_training_bench(
 
     `compute` takes the place of the study's own: what 4-bit layers multiply in, for all three ways.
 
-    The three ways take turns, half a second each and more, so that a machine that gets slower does so for all.
+    The three ways take turns, a second each and more, so that a machine that gets slower does so for all; every
+    second turn goes backwards, so that none always profits from what the one before it left in caches.
     """
     if compute is not None:
         backbone_rule = study.backbone.model_copy(update={"compute": compute})
@@ -106,8 +107,8 @@ def run_training_bench(
     gap = 0.0
     for turn in range(1, 1 + (_QUICK_REPEATS if quick else _REPEATS)):
         updates = {}
-        for name, way in ways.items():
-            updates[name], taken = run(way, turn)
+        for name in list(ways)[:: 1 if turn % 2 else -1]:
+            updates[name], taken = run(ways[name], turn)
             seconds[name].append(taken)
         gap = max(gap, float(np.abs(updates["ours"] - updates["plain_opacus"]).max()))
     adapter.load_vector(start)

@@ -36,6 +36,12 @@ def pilot(
         float, typer.Option(help="Seconds of a round's messages beyond their bytes.", rich_help_panel=_LIMITS)
     ] = 18.0,
     rank: Annotated[list[int] | None, typer.Option(help="Repeat it.", rich_help_panel=_VALUES)] = None,
+    output_rank: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0, help="Output directions of B, 0 for all of B; repeat it.", rich_help_panel=_VALUES
+        ),
+    ] = None,
     blocks: Annotated[list[int] | None, typer.Option(help="Repeat it.", rich_help_panel=_VALUES)] = None,
     quantization: Annotated[
         list[str] | None, typer.Option(help="nf4, int8 or none; repeat it.", rich_help_panel=_VALUES)
@@ -78,7 +84,7 @@ def pilot(
         raise ConfigError("--private needs the name of the site", where="--site", fix="give --site NAME")
     given: dict[str, Any] = {
         "rank": rank, "blocks": blocks, "quantization": quantization, "value_bits": bits, "batch": batch,
-        "rounds": rounds,
+        "rounds": rounds, "output_rank": [one or None for one in output_rank or ()],
     }  # fmt: skip
     asked = Request(
         limits=SiteLimits(line, latency, memory, hours, epsilon, round_overhead),

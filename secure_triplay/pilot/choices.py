@@ -17,7 +17,10 @@ _SHARES = (0.05, 0.1, 0.2, 0.4)
 
 @dataclass(frozen=True)
 class Choice:
-    """Six settings of a study. `batch` is the expected number of units (records or patients) in one step."""
+    """Seven settings of a study. `batch` is the expected number of units (records or patients) in one step.
+
+    `output_rank` None is all of B.
+    """
 
     rank: int
     blocks: int
@@ -25,11 +28,13 @@ class Choice:
     value_bits: int
     batch: float
     rounds: int
+    output_rank: int | None = None
 
     def words(self) -> str:
         """One line for a person."""
+        few = "" if self.output_rank is None else f" in {self.output_rank} output directions"
         return (
-            f"rank {self.rank}, {self.blocks} block{'s' * (self.blocks != 1)}, {self.quantization}, "
+            f"rank {self.rank}{few}, {self.blocks} block{'s' * (self.blocks != 1)}, {self.quantization}, "
             f"{self.value_bits} bits, batch {self.batch:g}, {self.rounds} rounds"
         )
 
@@ -51,6 +56,8 @@ class Space:
         usual: dict[str, tuple[Any, ...]] = {
             "rounds": tuple(sorted({max(1, round(own.rounds * f)) for f in (0.5, 1, 2, 4)})),
             "batch": tuple(sorted({float(max(1, round(share * units))) for share in _SHARES} | {own.batch})),
+            # of n classes' logits, n - 1 directions hold nearly all that moves them (`model.outputs`)
+            "output_rank": (None, len(study.classes) - 1) if study.adapter.basis == "public" else (None,),
             "rank": (4, 8, 16, 32),
             "blocks": (1, 2, 4),
             "value_bits": (6, 9),
@@ -91,6 +98,7 @@ def own_choice(study: Study) -> Choice:
         value_bits=study.codec.value_bits,
         batch=float(study.dp.expected_batch_size),
         rounds=study.training.rounds,
+        output_rank=study.adapter.output_rank,
     )
 
 
@@ -113,12 +121,15 @@ def with_choice(content: dict[str, Any], study: Study, choice: Choice, epsilon: 
             "rank": choice.rank,
             "alpha": study.adapter.alpha * choice.rank / study.adapter.rank,
             "last_blocks": choice.blocks,
+            "output_rank": choice.output_rank,
         },
         "training": {"rounds": choice.rounds},
         "privacy": {"epsilon": epsilon, "expected_batch_size": choice.batch, "sampling_rate": rate},
         "codec": {"value_bits": choice.value_bits},
     }
     changed = {**content, **{key: {**(content.get(key) or {}), **own} for key, own in parts.items()}}
+    if choice.output_rank is None:
+        del changed["adapter"]["output_rank"]
     return {**changed, "server_optimiser": optimiser} if optimiser else changed
 
 

@@ -55,13 +55,15 @@ class SiteLimits:
 class Speeds:
     """What was measured on this machine for one quantization, at `blocks` adapted blocks of rank `rank`.
 
-    `params` is the adapter's size there. Seconds are of processor time a thread: by the clock on a
+    `params` is the adapter's size there (with all of B, where any choice has that), `layers` the adapted layers of a
+    block. Seconds are of processor time a thread: by the clock on a
     machine that does nothing else.
     """
 
     blocks: int
     rank: int
     params: int
+    layers: int
     tower_blocks: int
     tokens: int
     width: int
@@ -75,6 +77,8 @@ class Speeds:
 
     def params_of(self, choice: Choice) -> int:
         """Trained values: each adapted block has as many, and each rank too."""
+        if choice.output_rank is not None:
+            return self.layers * choice.output_rank * choice.blocks * choice.rank
         return round(self.params / (self.blocks * self.rank)) * choice.blocks * choice.rank
 
 

@@ -27,6 +27,7 @@ def pilot_table(result: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in (
         "rank",
+        "dirs",
         "blocks",
         "weights",
         "bits",
@@ -43,6 +44,7 @@ def pilot_table(result: dict[str, Any]) -> Table:
         choice = trial["choice"]
         table.add_row(
             str(choice["rank"]),
+            str(choice["output_rank"] or "all"),
             str(choice["blocks"]),
             choice["quantization"],
             str(choice["value_bits"]),

@@ -46,6 +46,7 @@ def measure_speeds(setting: PublicSetting, study: Study, process_bytes: int) -> 
         blocks=study.adapter.last_blocks,
         rank=study.adapter.rank,
         params=model.adapter.n_params,
+        layers=sum(".lora_B" in name for name in model.adapter.names) // study.adapter.last_blocks,
         tower_blocks=model.adapter.n_blocks,
         tokens=tokens.shape[1],
         width=tokens.shape[2],

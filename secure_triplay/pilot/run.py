@@ -137,7 +137,11 @@ def _speeds(
     tell: Callable[[str], None],
 ) -> dict[str, Speeds]:
     """Speeds for each quantization, at the largest adapter offered: what is smaller is only faster."""
-    largest = replace(own, blocks=max(space.axes["blocks"]), rank=max(space.axes["rank"]))
+    directions = space.axes["output_rank"]
+    largest = replace(
+        own, blocks=max(space.axes["blocks"]), rank=max(space.axes["rank"]),
+        output_rank=None if None in directions else max(directions),
+    )  # fmt: skip
     speeds = {}
     for quantization in space.axes["quantization"]:
         tell(f"measuring this machine with {quantization} weights")

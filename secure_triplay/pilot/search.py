@@ -10,7 +10,7 @@ from secure_triplay.errors import PrivacyError
 from secure_triplay.pilot.choices import Choice, Space
 from secure_triplay.pilot.costs import Cost, SiteLimits, nothing_fits
 
-ORDER = ("rounds", "batch", "rank", "blocks", "value_bits", "quantization")
+ORDER = ("rounds", "batch", "output_rank", "rank", "blocks", "value_bits", "quantization")
 """Settings that moved accuracy most in our own runs come first, for where trials run out."""
 
 

@@ -34,7 +34,7 @@ from secure_triplay.prepare import choose_codec, round_rule
 from secure_triplay.simulate import simulate
 
 SPEEDS = Speeds(
-    blocks=1, rank=64, params=2 * 64 * 384, tower_blocks=12, tokens=17, width=384, step_s_per_image=0.002,
+    blocks=1, rank=64, params=2 * 64 * 384, layers=2, tower_blocks=12, tokens=17, width=384, step_s_per_image=0.002,
     encode_s_per_image=0.005, frozen_bytes=66_000_000, loading_bytes=180_000_000, process_bytes=700_000_000,
     encrypt_s_per_chunk=0.002, open_s_per_chunk=0.01,
 )  # fmt: skip
@@ -91,7 +91,22 @@ def test_the_bytes_of_a_choice_are_those_that_config_check_says(demo):
     found = cost(study, own_choice(study), SPEEDS, ROOMY)
     (said,) = [sentence for topic, sentence in describe(study, found.n_params) if topic == "Upload"]
     assert f"{found.upload_bytes_per_round:,} bytes" in said
-    assert found.n_params == 2 * 64 * 384
+    assert found.n_params == 2 * 64 * 9  # two layers, B in nine directions
+
+
+def test_few_output_directions_are_offered_where_public_images_give_them_and_are_counted(demo):
+    """Ten classes: nine directions, or all 384 outputs of each of two layers."""
+    study = parse_study(demo)
+    assert Space.around(study, {}).axes["output_rank"] == (None, 9)
+    own = own_choice(study)
+    whole = replace(own, output_rank=None)
+    assert (cost_of(whole).n_params, cost_of(own).n_params) == (2 * 64 * 384, 2 * 64 * 9)
+    assert cost_of(whole).upload_bytes_per_round > cost_of(own).upload_bytes_per_round
+    made = with_choice(demo, study, whole, 8.0)
+    assert "output_rank" not in made["adapter"]
+    assert own_choice(parse_study(made)) == whole
+    demo["adapter"] = {"kind": "ffa", "rank": 4}
+    assert Space.around(parse_study(demo), {}).axes["output_rank"] == (None,)
 
 
 @pytest.mark.parametrize("n_sites", [2, 4])
@@ -126,7 +141,7 @@ def test_hours_grow_with_what_they_are_made_of(demo):
 )
 def test_where_no_choice_meets_the_limits_the_one_that_binds_is_named(demo, limits, said):
     space = Space({"rounds": (4, 8), "batch": (500.0,), "rank": (4, 8), "blocks": (1, 2), "value_bits": (9,),
-                   "quantization": ("nf4",)})  # fmt: skip
+                   "quantization": ("nf4",), "output_rank": (None,)})  # fmt: skip
     with pytest.raises(ConfigError, match=said):
         what_fits(space, lambda choice: cost_of(choice, limits), limits)
 
@@ -137,13 +152,13 @@ def test_an_epsilon_that_no_noise_gives_is_named(demo):
 
     with pytest.raises(ConfigError, match="epsilon binds; none of 2 choices"):
         what_fits(Space({"rounds": (4, 8), "batch": (5.0,), "rank": (4,), "blocks": (1,), "value_bits": (9,),
-                         "quantization": ("nf4",)}), refuse, ROOMY)  # fmt: skip
+                         "quantization": ("nf4",), "output_rank": (None,)}), refuse, ROOMY)  # fmt: skip
 
 
 def test_the_search_tries_nothing_that_does_not_fit_and_no_more_than_asked(demo):
     own = own_choice(parse_study(demo))
     space = Space({"rounds": (8, 16, 32), "batch": (200.0, 500.0), "rank": (4, 8), "blocks": (1, 2),
-                   "value_bits": (6, 9), "quantization": ("nf4",)})  # fmt: skip
+                   "value_bits": (6, 9), "quantization": ("nf4",), "output_rank": (9,)})  # fmt: skip
     limits = SiteLimits(hours=0.12, memory_gib=100)
     fits, costs = what_fits(space, cost_of, limits)
     assert 0 < len(fits) < len(costs) == 48
@@ -257,7 +272,7 @@ def finished(tmp_path_factory):
     demo = small(yaml.safe_load((Path(__file__).parents[2] / "configs" / "demo.yaml").read_text()))
     (folder / "small.yaml").write_text(yaml.safe_dump(demo))
     axes = {"rank": (2,), "blocks": (1,), "quantization": ("nf4",), "value_bits": (9,), "batch": (20.0,),
-            "rounds": (2,)}  # fmt: skip
+            "rounds": (2,), "output_rank": (9,)}  # fmt: skip
     asked = Request(axes=axes, sample=120, trials=2)
     told: list[tuple[str, int]] = []
 
