@@ -24,7 +24,7 @@ _PANELS = (
 
 def pilot_table(result: dict[str, Any]) -> Table:
     """A line for each trial; fits 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for title in (
         "rank",
         "dirs",
@@ -34,7 +34,7 @@ def pilot_table(result: dict[str, Any]) -> Table:
         "batch",
         "rounds",
         "noise",
-        "KB/round",
+        "KB a\nround",
         "hours",
         "GiB",
     ):

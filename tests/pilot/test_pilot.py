@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from secure_triplay.config import load_study, parse_study
 from secure_triplay.crypto.identity import SigningIdentity
@@ -24,6 +26,7 @@ from secure_triplay.ledger.budget import Limits
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.pilot.choices import Choice, Space, own_choice, with_choice
 from secure_triplay.pilot.costs import SiteLimits, Speeds, cost
+from secure_triplay.pilot.page import pilot_table
 from secure_triplay.pilot.private import Private, private_trials
 from secure_triplay.pilot.probe import crypto_seconds
 from secure_triplay.pilot.run import Request, run_pilot
@@ -305,6 +308,11 @@ def test_a_stopped_pilot_goes_on_and_its_files_agree(finished):
     assert "No record of any site was read" in page
     assert result["trials"][0]["words"] in page
     assert (out / "frontier.svg").read_text().rstrip().endswith("</svg>")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(pilot_table(result))
+    table = console.export_text()
+    assert "…" not in table  # nothing is cut at the width of a terminal
+    assert len(table.splitlines()) == len(result["trials"]) + 5
     with pytest.raises(RunError, match="there is a study in this folder"):
         run_pilot(folder / "small.yaml", out, asked)
 
