@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from secure_triplay.client.learner import Encoded
+from secure_triplay.config import Study
+from secure_triplay.experiments.scores import Result
+from secure_triplay.experiments.setting import Setting, predict
 from secure_triplay.prepare import Model
 from secure_triplay.privacy.per_record import evaluation_mode, record_loss
 
@@ -82,3 +85,36 @@ def federate_epochs(
         adapter = np.average(np.stack(local), axis=0, weights=counts).astype(np.float32)
         tell(number, adapter)
     return adapter
+
+
+def alone(setting: Setting, study: Study) -> Result:
+    """`fit` at each site by itself."""
+    model = setting.model(study)
+    adapters = {
+        site: fit(model, [records], setting.start(model), seed=study.seed)
+        for site, records in setting.train(model).items()
+    }
+    return Result(setting.answers(model, adapters), n_params=model.adapter.n_params)
+
+
+def central(setting: Setting, study: Study) -> Result:
+    """`fit` on all records in one place."""
+    model = setting.model(study)
+    adapter = fit(model, list(setting.train(model).values()), setting.start(model), seed=study.seed)
+    return Result(setting.answers(model, {"": adapter}), n_params=model.adapter.n_params)
+
+
+def local_epochs(setting: Setting, study: Study, *, proximal: float) -> Result:
+    """`federate_epochs`, with what travels: the adapter in fp32, in the clear."""
+    model = setting.model(study)
+    records, test = setting.train(model), setting.encoded(model, "test")
+
+    def tell(number: int, adapter: Vector) -> None:
+        setting.round(number, ROUNDS, lambda: predict(model, adapter, test))
+
+    adapter = federate_epochs(
+        model, records, setting.start(model), proximal=proximal, seed=study.seed, tell=tell
+    )
+    n_params = model.adapter.n_params
+    answers = setting.answers(model, {"": adapter})
+    return Result(answers, ROUNDS, n_params, 4 * n_params, 4 * n_params)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from secure_triplay.config import parse_study
 from secure_triplay.data.split import split_study
 from secure_triplay.errors import AssetError, ConfigError, DataError, RunError
 from secure_triplay.experiments.grid import load_grid
-from secure_triplay.experiments.methods import METHODS
+from secure_triplay.experiments.methods import METHODS, method
 from secure_triplay.experiments.run import run_experiment
+from secure_triplay.experiments.runs import RUNS
 from secure_triplay.experiments.show import HOLE, frontier, write_frontier
 from secure_triplay.planner.measured import read_measurements
 
@@ -263,19 +265,50 @@ def test_a_left_out_domain_is_the_test_set_and_at_no_site(grid_file):
 
 
 def test_a_private_methods_study_holds_its_epsilon_and_no_other_method_has_one(grid_file):
-    grid = load_grid(
-        grid_file(methods=["eps3", "eps0.5", "personalised", *sorted(set(METHODS) - {"personalised"})])
-    )
+    ours = ["eps3", "eps0.5", "alone-eps2", "personalised"]
+    grid = load_grid(grid_file(methods=[*ours, *sorted(set(METHODS) - {"personalised"})]))
     found = {cell.method.name: cell.study for cell in grid.cells}
     epsilons = {name: study.dp.epsilon for name, study in found.items() if study.dp}
     # less than 8 where more than the training is released, and the rest goes to that
     assert epsilons == {
-        "eps3": 3.0, "eps0.5": 0.5, "personalised": 7.9, "adjusted": 7.9, "synthesised": 7.9, "tail-aware": 7.8,
-        "personal-adapter": 8.0, "lora": 8.0, "alternating": 8.0, "mixed-ranks": 8.0,
+        "eps3": 3.0, "eps0.5": 0.5, "alone-eps2": 2.0, "personalised": 7.9, "adjusted": 7.9, "synthesised": 7.9,
+        "tail-aware": 7.8, "personal-adapter": 8.0, "lora": 8.0, "alternating": 8.0, "mixed-ranks": 8.0,
     }  # fmt: skip
     assert found["tripleplay"].adapter.kind == "lora"
     assert found["eps3"].total_steps == found["personalised"].total_steps == 2
     assert {row_method.name for row_method in grid.methods if row_method.private} == set(epsilons)
+
+
+def test_every_method_has_a_way_to_run_and_every_way_a_method():
+    ways = {known.run for known in (*METHODS.values(), method("eps1"), method("alone-eps1"))}
+    assert ways == set(RUNS)
+
+
+@pytest.mark.parametrize("name", ["alone-", "alone-no-dp", "alone-epsx", "alone-alone-eps8", "eps"])
+def test_a_method_that_does_not_exist_is_named(name):
+    with pytest.raises(ConfigError, match=f"no method '{name}'"):
+        method(name)
+
+
+def test_a_site_alone_under_privacy_is_a_federation_of_itself(monkeypatch):
+    """Each site's rounds see its own records and no others, from the same start."""
+    taken = []
+
+    def federate(study, model, records, *, start):
+        taken.append((dict(records), start))
+        return SimpleNamespace(published=f"adapter of {'+'.join(records)}")
+
+    monkeypatch.setattr("secure_triplay.experiments.ours.federate", federate)
+    answered = {}
+    setting = SimpleNamespace(
+        model=lambda study: SimpleNamespace(adapter=SimpleNamespace(n_params=3)),
+        start=lambda model: "start",
+        train=lambda model: {"north": "its records", "south": "others"},
+        answers=lambda model, adapters: answered.update(adapters),
+    )
+    RUNS[method("alone-eps8").run](setting, None)
+    assert taken == [({"north": "its records"}, "start"), ({"south": "others"}, "start")]
+    assert answered == {"north": "adapter of north", "south": "adapter of south"}
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +331,7 @@ def real(tmp_path_factory, pictures):
         "experiment": "real",
         "seeds": [1],
         "data": [{"name": "pictures", "study": "study.yaml"}],
-        "methods": ["start", "alone", "eps8", "eps1", "personalised", "personal-adapter"],
+        "methods": ["start", "alone", "eps8", "eps1", "alone-eps8", "personalised", "personal-adapter"],
         "variants": [{"method": "start", "axes": {"backbone.quantization": {"fp32": "none"}}}],
     }
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
@@ -340,12 +373,14 @@ def test_the_planner_reads_the_table(real):
 def test_rounds_that_are_sent_and_epsilon_stand_in_the_rows(real):
     rows = {row["method"]: row for row in real[1]["rows"]}
     assert {name: row["rounds"] for name, row in rows.items()} == {
-        "start": 0, "alone": 0, "eps8": 4, "eps1": 4, "personalised": 4, "personal-adapter": 4,
+        "start": 0, "alone": 0, "alone-eps8": 0, "eps8": 4, "eps1": 4, "personalised": 4, "personal-adapter": 4,
         "start-fp32": 0,
     }  # fmt: skip
     epsilons = {name: row["epsilon"] for name, row in rows.items() if row["epsilon"]}
     assert 7.9 < epsilons.pop("personalised") <= 8.0  # training and counts, composed
-    assert epsilons == {"eps8": 8.0, "eps1": 1.0, "personal-adapter": 8.0}  # its own updates are paid for
+    # a second adapter's updates are paid for already
+    assert epsilons == {"eps8": 8.0, "eps1": 1.0, "alone-eps8": 8.0, "personal-adapter": 8.0}
+    assert rows["alone-eps8"]["upload_bytes"] == 0  # a site that trains alone sends nothing
     assert rows["eps8"]["upload_bytes"] == rows["eps1"]["upload_bytes"] > 0
     assert np.isfinite([row["accuracy_mean"] for row in rows.values()]).all()
 

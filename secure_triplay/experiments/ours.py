@@ -1,0 +1,159 @@
+"""Our federation as a method of a grid: as it is, and with what a variant adds to it.
+
+What a study costs in epsilon is its own charge, composed with whatever a variant releases besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from secure_triplay.client.personal import OwnUpdates
+from secure_triplay.config import Study
+from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
+from secure_triplay.experiments import tail
+from secure_triplay.experiments.alternating import alternate
+from secure_triplay.experiments.federation import federate
+from secure_triplay.experiments.personal import class_bias
+from secure_triplay.experiments.scores import Answers, Result
+from secure_triplay.experiments.setting import Setting, predict
+from secure_triplay.prepare import Model, choose_codec, round_rule, update_noise_std
+from secure_triplay.privacy.accounting import epsilon
+from secure_triplay.privacy.mechanisms import GaussianCharge
+
+COUNT_NOISE = 20.0
+"""Standard deviation of the noise on each of a site's class counts, in records."""
+
+
+def start(setting: Setting, study: Study) -> Result:
+    """The adapter before any training."""
+    model = setting.model(study)
+    return Result(setting.answers(model, {"": setting.start(model)}))
+
+
+def federated(setting: Setting, study: Study) -> Result:
+    """The study's own rounds."""
+    model, published = _published(setting, study)
+    return _sent(setting.answers(model, {"": published}), study, model)
+
+
+def alone(setting: Setting, study: Study) -> Result:
+    """Each site by itself, by the very rounds, noise and optimiser that the federation has: one term in each sum."""
+    model = setting.model(study)
+    start = setting.start(model)
+    adapters = {
+        site: federate(study, model, {site: records}, start=start).published
+        for site, records in setting.train(model).items()
+    }
+    return Result(setting.answers(model, adapters), n_params=model.adapter.n_params)
+
+
+def with_own_updates(setting: Setting, study: Study) -> Result:
+    """The federation's adapter, and at each site a second one that its own noised updates move, at no charge."""
+    model, noise_std = setting.model(study), update_noise_std(study)
+    records = setting.train(model)
+    own = {site: OwnUpdates.none(model.adapter.n_params) for site in records}
+
+    def keep(site: str, update: Any) -> None:
+        own[site] = own[site].add(update, own[site].last + 1)
+
+    state = federate(
+        study,
+        model,
+        records,
+        start=setting.start(model),
+        tell=_telling(setting, study, model),
+        sent=keep,
+    )
+    shared = setting.answers(model, {"": state.published})
+    made = {site: each.personal(state.published, noise_std) for site, each in own.items()}
+    personal = setting.answers(model, made)
+    return _sent(replace(shared, held_back=personal.held_back), study, model)
+
+
+def with_class_bias(setting: Setting, study: Study) -> Result:
+    """The federation's adapter, and at each site a bias of the logits that never leaves it.
+
+    The bias is the logarithm of the site's class shares (Saerens, Latinne and Decaestecker 2002, equation 2.4),
+    from its class counts with noise. One record more changes one count by one, so the counts are one Gaussian
+    release, composed with the training's charge.
+    """
+    model, published = _published(setting, study)
+    biases = {
+        site: class_bias(records.labels.numpy(), len(study.classes), COUNT_NOISE)
+        for site, records in setting.train(model).items()
+    }
+    dp = study.dp
+    assert dp is not None  # the method gives its study an epsilon
+    charge = replace(round_rule(study).charge, steps=study.total_steps)
+    spent = epsilon([charge, GaussianCharge(COUNT_NOISE)], dp.delta)
+    answers = setting.answers(model, {"": published}, biases)
+    return replace(_sent(answers, study, model), epsilon=spent)
+
+
+def tail_aware(setting: Setting, study: Study, *, adjust: bool, synthetic: bool) -> Result:
+    """Our federation with what `experiments.tail` does for rare classes; its releases are composed and reported."""
+    model, dp = setting.model(study), study.dp
+    assert dp is not None  # the method gives its study an epsilon
+    records, n_classes = setting.train(model), len(study.classes)
+    per_unit = dp.max_records_per_patient or 1
+    start, models, also = setting.start(model), None, None
+    if adjust:
+        models = tail.adjusted_models(model, records, n_classes, per_unit)
+    if synthetic:
+        public = setting.encoded(model, "public")
+        where = tail.Directions.of(public)
+        sums = np.sum([tail.noised_sums(own, where, n_classes, per_unit) for own in records.values()], axis=0)
+        noise_std = tail.NOISE * (2 * len(records)) ** 0.5 * per_unit
+        made = tail.synthesise(sums, noise_std, where, public, np.random.default_rng(study.seed))
+        also = tail.synthetic_step(model, made, study.training.learning_rate, study.seed)
+    tell = _telling(setting, study, model)
+    state = federate(study, model, records, start=start, tell=tell, models=models, also=also)
+    charges = [replace(round_rule(study).charge, steps=study.total_steps)]
+    extra = [GaussianCharge(tail.NOISE, unit=dp.unit)] * (adjust + synthetic)
+    answers = setting.answers(model, {"": state.published})
+    return replace(_sent(answers, study, model), epsilon=epsilon([*charges, *extra], dp.delta))
+
+
+def alternating(setting: Setting, study: Study) -> Result:
+    """A and B in turns."""
+    model = setting.model(study)
+    adapter, half = alternate(
+        study, model, setting.train(model), start=setting.start(model), tell=_telling(setting, study, model)
+    )
+    answers = setting.answers(model, {"": adapter})
+    return _sent(answers, study, model, half)
+
+
+def _published(setting: Setting, study: Study) -> tuple[Model, Any]:
+    model = setting.model(study)
+    records = setting.train(model)
+    tell = _telling(setting, study, model)
+    state = federate(study, model, records, start=setting.start(model), tell=tell)
+    return model, state.published
+
+
+def _telling(setting: Setting, study: Study, model: Model) -> Callable[[int, Any], None]:
+    """What notes each round of a federation."""
+    test = setting.encoded(model, "test")
+
+    def tell(number: int, adapter: Any) -> None:
+        setting.round(number, study.training.rounds, lambda: predict(model, adapter, test))
+
+    return tell
+
+
+def _sent(answers: Answers, study: Study, model: Model, values: int | None = None) -> Result:
+    """Bytes are those of ciphertexts and seeds; tags and signatures add less than a kilobyte.
+
+    `values`: how many travel in a round; left out: the whole adapter.
+    """
+    n_params = model.adapter.n_params
+    values = n_params if values is None else values
+    chunks = choose_codec(study, values).n_chunks
+    seeds = len(study.sites) * chunks * SEED_BYTES  # c1 of the sum is expanded from every site's
+    up, down = chunks * (PACKED_BYTES + SEED_BYTES), chunks * PACKED_BYTES + seeds
+    return Result(answers, study.training.rounds, n_params, up, down)
