@@ -31,10 +31,15 @@ MODES = ("L", "RGB")
 
 @dataclass(frozen=True, eq=False)
 class FileRecords:
-    """Records whose images are files, opened when they are asked for."""
+    """Records whose images are files, opened when they are asked for.
+
+    `units` says for each record whose it is: its patient_id, or, where no patients are named, its own path below
+    the manifest's folder.
+    """
 
     manifest: Path
     paths: tuple[Path, ...]
+    units: tuple[str, ...]
     rows: Codes
     labels: Codes
     patients: Codes | None = None
@@ -64,6 +69,7 @@ class FileRecords:
         return FileRecords(
             self.manifest,
             tuple(self.paths[index] for index in chosen),
+            tuple(self.units[index] for index in chosen),
             self.rows[chosen],
             self.labels[chosen],
             take_codes(self.patients, chosen),
@@ -137,11 +143,14 @@ def load_manifest(path: str | Path, classes: Sequence[str]) -> FileRecords:
         raise first
     if not reader.paths:
         raise DataError("the manifest lists no images", where=str(path), fix="add a row for each image")
-    patients, _ = _codes(reader.cells.get("patient_id"))
+    named = reader.cells.get("patient_id")
+    units = named or [image.relative_to(reader.folder).as_posix() for image in reader.paths.values()]
+    patients, _ = _codes(named)
     domains, domain_names = _codes(reader.cells.get("domain"), ordered=True)
     return FileRecords(
         path,
         tuple(reader.paths.values()),
+        tuple(units),
         np.array(list(reader.paths), dtype=np.int64),
         np.array(reader.labels, dtype=np.int64),
         patients,

@@ -6,6 +6,7 @@ seed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,7 @@ def _split_one_manifest(study: Study, data: Manifest, path: str) -> Split:
     _refuse_shared_images({"the public images": public, "the test images": test, "the sites": private})
     shares = divide(private, data.partition, len(study.sites), None, stream(study.seed, "sites"))
     sites = {
-        site.name: _hold_back(private.take(share), data.holdout_fraction, study.seed, site.name)
+        site.name: _draw_back(private.take(share), data.holdout_fraction, study.seed, site.name)
         for site, share in zip(study.sites, shares, strict=True)
     }
     return Split(public, test, sites)
@@ -277,10 +278,27 @@ def _carve_public(records: FileRecords, rest: Codes, n: int, rng: np.random.Gene
     return drawn, np.setdiff1d(rest, used)
 
 
-def _hold_back(records: Records, fraction: float, seed: int, site: str) -> SiteData:
-    """A site's records as training and held-back ones, by patient where patients are named."""
+def _hold_back(records: FileRecords, fraction: float, seed: int, site: str) -> SiteData:
+    """A site's records as training and held-back ones: a unit is held back where a hash of its own name says so.
+
+    The hash is of the public seed, the site's name and the unit's (`FileRecords.units`), and of nothing else: one
+    unit more or less moves no other from one part to the other. What a site releases is private for adding or
+    removing a unit only because of that. About the fraction is held back, and at a small site perhaps nothing.
+    """
+    salt = f"{seed}\0{site}\0".encode()
+    numbers = [hashlib.sha256(salt + name.encode()).digest()[:8] for name in records.units]
+    kept = np.array([int.from_bytes(number, "big") < fraction * 2**64 for number in numbers])
+    return _divided(records, np.flatnonzero(kept), np.flatnonzero(~kept), fraction, site)
+
+
+def _draw_back(records: Records, fraction: float, seed: int, site: str) -> SiteData:
+    """The same at a simulated site, with exactly the fraction of its units: nobody's privacy rests on it there."""
     everything = np.arange(len(records))
     kept, used = _carve(_units(records), everything, fraction, stream(seed, f"holdout {site}"))
+    return _divided(records, kept, used, fraction, site)
+
+
+def _divided(records: Records, kept: Codes, used: Codes, fraction: float, site: str) -> SiteData:
     if not len(used):
         raise DataError(
             f"site {site} has no records left to train on after {fraction:.0%} are held back",

@@ -242,7 +242,7 @@ def test_each_site_may_bring_its_own_manifest(folder: Any, make_study: Any) -> N
         assert site.train.patients is not None
         assert site.holdout.patients is not None
         assert set(site.train.patients).isdisjoint(site.holdout.patients)
-        assert (len(site.train), len(site.holdout)) == (12, 6)
+        assert len(site.train) + len(site.holdout) == 18
     assert len(split.public) == 6
     assert len(split.test) == 0
     assert split.test.images([], size=14).shape == (0, 14, 14, 3)
@@ -289,10 +289,51 @@ def test_named_public_and_test_manifests_leave_all_of_the_private_one_to_the_sit
     assert len(split.public) == len(split.test) == 12
 
 
-def test_a_site_without_enough_patients_to_hold_one_back_says_so(folder: Any, make_study: Any) -> None:
+@pytest.mark.parametrize("by_patient", [True, False])
+@pytest.mark.parametrize("removed", [0, 7, -1])
+def test_one_unit_less_at_a_site_moves_no_other_unit_into_or_out_of_training(
+    folder: Any, make_study: Any, by_patient: bool, removed: int
+) -> None:
+    """Adding or removing a unit must change the training set by that unit, or its noise covers too little."""
+    manifest = folder.patients(40, 3)
+    header, *rows = manifest.read_text().splitlines()
+    if not by_patient:
+        header, rows = header.rpartition(",")[0], [row.rpartition(",")[0] for row in rows]
+    sites = [{"name": "north", "manifest": str(manifest)}, *own_manifests(folder, ("south",))]
+    study = make_study({"kind": "manifest", "holdout_fraction": 0.3}, sites=sites)
+
+    def parts(kept: list[str]) -> tuple[set[Any], set[Any]]:
+        manifest.write_text("\n".join([header, *kept]) + "\n")
+        site = split_study(study, only=["north"]).sites["north"]
+        return set(site.train.paths), set(site.holdout.paths)  # type: ignore[attr-defined]
+
+    train, holdout = parts(rows)
+    assert 0 < len(holdout) < len(train)
+    unit = rows[removed].rpartition(",")[2] if by_patient else rows[removed]
+    left = [row for row in rows if not row.endswith(unit)]
+    assert len(rows) - len(left) == (3 if by_patient else 1)
+    fewer_train, fewer_holdout = parts(left)
+    assert fewer_train <= train
+    assert fewer_holdout <= holdout
+    assert len(fewer_train) + len(fewer_holdout) == len(left)
+
+
+def test_about_the_fraction_of_units_is_held_back_and_other_units_by_another_seed(
+    folder: Any, make_study: Any
+) -> None:
+    sites = own_manifests(folder, ("north", "south"), n_patients=300)
+    data = {"kind": "manifest", "holdout_fraction": 0.25}
+    studies = [make_study(data, sites=sites, seed=seed) for seed in (0, 1)]
+    held = [set(split_study(study, only=["north"]).sites["north"].holdout.paths) for study in studies]  # type: ignore[attr-defined]
+    for one in held:
+        assert abs(len(one) / 900 - 0.25) < 4 * (0.25 * 0.75 / 300) ** 0.5  # four standard errors
+    assert held[0] != held[1]
+
+
+def test_a_site_whose_every_patient_is_held_back_says_so(folder: Any, make_study: Any) -> None:
     sites = own_manifests(folder, ("north", "south"), n_patients=1)
     with pytest.raises(DataError, match="site north has no records left"):
-        split_study(make_study({"kind": "manifest"}, sites=sites))
+        split_study(make_study({"kind": "manifest", "holdout_fraction": 0.999}, sites=sites))
     split = split_study(make_study({"kind": "manifest", "holdout_fraction": 0.0}, sites=sites))
     assert len(split.sites["north"].train) == 3
     assert len(split.sites["north"].holdout) == 0
