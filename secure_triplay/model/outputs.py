@@ -105,13 +105,16 @@ def leading_directions(gradients: NDArray[np.float64], count: int) -> NDArray[np
     return found
 
 
-def shortfall(directions: NDArray[np.float64], gradients: NDArray[np.float64]) -> tuple[float, float]:
+def shortfall(directions: NDArray[np.float64], gradients: NDArray[np.float64]) -> tuple[float, float, float]:
     """How far rows (k, d) are from `leading_directions` of C (d, d), whatever turns one into the other.
 
-    The largest error of a product of two rows (1 or 0 is due), and the part of C that the leading k directions hold
-    and these do not.
+    The largest error of a product of two rows (1 or 0 is due); the part of C that the leading k directions hold and
+    these do not; and the least that any direction within the rows' span holds, in units of what the k-th leading one
+    does (1 is due). The last sees a small direction exchanged, which the part does not.
     """
     off = float(np.abs(directions @ directions.T - np.eye(len(directions))).max())
-    best = np.linalg.eigvalsh(gradients)[-len(directions) :].sum()
-    held = float(np.einsum("ij,jk,ik->", directions, gradients, directions))
-    return off, 1 - held / best if best > 0 else np.inf
+    leading = np.linalg.eigvalsh(gradients)[-len(directions) :]
+    held = directions @ gradients @ directions.T
+    if not leading[0] > 0:
+        return off, np.inf, 0.0
+    return off, 1 - float(np.trace(held) / leading.sum()), float(np.linalg.eigvalsh(held)[0] / leading[0])

@@ -204,7 +204,22 @@ def test_directions_of_the_public_images_pass_however_they_are_turned_and_others
     assert _refused(0 * u, c)
     assert _refused(leading_directions(gradients(1), 4), c)  # of somebody else's images
     last = np.linalg.eigh(c)[1][:, :1].T
-    assert _refused(np.concatenate([last, u[1:]]), c)  # the first direction exchanged for the least
+    for place in range(
+        4
+    ):  # any direction exchanged for the least, be it the last, which holds next to nothing
+        assert _refused(np.concatenate([u[:place], last, u[place + 1 :]]), c)
+
+
+def test_small_directions_may_not_be_exchanged_however_little_they_hold() -> None:
+    """The first of eight hold nearly all; the others together less than what may be missing."""
+    frame = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
+    values = np.concatenate([np.full(2, 100.0), np.full(6, 0.5), np.full(22, 0.01)])
+    c = (frame * values) @ frame.T
+    assert not _refused(frame.T[:8], c)
+    assert not _refused(frame.T[[0, 1, 7, 6, 5, 4, 3, 2]], c)
+    foreign = frame.T[[0, 1, 20, 21, 22, 23, 24, 25]]
+    assert (6 * 0.5) / (2 * 100 + 6 * 0.5) < 0.02
+    assert _refused(foreign, c)
 
 
 def test_few_outputs_need_a_public_basis() -> None:
