@@ -92,7 +92,10 @@ def _data(study: Study) -> str:
         )
     assert isinstance(data, Manifest)
     if data.manifest is None:
-        return "Each site's own manifest; images stay where they are."
+        return (
+            f"Each site's own manifest; images stay where they are. About {data.holdout_fraction:.0%} of its patients "
+            "(of its images, where no patients are named) are held back to measure with, each by a hash of its name."
+        )
     return (
         f"{data.manifest}, divided over the simulated sites by {data.partition.kind}; no patient is at two sites; "
         f"{data.test_fraction:.0%} of patients are the public test set."
@@ -122,9 +125,11 @@ def _adapter(study: Study) -> str:
         "ffa": f"A is frozen and public{fitted}; B is trained and sent{few}",
         "lora": "A and B are trained and sent",
     }
-    return (
-        f"LoRA of rank {of.rank} on {of.target_modules} of the last {of.last_blocks} blocks; {kind[of.kind]}."
-    )
+    ranks = {site.name: site.rank for site in study.sites if site.rank is not None}
+    own = "".join(f" Site {name} trains {rank} columns of B." for name, rank in ranks.items())
+    text = " and of the text tower's" * of.text_tower
+    where = f"{of.target_modules} of the last {of.last_blocks} blocks{text}"
+    return f"LoRA of rank {of.rank} on {where}; {kind[of.kind]}.{own}"
 
 
 def _training(study: Study) -> str:
@@ -133,9 +138,10 @@ def _training(study: Study) -> str:
     if study.dp and study.dp.unit == "patient":
         units = "patients"
         used = f", with at most {study.dp.max_records_per_patient} images of each patient drawn"
+    share = f"{100 * study.privacy.sampling_rate:.3g}%"
     return (
-        f"{training.rounds} rounds of {training.steps_per_round} step(s), each on a random "
-        f"{study.privacy.sampling_rate:.0%} of a site's {units}{used}; every site applies the mean by {optimiser.kind}."
+        f"{training.rounds} rounds of {training.steps_per_round} step(s), each on a random {share} of a site's "
+        f"{units}{used}; every site applies the mean by {optimiser.kind}."
     )
 
 

@@ -119,7 +119,7 @@ def bench_load(
 def bench_training(
     study_file: StudyFile,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One step each instead of five.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One turn of each way instead of nine.")] = False,
     compute: Annotated[
         Compute | None, typer.Option(help="What 4-bit layers multiply in; left out: as the study says.")
     ] = None,

@@ -16,7 +16,7 @@ from secure_triplay.client.round import make_upload
 from secure_triplay.config import parse_study
 from secure_triplay.data.records import ArrayRecords
 from secure_triplay.errors import AssetError, DataError, PrivacyError
-from secure_triplay.prepare import load_model
+from secure_triplay.prepare import load_model, update_noise_std
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Upload
 
@@ -93,6 +93,20 @@ def for_patients(setting):
     content["privacy"] |= {"max_units_per_site": 6, "expected_batch_size": 4, "sampling_rate": 1.0}
     content["privacy"] |= {"delta": 1e-3, "max_records_per_patient": 3}
     return parse_study(content)
+
+
+def test_an_update_as_a_site_keeps_it_has_its_noise_already(setting):
+    """A second adapter is made of these updates and charged nothing: where nobody is drawn, they are noise alone."""
+    content = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    content["privacy"] |= {"sampling_rate": 1e-4, "expected_batch_size": 0.2}
+    content["adapter"] |= {"rank": 8, "basis": "seed", "output_rank": None}
+    study = parse_study(content)
+    _, model, encoded = setting
+    alone = Encoded(encoded.tokens[:1], encoded.labels[:1], None)
+    update = Learner(study, model, NoiseSource(), alone).update(np.zeros(model.adapter.n_params, np.float32))
+    assert len(update) == 6144
+    assert update.std() == pytest.approx(update_noise_std(study), rel=0.05)
+    assert abs(update.mean()) < 5 * update_noise_std(study) / 6144**0.5
 
 
 def test_encoded_records_keep_whose_they_are(setting):

@@ -15,7 +15,7 @@ from secure_triplay.client.round import Learned
 from secure_triplay.client.vault import Vault, new_storage_key
 from secure_triplay.config import parse_study
 from secure_triplay.errors import ConfigError, CryptoError, PrivacyError
-from secure_triplay.prepare import choose_codec, epsilon_of_study, noise_multiplier, update_noise_std
+from secure_triplay.prepare import choose_codec, noise_multiplier, update_noise_std
 
 N = 7
 
@@ -122,11 +122,6 @@ def test_a_site_that_never_trained_has_none_and_says_so(demo):
     own = OwnUpdates.none(N)
     assert personal_adapter(study, own, np.zeros(N, np.float32), lambda e, what: said.append(what)) is None
     assert said == ["this site trained in no round"]
-
-
-def test_both_adapters_together_cost_the_epsilon_of_the_study(demo):
-    study = parse_study(demo)
-    assert 0.9 * study.dp.epsilon < epsilon_of_study(study) <= study.dp.epsilon
 
 
 def test_a_sum_comes_back_bit_by_bit():
