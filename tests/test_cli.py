@@ -52,6 +52,30 @@ def test_a_path_in_an_error_is_never_broken_in_two(tmp_path):
     assert str(path) in done.stderr
 
 
+def test_results_that_cannot_be_written_are_an_error_before_anything_is_measured(tmp_path):
+    (tmp_path / "taken").write_text("a file, where a folder is asked for")
+    asked = ("bench", "crypto", "--quick", "--out", str(tmp_path / "taken" / "out"))
+    done = run(*asked)
+    assert_plain_error(done, 9, "cannot be used", "taken")
+    assert "measuring" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_no_traceback(tmp_path, root):
+    (tmp_path / "taken").write_text("a file, where a folder is asked for")
+    asked = ("budget", "plan", str(root / "configs" / "demo.yaml"), "--epsilon", "3")
+    assert_plain_error(run(*asked, "--out", str(tmp_path / "taken" / "out")), 9, "cannot be used", "taken")
+
+
+@pytest.mark.parametrize("most", [500, 20_000])
+def test_a_file_that_cannot_grow_is_no_traceback(tmp_path, root, most):
+    """As on a full disk: none of the results fits into 500 bytes, and no picture into 20,000."""
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); "
+    command = [sys.executable, "-c", limited + "from secure_triplay.cli import main; main()", "budget", "plan",
+               str(root / "configs" / "demo.yaml"), "--epsilon", "3", "--out", str(tmp_path / "plan")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert_plain_error(done, 9, "cannot be", "the disk has room")
+
+
 def test_an_output_folder_that_exists_is_left_alone(tmp_path, root):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("kept")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import click
 import typer
@@ -30,6 +30,7 @@ from secure_triplay.cli import (
     site,
     study,
 )
+from secure_triplay.cli.common import unusable_file
 from secure_triplay.errors import SecureTriplayError
 
 app = typer.Typer(
@@ -81,18 +82,24 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except SecureTriplayError as error:
-        console.print(f"[bold red]Error:[/] {_escaped(error.what)}", soft_wrap=True)
-        if error.where:
-            console.print(f"[bold]Where:[/] {_escaped(error.where)}", soft_wrap=True)
-        if error.fix:
-            console.print(f"[bold]What to do:[/] {_escaped(error.fix)}", soft_wrap=True)
-        sys.exit(error.exit_code)
+        _fail(console, error)
     except (KeyboardInterrupt, click.Abort):
         console.print(_STOPPED)
         sys.exit(STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        _fail(console, unusable_file(error))
+
+
+def _fail(console: Console, error: SecureTriplayError) -> NoReturn:
+    console.print(f"[bold red]Error:[/] {_escaped(error.what)}", soft_wrap=True)
+    if error.where:
+        console.print(f"[bold]Where:[/] {_escaped(error.where)}", soft_wrap=True)
+    if error.fix:
+        console.print(f"[bold]What to do:[/] {_escaped(error.fix)}", soft_wrap=True)
+    sys.exit(error.exit_code)
 
 
 def _escaped(text: str) -> str:

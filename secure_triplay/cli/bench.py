@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from secure_triplay.cli.common import AsJson, StudyFile, print_json
+from secure_triplay.cli.common import AsJson, StudyFile, made_folder, print_json
+from secure_triplay.report.summary import write_text
 
 
 class Compute(StrEnum):
@@ -37,8 +38,7 @@ def _hand_out(
 ) -> None:
     """Print a result, and write it and its picture where a folder was named."""
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_text(out / "result.json", json.dumps(result, indent=2) + "\n")
         if plot is not None:
             plot(result, out / picture)
     if as_json:
@@ -50,7 +50,9 @@ def _hand_out(
 
 @app.command("crypto", epilog="Example:  secure-triplay bench crypto --out audits/crypto-bench")
 def bench_crypto(
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for result.json and the plot.", callback=made_folder)
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Smallest sizes only, in seconds instead of minutes.")
     ] = False,
@@ -71,7 +73,9 @@ def bench_crypto(
 
 @app.command("masking", epilog="Example:  secure-triplay bench masking --out audits/masking-bench")
 def bench_masking(
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for result.json and the plot.", callback=made_folder)
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Smallest size only, in seconds instead of minutes.")
     ] = False,
@@ -87,7 +91,8 @@ def bench_masking(
 
 @app.command("backbone", epilog="Example:  secure-triplay bench backbone --out audits/backbone-memory")
 def bench_backbone(
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None, as_json: AsJson = False
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.", callback=made_folder)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Memory of the frozen weights in nf4, int8 and full precision."""
     from secure_triplay.bench.backbone import backbone_table, run_backbone_bench
@@ -99,7 +104,9 @@ def bench_backbone(
 
 @app.command("load", epilog="Example:  secure-triplay bench load --out audits/load-bench")
 def bench_load(
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for result.json and the plot.", callback=made_folder)
+    ] = None,
     sites: Annotated[
         list[int] | None, typer.Option("--sites", min=2, max=1000, help="Number of sites; repeat it.")
     ] = None,
@@ -118,7 +125,7 @@ def bench_load(
 )
 def bench_training(
     study_file: StudyFile,
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.", callback=made_folder)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One turn of each way instead of nine.")] = False,
     compute: Annotated[
         Compute | None, typer.Option(help="What 4-bit layers multiply in; left out: as the study says.")
@@ -146,7 +153,7 @@ def bench_federation(
     policy_file: Annotated[
         Path, typer.Argument(metavar="POLICY.yaml", help="The sites' policy.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.", callback=made_folder)] = None,
     sites: Annotated[int, typer.Option("--sites", min=2, max=20, help="Number of light sites.")] = 3,
     rounds: Annotated[int, typer.Option("--rounds", min=2, max=100, help="Number of rounds.")] = 6,
     aggregation: Annotated[
@@ -166,7 +173,9 @@ def bench_federation(
 
 @app.command("scaling", epilog="Example:  secure-triplay bench scaling --out audits/scaling")
 def bench_scaling(
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for result.json and the plot.", callback=made_folder)
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smallest sizes only.")] = False,
     as_json: AsJson = False,
 ) -> None:

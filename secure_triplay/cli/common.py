@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from secure_triplay.errors import RunError
+
 StudyFile = Annotated[
     Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def unusable_file(error: OSError) -> RunError:
+    """What the operating system refused, as an error of ours."""
+    return RunError(
+        f"a file or folder cannot be used: {error.strerror or error}",
+        where=str(error.filename or ""),
+        fix="check that its folder exists and is yours, and that the disk has room",
+    )
+
+
+def made_folder(out: Path | None) -> Path | None:
+    """A folder for results, made before anything is measured for it. Raises RunError where nothing can be written."""
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out):
+                pass
+        except OSError as error:
+            raise unusable_file(error) from error
+    return out
 
 
 def print_json(content: Any) -> None:
