@@ -60,7 +60,10 @@ def pilot(
     ] = False,
     private: Annotated[
         Path | None,
-        typer.Option(help="A site's folder, whose ledger is charged for trials.", rich_help_panel=_PRIVATE),
+        typer.Option(
+            help="A site's folder, whose ledger is charged for trials; no other site countersigns this charge.",
+            rich_help_panel=_PRIVATE,
+        ),
     ] = None,
     site: Annotated[str | None, typer.Option(help="That site's name.", rich_help_panel=_PRIVATE)] = None,
     approved_by: Annotated[

@@ -12,6 +12,7 @@ from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.prepare import require_own_noise
 
 QUANTIZATIONS = ("nf4", "int8", "none")
+_MOST_DIRECTIONS = 256  # what `adapter.output_rank` takes
 _SHARES = (0.05, 0.1, 0.2, 0.4)
 
 
@@ -57,7 +58,9 @@ class Space:
             "rounds": tuple(sorted({max(1, round(own.rounds * f)) for f in (0.5, 1, 2, 4)})),
             "batch": tuple(sorted({float(max(1, round(share * units))) for share in _SHARES} | {own.batch})),
             # of n classes' logits, n - 1 directions hold nearly all that moves them (`model.outputs`)
-            "output_rank": (None, len(study.classes) - 1) if study.adapter.basis == "public" else (None,),
+            "output_rank": (None, min(_MOST_DIRECTIONS, len(study.classes) - 1))
+            if study.adapter.basis == "public"
+            else (None,),
             "rank": (4, 8, 16, 32),
             "blocks": (1, 2, 4),
             "value_bits": (6, 9),

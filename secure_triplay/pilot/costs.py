@@ -20,8 +20,8 @@ from secure_triplay.wire import TAG_BYTES
 _ACTIVATIONS = 14
 """Float32 numbers a token, channel and adapted block that a step keeps for its gradients: norms, q, k, v, attention,
 the MLP's four-fold width twice, and the sums between (counted in timm's block)."""
-_GRADIENT_COPIES = 2
-"""Gradients of single records: the ones that Opacus keeps, and their clipped copy."""
+_FACTORED_TOKENS = 2
+"""Tokens of an image at the cut behind the last block's attention, where adapted layers see one a record."""
 GIB = 2.0**30
 
 
@@ -56,7 +56,7 @@ class Speeds:
     """What was measured on this machine for one quantization, at `blocks` adapted blocks of rank `rank`.
 
     `params` is the adapter's size there (with all of B, where any choice has that), `layers` the adapted layers of a
-    block. Seconds are of processor time a thread: by the clock on a
+    block, `tokens` what an image is after the cut. Seconds are of processor time a thread: by the clock on a
     machine that does nothing else.
     """
 
@@ -136,11 +136,26 @@ def _memory(study: Study, choice: Choice, speeds: Speeds, n_params: int, per_uni
     together = min(study.training.physical_batch_size, 2 * choice.batch * per_unit)
     token_bytes = 4 * speeds.tokens * speeds.width
     cached = site_units(study) * per_unit * token_bytes
-    gradients = together * n_params * 4 * _GRADIENT_COPIES
+    gradients = together * 4 * gradient_values(study, choice, speeds, n_params)
     activations = together * token_bytes * choice.blocks * _ACTIVATIONS
     return speeds.process_bytes + max(
         speeds.loading_bytes, speeds.frozen_bytes + cached + gradients + activations
     )
+
+
+def gradient_values(study: Study, choice: Choice, speeds: Speeds, n_params: int) -> float:
+    """Numbers that a step holds of one record's gradients, until they are summed under their clipping factors.
+
+    Each weight's gradient once; its two factors where every adapted layer sees one token a record
+    (`privacy.per_record`). Sums per patient need whole gradients, and one weight's twice. With several tokens an
+    image this is an upper bound: some layers of a last block may still see one.
+    """
+    weights = speeds.layers * choice.blocks * (2 if study.adapter.kind == "lora" else 1)
+    if study.dp is not None and study.dp.unit == "patient":
+        return n_params * (1 + 1 / weights)
+    if speeds.tokens == _FACTORED_TOKENS and not study.adapter.text_tower:
+        return n_params / choice.rank + weights * choice.rank  # a weight of d x rank: d and rank
+    return n_params
 
 
 def scaled_to(speeds: Speeds, choice: Choice, step_s_per_image: float) -> Speeds:

@@ -73,12 +73,10 @@ def draw_frontier(result: dict[str, Any]) -> str:
     trials = result["trials"]
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     for axes, (column, scale, label) in zip(figure.subplots(1, 3, sharey=True), _PANELS, strict=True):
-        points = sorted((scale * trial[column], 100 * trial["accuracy"]) for trial in trials)
-        best, front = float("-inf"), []
-        for price, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-            if accuracy > best:
-                best = accuracy
-                front.append((price, accuracy))
+        points = [(scale * trial[column], 100 * trial["accuracy"]) for trial in trials]
+        front = sorted(
+            point for point, trial in zip(points, trials, strict=True) if column in trial["frontier"]
+        )
         axes.plot(*zip(*points, strict=True), "o", color="#9ab8d6", markersize=5)
         axes.step(*zip(*front, strict=True), where="post", color="#20364d", linewidth=1.2)
         (chosen,) = [trial for trial in trials if trial["chosen"]]

@@ -1,40 +1,48 @@
 """Trials on one site's own records: charged to its ledger, or not made.
 
 Each trial trains some rounds at that choice's own noise, and releases two noised counts (right answers, records)
-over the site's held-back records. Training and counts are reserved before the first gradient and settled with the
-hash of what is then written down; the ledger refuses what its limits do not allow. What is compared and kept is
-nothing but the noised counts.
+over the site's held-back records. Training and counts are reserved before the first gradient, and settled with the
+hash of what is written down after that; the ledger refuses what its limits do not allow. What is compared and kept
+is nothing but the noised counts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
-from secure_triplay.client.learner import Learner, counted_records, encode_records
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_triplay.client.learner import Learner, counted_records, encode_records, require_units
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.config import Study
 from secure_triplay.crypto.keyfile import load_identity
-from secure_triplay.errors import ConfigError, PrivacyError
+from secure_triplay.data.split import Split
+from secure_triplay.errors import ConfigError, DataError, PrivacyError
 from secure_triplay.experiments.federation import one_round
-from secure_triplay.ledger.books import Release, Reservation
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.start import LEDGER
 from secure_triplay.pilot.choices import Choice
 from secure_triplay.pilot.costs import SiteLimits
+from secure_triplay.pilot.paid import PaidTrial
 from secure_triplay.pilot.search import Decision, Trial
 from secure_triplay.prepare import choose_codec, load_data, load_model, round_rule
 from secure_triplay.privacy.accounting import epsilon as epsilon_of
 from secure_triplay.privacy.counts import CountRule, noised_counts
-from secure_triplay.privacy.mechanisms import Charge
+from secure_triplay.privacy.mechanisms import DpSgdCharge
 from secure_triplay.privacy.noise import NoiseSource
-from secure_triplay.report.summary import write_text
 
 StudyOf = Callable[[Choice], Study]
+
+_CHANCE = 0.02  # of a switch between equal choices
+_ALONE = "The charge is in this site's ledger alone: no other site has countersigned it."
 
 
 @dataclass(frozen=True)
@@ -59,74 +67,119 @@ def private_trials(
 ) -> tuple[dict[str, Any], Decision]:
     """Try the publicly best choices on the site's records -> what was charged and found, and the decision.
 
-    The decision changes only where the counts say so by more than their noise. Raises PrivacyError where the
-    ledger refuses, RunError where there is no ledger, ConfigError where nobody answers for the charge.
+    The decision changes only where the counts say so by more than noise and chance. No other site countersigns
+    these charges. Raises PrivacyError where the ledger refuses, is another site's, or has settled a result that is
+    not in `out`; RunError where there is no ledger, ConfigError where nobody answers for the charge.
     """
     if not asked.approved_by.strip():
         raise ConfigError(
             "trials on a site's own records cost its budget, and nobody allows them",
             where="--private",
-            fix="name the person who does, with --approved-by; or leave --private out: public images cost nothing",
+            fix="name the person who does, with --approved-by, and who knows that no other site countersigns this "
+            "charge; or leave --private out: public images cost nothing",
         )
     fitting = [one for one in public if max(one.cost.shares(limits).values()) <= 1]
     ranked = sorted(fitting, key=lambda one: (one is not decision.trial, -one.accuracy))[: asked.trials]
     studies = [study_of(trial.choice) for trial in ranked]
     rules = [_rule(study, asked) for study in studies]
+    words = [one.choice.words() for one in ranked]
     name = hashlib.sha256(
-        json.dumps(
-            [studies[0].sha256, asked.site, [one.choice.words() for one in ranked], asked.rounds]
-        ).encode()
+        json.dumps([studies[0].sha256, asked.site, words, asked.rounds]).encode()
     ).hexdigest()
-    rows: list[dict[str, Any]] = []
+    trials = [
+        PaidTrial(name, number, _training(study, asked), rule.charge, out / "trials")
+        for number, (study, rule) in enumerate(zip(studies, rules, strict=True), start=1)
+    ]
     with Ledger.open(asked.folder / LEDGER, load_identity(asked.folder)) as ledger:
-        releases, charges = [], list[Charge]()
-        for number, (study, count) in enumerate(zip(studies, rules, strict=True), start=1):
-            training = replace(round_rule(study).charge, steps=asked.rounds * study.training.steps_per_round)
-            charges += [training, count.charge]
-            releases.append(
-                (
-                    Release(f"pilot training {number}", training, 1),
-                    Release(f"pilot counts {number}", count.charge, 1),
-                )
-            )
-        flat = [release for pair in releases for release in pair]
-        ledger.approve(name, f"pilot of {studies[0].study}", flat, approved_by=asked.approved_by)
-        for number, (trial, study, count, pair) in enumerate(
-            zip(ranked, studies, rules, releases, strict=True), start=1
-        ):
-            path = out / "trials" / f"private-{name[:16]}-{number}.json"
-            if not path.exists():
-                # Reserved first. A trial that was stopped half-way released nothing, and runs under its old charge.
-                held = [ledger.reserve(one.charge, study=name, round=1, what=one.what) for one in pair]
-                row = {"words": trial.choice.words(), **_measure(study, asked, count)}
-                write_text(path, json.dumps(row, indent=2) + "\n")
-            else:
-                held = [_reserved(ledger, name, one.what) for one in pair]
-            text = path.read_text(encoding="utf-8")
-            for reservation in held:
-                ledger.settle(reservation, text.encode())
-            rows.append(json.loads(text))
+        _require_payer(ledger, asked)
+        rows = [trial.kept(ledger) for trial in trials]
+        missing = [place for place, row in enumerate(rows) if row is None]
+        for place in missing:
+            trials[place].refuse_released(ledger)
+        if missing:
+            split = _usable_data(studies[0], asked.site)
+            releases = [release for trial in trials for release in trial.releases]
+            ledger.approve(name, f"pilot of {studies[0].study}", releases, approved_by=asked.approved_by)
+        for place in missing:
+            held = trials[place].reserve(ledger)
+            row = {"words": words[place], **_measure(studies[place], split, asked, rules[place])}
+            trials[place].release(ledger, held, row)
+            rows[place] = row
+    found = [row for row in rows if row is not None]
     delta = studies[0].dp.delta if studies[0].dp else 0.0
-    spent = epsilon_of(charges, delta)
-    best = max(range(len(rows)), key=lambda i: rows[i]["accuracy"])
-    found = {
+    charges = [charge for trial in trials for charge in (trial.training, trial.counts)]
+    charged = {
         "site": asked.site,
         "approved_by": asked.approved_by,
+        "countersigned": False,
         "rounds": asked.rounds,
-        "epsilon": round(spent, 4),
+        "epsilon": round(epsilon_of(charges, delta), 4),
         "delta": delta,
         "ledger_study": name,
-        "trials": rows,
+        "trials": found,
     }
-    if best and rows[best]["accuracy"] - rows[0]["accuracy"] > rows[best]["accuracy_noise"]:
-        reason = (
-            f"On {asked.site}'s own records it did better than the public choice by more than the noise of the counts "
-            f"({rows[best]['accuracy']:.1%} against {rows[0]['accuracy']:.1%})."
-        )
-        return found, Decision(ranked[best], decision.best, reason)
-    return found, replace(
-        decision, reason=f"{decision.reason} The site's own records did not speak against it."
+    counts = np.array([(row["noised_correct"], row["noised_total"]) for row in found])
+    best = clearly_better(counts, rules[0])
+    if not best:
+        reason = f"{decision.reason} The site's own records did not speak against it. {_ALONE}"
+        return charged, replace(decision, reason=reason)
+    shares = np.clip(counts[:, 0] / max(1.0, counts[:, 1].mean()), 0, 1)
+    reason = (
+        f"On {asked.site}'s own records it did better than the public choice by more than noise and chance "
+        f"({shares[best]:.1%} against {shares[0]:.1%}). {_ALONE}"
     )
+    return charged, Decision(ranked[best], decision.best, reason)
+
+
+def clearly_better(counts: NDArray[np.float64], rule: CountRule) -> int:
+    """The trial whose share of right answers is above that of trial 0 by more than noise and chance; 0: none.
+
+    `counts` (trials, 2): noised right answers c_i and records, all over the same records, n of them: the mean of
+    the noised ones. Of two shares c_i / n and c_0 / n with p between them, trial i is better where
+
+        c_i - c_0 > z sqrt(2 s^2 + 2 k n p (1 - p)),
+
+    with s the standard deviation of a count's noise, and k the most records of a patient, which may be right
+    or wrong together. z is 2.05, or more with more than two trials: equal ones switch with a chance of 2 % at most.
+    """
+    n = max(1.0, float(counts[:, 1].mean()))
+    best = int(counts[:, 0].argmax())
+    if not best:
+        return 0
+    p = min(1.0, max(0.0, float(counts[[0, best], 0].mean()) / n))
+    z = NormalDist().inv_cdf(1 - _CHANCE / (len(counts) - 1))
+    bound = z * math.sqrt(2 * rule.noise_std**2 + 2 * rule.records_per_unit * n * p * (1 - p))
+    return best if counts[best, 0] - counts[0, 0] > bound else 0
+
+
+def _usable_data(study: Study, site: str) -> Split:
+    """The site's records, every image read once: before anything is charged. Raises DataError, PrivacyError."""
+    split = load_data(study, site)
+    own = split.sites[site]
+    require_units(study, len(own.train), own.train.patients)
+    if not len(own.holdout):
+        raise DataError(
+            f"site {site} holds no records back, and trials are measured on those",
+            where="data",
+            fix="raise holdout_fraction (holdout_per_site for Fashion-MNIST)",
+        )
+    own.train.check()
+    own.holdout.check()
+    return split
+
+
+def _require_payer(ledger: Ledger, asked: Private) -> None:
+    party = ledger.books.opened.party
+    if party != asked.site:
+        raise PrivacyError(
+            f"records of {asked.site} would be paid for by the ledger of {party}",
+            where=str(asked.folder),
+            fix=f"give --private the folder of {asked.site}, or --site {party}",
+        )
+
+
+def _training(study: Study, asked: Private) -> DpSgdCharge:
+    return replace(round_rule(study).charge, steps=asked.rounds * study.training.steps_per_round)
 
 
 def _rule(study: Study, asked: Private) -> CountRule:
@@ -136,9 +189,8 @@ def _rule(study: Study, asked: Private) -> CountRule:
     return CountRule(asked.count_noise, dp.max_records_per_patient or 1, dp.max_units_per_site, dp.unit)
 
 
-def _measure(study: Study, asked: Private, count: CountRule) -> dict[str, Any]:
+def _measure(study: Study, split: Split, asked: Private, count: CountRule) -> dict[str, Any]:
     """Train on the site's records alone, and count right answers on those held back, with noise."""
-    split = load_data(study, asked.site)
     own, noise = split.sites[asked.site], NoiseSource()
     model = load_model(study, split.public, hashlib.sha256(b"secure_triplay.pilot").digest())
     records = encode_records(model, own.train, lambda *_: None)
@@ -158,14 +210,3 @@ def _measure(study: Study, asked: Private, count: CountRule) -> dict[str, Any]:
         "noised_correct": round(float(correct), 2),
         "noised_total": round(float(total), 2),
     }
-
-
-def _reserved(ledger: Ledger, study: str, what: str) -> Reservation:
-    found = ledger.refresh().reservation((study, 1, what, 1))
-    if found is None:
-        raise PrivacyError(
-            f"there is a result of {what}, and no charge for it in this ledger",
-            where=str(ledger.chain.path),
-            fix="give the ledger that paid for it, or another --out",
-        )
-    return found

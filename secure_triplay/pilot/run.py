@@ -6,21 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from secure_triplay import __version__
 from secure_triplay.config import Study, load_study, parse_study
-from secure_triplay.errors import RunError
 from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_choice
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
+from secure_triplay.pilot.files import STUDY, kept, locked, study_text
 from secure_triplay.pilot.private import Private, private_trials
 from secure_triplay.pilot.probe import measure_speeds, process_bytes
-from secure_triplay.pilot.sample import public_sample
-from secure_triplay.pilot.search import Decision, Trial, decide, first, frontier, search, what_fits
+from secure_triplay.pilot.sample import Sample, public_sample
+from secure_triplay.pilot.search import PRICES, Decision, Trial, decide, first, frontier, search, what_fits
 from secure_triplay.pilot.trial import PublicSetting, try_choice
 from secure_triplay.report.summary import write_text
 from secure_triplay.schema import read_yaml
@@ -28,7 +26,9 @@ from secure_triplay.schema import read_yaml
 Tell = Callable[[str, int, int], None]
 """What is being done now, and how many of at most how many trials are done."""
 
-_PATHS = ("manifest", "public_manifest", "test_manifest")
+_MEASURED = (
+    "accuracy", "standard_error", "start_accuracy", "seconds", "n_params", "tokens", "step_s_per_image",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,22 @@ class Request:
 def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *_: None) -> dict[str, Any]:
     """Choose, and write `study.yaml`, `pilot.json`, `pilot.html` and `frontier.svg` into `out`.
 
-    Every finished trial is kept in `out`/trials, so that a pilot which was stopped goes on where it was. Returns
-    the content of pilot.json. Raises ConfigError that names the limit which binds where no choice meets them all.
+    Every finished trial is kept in `out`/trials, and study.yaml is written last, so that a pilot which was stopped
+    goes on where it was. Returns the content of pilot.json. Raises ConfigError that names the limit which binds
+    where no choice meets them all, RunError where another pilot writes `out` or one has finished in it.
     """
+    study = load_study(study_file)
+    own_choice(study)  # a study that cannot be tried leaves no folder behind
+    with locked(out):
+        return _run(study, study_file, out, asked, tell)
+
+
+def _run(study: Study, study_file: Path, out: Path, asked: Request, tell: Tell) -> dict[str, Any]:
     from secure_triplay.pilot.page import write_pilot_page
 
-    content, study = read_yaml(study_file), load_study(study_file)
-    own = own_choice(study)
+    content, own = read_yaml(study_file), own_choice(study)
     epsilon = asked.limits.epsilon or (study.dp.epsilon if study.dp else 0.0)
     space = Space.around(study, asked.axes or {})
-    _make(out)
 
     def study_of(choice: Choice) -> Study:
         return parse_study(
@@ -68,7 +74,7 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
     sample = public_sample(study, asked.sample, use_test_images=asked.use_test_images)
     process = process_bytes()
     setting = PublicSetting(study, sample)
-    key = _key(study, asked, epsilon, sample.source)
+    key = _key(study, epsilon, sample)
     speeds = _speeds(
         setting, space, study_of, own, process, out / "trials", key, lambda text: tell(text, 0, asked.trials)
     )
@@ -83,12 +89,12 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
     def attempt(choice: Choice) -> Trial:
         tell(choice.words(), len(done), asked.trials)
         path = out / "trials" / f"{_hash([key, plain(choice)])[:20]}.json"
-        found = _kept(path)
+        found = kept(path, _MEASURED)
         if found is None:
-            found = try_choice(setting, study_of(choice), choice)
+            found = try_choice(setting, study_of(choice))
             write_text(path, json.dumps({"choice": plain(choice), **found}, indent=2) + "\n")
         measured = scaled_to(speeds[choice.quantization], choice, found["step_s_per_image"])
-        measured = replace(measured, params=found["n_params"])
+        measured = replace(measured, params=found["n_params"], tokens=found["tokens"])
         spent = cost(study_of(choice), choice, measured, asked.limits)
         names = ("accuracy", "standard_error", "start_accuracy", "seconds")
         done.append(Trial(choice, spent, *(found[name] for name in names)))
@@ -104,26 +110,11 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
         study, study_file, asked, epsilon, sample, speeds, trials, decision, charged, fits, costs
     )
     chosen = with_choice(content, study, decision.trial.choice, epsilon)
-    _write_study(out / "study.yaml", _moved(chosen, study_file.resolve().parent, out.resolve()), result)
-    load_study(out / "study.yaml")  # what was written is what `config check` will read
+    text = study_text(chosen, study_file.resolve().parent, out)
     write_text(out / "pilot.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     write_pilot_page(result, out)
+    write_text(out / STUDY, text)  # last: where it is, the pilot is over
     return result
-
-
-def _make(out: Path) -> None:
-    if (out / "study.yaml").exists():
-        raise RunError(
-            "there is a study in this folder already",
-            where=str(out / "study.yaml"),
-            fix="give another --out, or move the file away",
-        )
-    try:
-        (out / "trials").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"the results cannot be written: {error.strerror}", where=str(out), fix="choose another --out"
-        ) from error
 
 
 def _speeds(
@@ -132,7 +123,7 @@ def _speeds(
     study_of: Callable[[Choice], Study],
     own: Choice,
     process: int,
-    kept: Path,
+    trials: Path,
     key: str,
     tell: Callable[[str], None],
 ) -> dict[str, Speeds]:
@@ -146,8 +137,8 @@ def _speeds(
     for quantization in space.axes["quantization"]:
         tell(f"measuring this machine with {quantization} weights")
         choice = replace(largest, quantization=quantization)
-        path = kept / f"speeds-{_hash([key, plain(choice)])[:20]}.json"
-        found = _kept(path)
+        path = trials / f"speeds-{_hash([key, plain(choice)])[:20]}.json"
+        found = kept(path, (one.name for one in fields(Speeds)))
         if found is None:
             found = asdict(measure_speeds(setting, study_of(choice), process))
             write_text(path, json.dumps(found, indent=2) + "\n")
@@ -160,7 +151,7 @@ def _result(
     study_file: Path,
     asked: Request,
     epsilon: float,
-    sample: Any,
+    sample: Sample,
     speeds: Mapping[str, Speeds],
     trials: list[Trial],
     decision: Decision,
@@ -168,7 +159,7 @@ def _result(
     fits: Mapping[Choice, Cost],
     costs: Mapping[Choice, Cost],
 ) -> dict[str, Any]:
-    on_frontier = {id(trial) for trial in frontier(trials, lambda one: one.cost.hours)}
+    best = {price: [id(one) for one in frontier(trials, price)] for price in PRICES}
     return {
         "suite": "pilot",
         "version": __version__,
@@ -201,7 +192,7 @@ def _result(
                 "standard_error": round(trial.standard_error, 5),
                 "start_accuracy": round(trial.start_accuracy, 5),
                 "fits": max(trial.cost.shares(asked.limits).values()) <= 1,
-                "frontier": id(trial) in on_frontier,
+                "frontier": [price for price in PRICES if id(trial) in best[price]],
                 "chosen": trial.choice == decision.trial.choice,
                 "seconds": trial.seconds,
             }
@@ -213,52 +204,9 @@ def _result(
     }
 
 
-def _write_study(path: Path, content: dict[str, Any], result: dict[str, Any]) -> None:
-    head = (
-        f"# {content['study']}, with settings that `secure-triplay pilot` chose; pilot.json and pilot.html beside this "
-        "file\n# say among which, on which images, and what each would have cost.\n"
-    )
-    body = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
-    write_text(path, f"{head}{body}")
-
-
-def _moved(content: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
-    """Relative paths as they read from the new file's folder; absolute ones and $VARIABLES stay."""
-
-    def moved(part: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-        return {
-            key: os.path.relpath(old / value, new)
-            if key in keys and isinstance(value, str) and not value.startswith(("/", "~", "$"))
-            else value
-            for key, value in part.items()
-        }
-
-    backbone = content["backbone"]
-    if backbone.get("source") == "file":
-        backbone = moved(backbone, ("pretrained",))
-    return {
-        **content,
-        "backbone": backbone,
-        "data": moved(content["data"], _PATHS),
-        "sites": [moved(site, ("manifest",)) for site in content["sites"]],
-    }
-
-
-def _kept(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise RunError(
-            "this is not a trial's result", where=str(path), fix="remove the file; the trial runs again"
-        ) from error
-    return found
-
-
-def _key(study: Study, asked: Request, epsilon: float, source: str) -> str:
-    """What decides a trial's figures besides its choice."""
-    return _hash([__version__, study.sha256, asked.sample, asked.use_test_images, epsilon, source])
+def _key(study: Study, epsilon: float, sample: Sample) -> str:
+    """What decides a trial's figures besides its choice; the study's own hash leaves out which images they are."""
+    return _hash([__version__, study.sha256, epsilon, sample.sha256(study.backbone.image_size)])
 
 
 def _hash(value: Any) -> str:

@@ -13,6 +13,9 @@ from secure_triplay.pilot.costs import Cost, SiteLimits, nothing_fits
 ORDER = ("rounds", "batch", "output_rank", "rank", "blocks", "value_bits", "quantization")
 """Settings that moved accuracy most in our own runs come first, for where trials run out."""
 
+PRICES = ("hours", "upload_bytes_per_round", "memory_bytes")
+"""Fields of a cost that accuracy is held against."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -120,10 +123,10 @@ def decide(trials: list[Trial], limits: SiteLimits) -> Decision:
     return Decision(taken, best, reason)
 
 
-def frontier(trials: list[Trial], price: Callable[[Trial], float]) -> list[Trial]:
-    """The trials that no other beats in accuracy at the same price or less, cheapest first."""
+def frontier(trials: list[Trial], price: str) -> list[Trial]:
+    """The trials that no other beats in accuracy at the same price or less, cheapest first; `price` is of PRICES."""
     best, found = float("-inf"), []
-    for trial in sorted(trials, key=lambda one: (price(one), -one.accuracy)):
+    for trial in sorted(trials, key=lambda one: (getattr(one.cost, price), -one.accuracy)):
         if trial.accuracy > best:
             best = trial.accuracy
             found.append(trial)

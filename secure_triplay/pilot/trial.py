@@ -9,7 +9,6 @@ and fewer different images are learned from: accuracy here is a lower one, and f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.config import Study
 from secure_triplay.experiments.federation import one_round
 from secure_triplay.experiments.setting import Setting, predict
-from secure_triplay.pilot.choices import Choice, site_units
+from secure_triplay.pilot.choices import site_units
 from secure_triplay.pilot.sample import Sample
 from secure_triplay.prepare import Model, choose_codec, round_rule
 from secure_triplay.privacy.mechanisms import DpSgd
@@ -30,7 +29,6 @@ from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train
 
 Vector = NDArray[np.float32]
-Tell = Callable[[int], None]
 
 
 class PublicSetting(Setting):
@@ -85,9 +83,7 @@ def scaled_rule(rule: DpSgd, units_here: int, real_units: float) -> DpSgd:
     )
 
 
-def try_choice(
-    setting: PublicSetting, study: Study, choice: Choice, tell: Tell = lambda _: None
-) -> dict[str, Any]:
+def try_choice(setting: PublicSetting, study: Study) -> dict[str, Any]:
     """Train a study that has the choice in it on the sample -> accuracy, its standard error, and speed."""
     started = time.perf_counter()
     model = setting.model(study)
@@ -101,9 +97,8 @@ def try_choice(
     weights = {site.name: site.weight for site in study.sites}
     start = setting.start(model)
     state = GlobalState.start(start)
-    for number in range(1, 1 + study.training.rounds):
+    for _ in range(study.training.rounds):
         state = one_round(state, learners, noises, codec, weights, study.server_optimiser)
-        tell(number)
     measured = setting.encoded(model, "test")
     truth = measured.labels.numpy()
     accuracy = float((predict(model, state.published, measured) == truth).mean())
@@ -115,6 +110,7 @@ def try_choice(
         "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / len(truth))),
         "measured_images": len(truth),
         "n_params": model.adapter.n_params,
+        "tokens": measured.tokens.shape[1],
         "step_s_per_image": sum(learner.seconds for learner in learners.values()) / max(1.0, images),
         "seconds": round(time.perf_counter() - started, 2),
     }

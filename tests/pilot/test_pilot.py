@@ -6,34 +6,31 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from rich.console import Console
 
 from secure_triplay.config import load_study, parse_study
-from secure_triplay.crypto.identity import SigningIdentity
-from secure_triplay.crypto.keyfile import save_identity
 from secure_triplay.data.split import split_study
 from secure_triplay.describe import describe
 from secure_triplay.errors import AssetError, ConfigError, DataError, PrivacyError, RunError
-from secure_triplay.ledger.budget import Limits
-from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.pilot import page
 from secure_triplay.pilot.choices import Choice, Space, own_choice, with_choice
-from secure_triplay.pilot.costs import SiteLimits, Speeds, cost
+from secure_triplay.pilot.costs import SiteLimits, Speeds, cost, gradient_values
 from secure_triplay.pilot.page import pilot_table
-from secure_triplay.pilot.private import Private, private_trials
 from secure_triplay.pilot.probe import crypto_seconds
 from secure_triplay.pilot.run import Request, run_pilot
 from secure_triplay.pilot.sample import public_sample
-from secure_triplay.pilot.search import Decision, Trial, decide, first, search, what_fits
+from secure_triplay.pilot.search import PRICES, Trial, decide, first, search, what_fits
 from secure_triplay.pilot.trial import scaled_rule
-from secure_triplay.prepare import choose_codec, round_rule
+from secure_triplay.prepare import choose_codec, load_model, round_rule
+from secure_triplay.privacy.per_record import OuterProducts, backward_per_record, per_record_gradients
 from secure_triplay.simulate import simulate
 
 SPEEDS = Speeds(
@@ -42,28 +39,6 @@ SPEEDS = Speeds(
     encrypt_s_per_chunk=0.002, open_s_per_chunk=0.01,
 )  # fmt: skip
 ROOMY = SiteLimits(hours=1000, memory_gib=100)
-
-
-def small(demo: dict) -> dict:
-    """A small study whose own settings are cheap."""
-    demo["data"] |= {"records_per_site": 80, "holdout_per_site": 20, "test_images": 40, "public_images": 40}
-    demo["sites"] = demo["sites"][:2]
-    demo["training"] |= {"rounds": 2}
-    demo["server_optimiser"] |= {"average_last": 1}
-    demo["adapter"] |= {"last_blocks": 1, "rank": 4, "alpha": 8.0}
-    demo["privacy"] |= {
-        "expected_batch_size": 20,
-        "sampling_rate": 0.25,
-        "max_units_per_site": 100,
-        "delta": 1e-5,
-    }
-    return demo
-
-
-@pytest.fixture
-def content(demo):
-    """The small study, to be changed at will."""
-    return small(demo)
 
 
 def trial(choice: Choice, accuracy: float, hours: float, error: float = 0.01) -> Trial:
@@ -108,6 +83,11 @@ def test_few_output_directions_are_offered_where_public_images_give_them_and_are
     made = with_choice(demo, study, whole, 8.0)
     assert "output_rank" not in made["adapter"]
     assert own_choice(parse_study(made)) == whole
+    many = [{**demo["classes"][0], "name": f"class {n}"} for n in range(300)]
+    usual = Space.around(parse_study({**demo, "classes": many}), {}).axes["output_rank"]
+    for directions in usual:  # the study's file takes every one that is offered
+        assert own_choice(parse_study(with_choice(demo, study, replace(own, output_rank=directions), 8.0)))
+    assert 256 in usual
     demo["adapter"] = {"kind": "ffa", "rank": 4}
     assert Space.around(parse_study(demo), {}).axes["output_rank"] == (None,)
 
@@ -131,6 +111,44 @@ def test_hours_grow_with_what_they_are_made_of(demo):
     both = base.upload_bytes_per_round + base.download_bytes_per_round
     gained = 3600 * (slow.hours_line - base.hours_line)
     assert gained == pytest.approx(choice.rounds * both * 8 / 1e6 * (1 / 0.1 - 1 / 10), rel=1e-6)
+
+
+@pytest.mark.parametrize("targets", [r"attn\.proj|mlp\.fc2", r"attn\.(qkv|proj)"])
+@pytest.mark.parametrize("kind", ["ffa", "lora"])
+def test_the_memory_of_single_records_gradients_is_what_a_step_holds(content, kind, targets):
+    """Against a real step's gradients: in factors behind the last block's attention, whole ones before it."""
+    content["adapter"] = {"kind": kind, "rank": 4, "target_modules": targets, "last_blocks": 1}
+    study = parse_study(content)
+    try:
+        model = load_model(study, split_study(study, only=[]).public, bytes(32))
+    except AssetError as error:
+        pytest.skip(f"weights or images cannot be had here: {error.what}")
+    tokens = model.tower.prefix(np.zeros((3, 28, 28, 3), np.uint8))
+    weights = [weight for weight in model.classifier.parameters() if weight.requires_grad]
+    with per_record_gradients(model.classifier, factored=True):
+        backward_per_record(model.classifier, weights, tokens, torch.arange(3))
+        rows = [weight.grad_sample for weight in weights]
+    parts = [(r.outputs, r.inputs) if isinstance(r, OuterProducts) else (r,) for r in rows]
+    held = sum(part.numel() for row in parts for part in row) / 3
+    speeds = replace(SPEEDS, rank=4, layers=2, params=model.adapter.n_params, tokens=tokens.shape[1])
+    said = gradient_values(study, own_choice(study), speeds, model.adapter.n_params)
+    assert (tokens.shape[1] == 2) == ("fc2" in targets)
+    if tokens.shape[1] == 2:
+        assert said == held < model.adapter.n_params / 3
+    else:
+        assert 0.5 * said < held <= said == model.adapter.n_params  # a class token's layer holds factors
+
+
+def test_memory_counts_the_gradients_once_and_one_weights_sums_per_patient_beside_them(demo):
+    study = parse_study(demo)
+    own, whole = own_choice(study), replace(SPEEDS, tokens=17)
+    assert gradient_values(study, own, whole, 1000) == 1000
+    demo["privacy"] |= {"unit": "patient", "max_records_per_patient": 4}
+    patients = parse_study(
+        {**demo, "data": {"kind": "manifest", "manifest": "a.csv", "partition": {"kind": "patient"}}}
+    )
+    for tokens in (2, 17):
+        assert gradient_values(patients, own, replace(SPEEDS, tokens=tokens), 1000) == 1500  # two layers
 
 
 @pytest.mark.parametrize(
@@ -228,6 +246,18 @@ def test_the_sample_holds_no_image_of_any_site_none_that_tests_and_none_that_ali
     assert sample.training_images == sum(map(len, used))
 
 
+def test_test_images_are_used_where_a_person_says_so(content):
+    content["data"]["test_images"] = 80
+    study = parse_study(content)
+    try:
+        sample, real = public_sample(study, 300, use_test_images=True), split_study(study)
+    except AssetError as error:
+        pytest.skip(f"Fashion-MNIST cannot be had here: {error.what}")
+    assert "TEST images" in sample.source
+    assert sample.training_images + sample.measured_images == 80
+    assert hashes(sample.split.test) < hashes(real.test)
+
+
 @pytest.fixture
 def hospital(tmp_path, content):
     """A study of three sites with manifests of their own, which are not on this machine, and public images."""
@@ -268,12 +298,15 @@ def test_a_study_without_privacy_is_refused(content):
         own_choice(parse_study(content))
 
 
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """(folder, result, what was told) of a pilot that was stopped in its second trial and went on."""
+def finished(tmp_path_factory, small):
+    """(folder, what was asked, result) of a pilot that was stopped in its second trial, and again in writing."""
     folder = tmp_path_factory.mktemp("pilot")
-    demo = small(yaml.safe_load((Path(__file__).parents[2] / "configs" / "demo.yaml").read_text()))
-    (folder / "small.yaml").write_text(yaml.safe_dump(demo))
+    (folder / "small.yaml").write_text(yaml.safe_dump(small()))
     axes = {"rank": (2,), "blocks": (1,), "quantization": ("nf4",), "value_bits": (9,), "batch": (20.0,),
             "rounds": (2,), "output_rank": (9,)}  # fmt: skip
     asked = Request(axes=axes, sample=120, trials=2)
@@ -290,8 +323,14 @@ def finished(tmp_path_factory):
     except AssetError as error:
         pytest.skip(f"weights or images cannot be had here: {error.what}")
     (kept,) = [path for path in (folder / "out" / "trials").iterdir() if not path.name.startswith("speeds")]
-    assert {path.name for path in (folder / "out").iterdir()} == {"trials"}  # nothing half-written
+    assert {path.name for path in (folder / "out").iterdir()} == {"trials", ".lock"}  # nothing half-written
     before = (kept.stat().st_mtime_ns, kept.read_bytes())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(page, "write_page", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_pilot(folder / "small.yaml", folder / "out", asked)
+    assert (folder / "out" / "pilot.json").exists()
+    assert not (folder / "out" / "study.yaml").exists()  # last, so that this goes on
     result = run_pilot(folder / "small.yaml", folder / "out", asked)
     assert (kept.stat().st_mtime_ns, kept.read_bytes()) == before  # not run again
     return folder, asked, result
@@ -307,6 +346,14 @@ def test_a_stopped_pilot_goes_on_and_its_files_agree(finished):
     page = (out / "pilot.html").read_text()
     assert "No record of any site was read" in page
     assert result["trials"][0]["words"] in page
+    for price in PRICES:  # none that is cheaper or as cheap is better
+        for one in result["trials"]:
+            beaten = any(
+                other[price] <= one[price] and other["accuracy"] > one["accuracy"]
+                for other in result["trials"]
+            )
+            assert (price in one["frontier"]) <= (not beaten)
+    assert any("hours" in one["frontier"] for one in result["trials"])
     assert (out / "frontier.svg").read_text().rstrip().endswith("</svg>")
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(pilot_table(result))
@@ -329,71 +376,3 @@ def test_the_study_that_a_pilot_writes_runs_from_end_to_end(finished, tmp_path):
     assert (
         chosen["upload_bytes_per_round"] <= sent <= chosen["upload_bytes_per_round"] + 2000
     )  # header and signature
-
-
-def ledger_at(folder: Path, epsilon: float) -> Path:
-    identity = SigningIdentity.generate()
-    folder.mkdir()
-    save_identity(folder, identity)
-    limits = Limits(epsilon, epsilon, delta=1e-5, max_units=100, unit="record")
-    Ledger.create(folder / "ledger", identity, site="north", limits=limits, approved_by="Dr. Weber").close()
-    return folder
-
-
-@pytest.fixture
-def searching(content, tmp_path):
-    """Calls the private part of a pilot on site north of the small study, from a folder of its own."""
-    raw, study = content, parse_study(content)
-    choices = [own_choice(study), replace(own_choice(study), rank=2)]
-    trials = [trial(choice, 0.6, 1.0) for choice in choices]
-    (tmp_path / "trials").mkdir()
-
-    def run(asked: Private):
-        decision = Decision(trials[0], trials[0], "public")
-        return private_trials(
-            lambda choice: parse_study(with_choice(raw, study, choice, 8.0)),
-            trials,
-            decision,
-            asked,
-            ROOMY,
-            tmp_path,
-        )
-
-    return run
-
-
-def test_a_search_on_private_records_is_reserved_and_settled_with_what_it_wrote(searching, tmp_path):
-    asked = Private("north", ledger_at(tmp_path / "north", 50.0), "Dr. Weber", trials=1, rounds=1)
-    try:
-        found, decision = searching(asked)
-    except AssetError as error:
-        pytest.skip(f"weights or images cannot be had here: {error.what}")
-    with Ledger.open(tmp_path / "north" / "ledger", None) as ledger:
-        charged = list(ledger.books.reservations.values())
-    assert sorted(one.what for one in charged) == ["pilot counts 1", "pilot training 1"]
-    (written,) = (tmp_path / "trials").glob("private-*")
-    digest = hashlib.sha256(written.read_bytes()).hexdigest()
-    assert {one.released_sha256 for one in charged} == {digest}
-    assert 0 < found["epsilon"] < 50
-    assert decision.trial.accuracy == 0.6
-    again, _ = searching(asked)  # the same search again reads what it wrote, and pays nothing
-    assert again == found
-    with Ledger.open(tmp_path / "north" / "ledger", None) as ledger:
-        assert len(ledger.books.reservations) == 2
-
-
-def test_a_search_that_the_budget_does_not_hold_is_refused_before_a_record_is_read(searching, tmp_path):
-    asked = Private("north", ledger_at(tmp_path / "north", 0.01), "Dr. Weber", trials=1, rounds=1)
-    with pytest.raises(PrivacyError):
-        searching(asked)
-    assert not list((tmp_path / "trials").iterdir())
-    with Ledger.open(tmp_path / "north" / "ledger", None) as ledger:
-        assert not ledger.books.reservations
-
-
-def test_a_search_that_nobody_allows_or_no_ledger_pays_for_is_refused(searching, tmp_path):
-    with pytest.raises(ConfigError, match="nobody allows"):
-        searching(Private("north", ledger_at(tmp_path / "north", 50.0), " "))
-    shutil.rmtree(tmp_path / "north" / "ledger")
-    with pytest.raises(RunError, match="no privacy ledger"):
-        searching(Private("north", tmp_path / "north", "Dr. Weber"))

@@ -1,0 +1,109 @@
+"""A pilot's folder: one pilot at a time writes it, and what it holds is checked before it is used or in place."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from secure_triplay.config import parse_study
+from secure_triplay.errors import RunError
+
+STUDY = "study.yaml"
+_PATHS = ("manifest", "public_manifest", "test_manifest")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The folder, made where it is missing, for this process alone.
+
+    Raises RunError where another pilot writes it, or where one has finished in it: study.yaml comes last.
+    """
+    try:
+        (out / "trials").mkdir(parents=True, exist_ok=True)
+        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RunError(
+            f"the results cannot be written: {error.strerror}", where=str(out), fix="choose another --out"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                "another pilot is writing this folder",
+                where=str(out),
+                fix="wait for it, or give another --out",
+            ) from error
+        if (out / STUDY).exists():
+            raise RunError(
+                "there is a study in this folder already",
+                where=str(out / STUDY),
+                fix="give another --out, or move the file away",
+            )
+        yield
+    finally:
+        os.close(lock)
+
+
+def kept(path: Path, fields: Iterable[str]) -> dict[str, Any] | None:
+    """The numbers of a finished trial, by the names in `fields`; None where it is not there.
+
+    Raises RunError where the file holds anything else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        numbers = {name: found[name] for name in fields}
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers.values()):
+            raise ValueError("not all of them are numbers")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            "this is not a trial's result", where=str(path), fix="remove the file; the trial runs again"
+        ) from error
+    return numbers
+
+
+def study_text(content: dict[str, Any], old: Path, out: Path) -> str:
+    """A study file for `out`, of content whose relative paths are taken from the folder `old`.
+
+    It was read back as `config check` will read it. Raises ConfigError where that fails.
+    """
+    head = (
+        f"# {content['study']}, with settings that `secure-triplay pilot` chose; pilot.json and pilot.html beside this "
+        "file\n# say among which, on which images, and what each would have cost.\n"
+    )
+    new = out.resolve()
+    body = yaml.safe_dump(_moved(content, old, new), sort_keys=False, allow_unicode=True, width=110)
+    parse_study(yaml.safe_load(body), where=str(out / STUDY), folder=new)
+    return f"{head}{body}"
+
+
+def _moved(content: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
+    """Relative paths as they read from the new file's folder; absolute ones and $VARIABLES stay."""
+
+    def moved(part: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            key: os.path.relpath(old / value, new)
+            if key in keys and isinstance(value, str) and not value.startswith(("/", "~", "$"))
+            else value
+            for key, value in part.items()
+        }
+
+    backbone = content["backbone"]
+    if backbone.get("source") == "file":
+        backbone = moved(backbone, ("pretrained",))
+    return {
+        **content,
+        "backbone": backbone,
+        "data": moved(content["data"], _PATHS),
+        "sites": [moved(site, ("manifest",)) for site in content["sites"]],
+    }
