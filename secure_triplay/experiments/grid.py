@@ -15,12 +15,15 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from secure_triplay import __version__
-from secure_triplay.config import Name, Study, parse_study
+from secure_triplay.config import Name, SharedKey, Study, parse_study
 from secure_triplay.errors import ConfigError, SecureTriplayError
 from secure_triplay.experiments.methods import METHODS, Method, method
 from secure_triplay.schema import Frozen, lists_to_tuples, read_yaml, readable_error
 
 _PATHS = ("manifest", "public_manifest", "test_manifest")
+_RECORDS = ("data", "classes", "seed")
+_OF_A_METHOD = ("rank", "weight")
+"""What of a site a method may change: its records stay what they are."""
 
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -79,13 +82,18 @@ class Experiment(Frozen):
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one data set at one seed. `identity` hashes all that decides its figures, but for the noise."""
+    """One method on one data set at one seed.
+
+    `identity` hashes this version and what is set in the study, `manifests` the bytes of the manifests that it names
+    (None: none). Neither sees images, nor code or defaults that change within a version.
+    """
 
     data: str
     method: Method
     seed: int
     study: Study
     identity: str
+    manifests: str | None = None
 
     @property
     def file(self) -> str:
@@ -127,10 +135,16 @@ def load_grid(path: Path) -> Grid:
         if reason:
             skipped[entry.name] = reason
             continue
+        try:
+            manifests = _manifests(base)
+        except OSError as error:
+            problems.append(f"{entry.name}: {error.filename} cannot be read: {error.strerror}")
+            continue
         for seed in entry.seeds or experiment.seeds:
             for name, of, change in chosen:
                 try:
-                    cells.append(_cell(entry, base, replace(method(of), name=name), change, seed))
+                    cell = _cell(entry, base, replace(method(of), name=name), change, seed)
+                    cells.append(replace(cell, manifests=manifests))
                 except SecureTriplayError as error:
                     problems.append(f"{name} on {entry.name}: {error.what}")
     if problems:
@@ -176,20 +190,49 @@ def _base(entry: DataEntry, folder: Path) -> dict[str, Any]:
 
 
 def _cell(entry: DataEntry, base: dict[str, Any], chosen: Method, change: dict[str, Any], seed: int) -> Cell:
-    content = chosen.change(base | {"seed": seed})
+    base = base | {"seed": seed}
+    try:
+        content = chosen.change(base)
+    except (KeyError, TypeError, AttributeError):
+        parse_study(base, where=entry.name)  # a method changes a study: where this is none, it says why
+        raise
     for key, value in change.items():
         content = changed(content, key, value)
     study = parse_study(content, where=entry.name)
+    _require_same_records(base, content)
     chosen.check(study)
     return Cell(entry.name, chosen, seed, study, _identity(entry.name, chosen.name, study))
 
 
+def _require_same_records(base: dict[str, Any], content: dict[str, Any]) -> None:
+    """The records of a data set at a seed are made once, for all methods. Raises ConfigError where one has others."""
+    before, after = lists_to_tuples(base), lists_to_tuples(content)
+    wrong = [key for key in _RECORDS if before.get(key) != after.get(key)]
+    if _places(before) != _places(after):
+        wrong.append("sites")
+    if wrong:
+        raise ConfigError(
+            f"it changes {' and '.join(wrong)}, but all methods are measured on the same records; "
+            "make it a data set of its own, with data[].change (of sites, a method may change rank and weight)",
+            where="methods",
+            fix="move the change to data[].change",
+        )
+
+
+def _places(content: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in site.items() if key not in _OF_A_METHOD} for site in content["sites"]
+    ]
+
+
 def _identity(data: str, name: str, study: Study) -> str:
-    """Hash of what is set in a study: neither paths, nor keys that are left out (a new one parts no cells)."""
+    """Hash of what is set in a study: neither paths, nor what is at its default (a new key parts no cells)."""
     settings = study.model_dump(mode="json", exclude_defaults=True)
     for part in (settings["data"], *settings["sites"]):
         for key in _PATHS:
             part.pop(key, None)
+    if isinstance(study.aggregation, SharedKey):  # without its kind it would look like masks without numbers
+        settings["aggregation"] = {"kind": study.aggregation.kind}
     said = json.dumps([__version__, data, name, settings], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
@@ -197,16 +240,15 @@ def _identity(data: str, name: str, study: Study) -> str:
 def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """The content with one dotted key set; other parts are shared, nothing is changed in place."""
     first, _, rest = key.partition(".")
-    inner = changed(dict(content.get(first) or {}), rest, value) if rest else value
-    return {**content, first: inner}
+    inner = content.get(first) or {}
+    if rest and not isinstance(inner, dict):
+        raise ConfigError(f"{first} has no keys, so no {rest}", where="change", fix=f"set all of {first}")
+    return {**content, first: changed(inner, rest, value) if rest else value}
 
 
 def _missing(base: dict[str, Any], study_file: Path) -> str:
     """Why the data cannot be read here, or nothing. Paths in `base` become absolute."""
-    named = [(base["data"], key) for key in _PATHS] + [(site, "manifest") for site in base["sites"]]
-    for part, key in named:
-        if not isinstance(part.get(key), str):
-            continue
+    for part, key in _named(base):
         given = part[key]
         expanded = os.path.expanduser(os.path.expandvars(given))
         if "$" in expanded:
@@ -215,3 +257,20 @@ def _missing(base: dict[str, Any], study_file: Path) -> str:
         if not Path(part[key]).is_file():
             return f"there is no {given}"
     return ""
+
+
+def _named(base: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where a study names a manifest: the part that does, and the key in it. What is no study names none."""
+    sites = base.get("sites")
+    named = [(base.get("data"), key) for key in _PATHS]
+    named += [(site, "manifest") for site in sites] if isinstance(sites, list) else []
+    return [(part, key) for part, key in named if isinstance(part, dict) and isinstance(part.get(key), str)]
+
+
+def _manifests(base: dict[str, Any]) -> str | None:
+    """Hash of every manifest's bytes and of who names it; None where there is none. Raises OSError."""
+    found = [
+        [part.get("name", ""), key, hashlib.sha256(Path(part[key]).read_bytes()).hexdigest()]
+        for part, key in _named(base)
+    ]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest() if found else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from secure_triplay.experiments.collect import collect
 from secure_triplay.experiments.grid import Cell, load_grid
 from secure_triplay.experiments.noise import noise_of
 from secure_triplay.experiments.scores import score
+from secure_triplay.report.summary import write_text
 
 Tell = Callable[[str], None]
 
@@ -28,7 +30,8 @@ def run_experiment(
 
     With `only_collect` nothing is run: the table is that of the cells that are here, and the result names the
     others as `missing`. Returns the content of result.json. Raises ConfigError before anything runs where a
-    combination is impossible, RunError where `out` holds cells of another grid or another run is writing there.
+    combination is impossible, RunError where `out` cannot be written, holds cells of other settings or manifests, or
+    another run is writing there.
     """
     from secure_triplay.experiments.show import write_frontier, write_partitions, write_plot, write_table
 
@@ -36,6 +39,7 @@ def run_experiment(
     for name, reason in grid.skipped.items():
         tell(f"{name} is skipped: {reason}")
     with _locked(out):
+        _require_writable(out)
         done = {cell.file: found for cell in grid.cells if (found := _read(out, cell)) is not None}
         if done:
             tell(f"{len(done)} of {len(grid.cells)} cells are here already")
@@ -86,7 +90,10 @@ class _Current:
 
 
 def _setting(cell: Cell, tell: Tell, tokens: Any) -> tuple[_Current, Any]:
-    """The setting of a cell, and the tokens that it shares with those before and after it."""
+    """The setting of a cell, and the tokens that it shares with those before and after it.
+
+    It serves all methods of this data and seed: `grid` has refused those that would have other records.
+    """
     from secure_triplay.experiments.setting import Setting
     from secure_triplay.experiments.tokens import Tokens
 
@@ -110,6 +117,7 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "method": cell.method.name,
         "seed": cell.seed,
         "identity": cell.identity,
+        "manifests": cell.manifests,
         **score(found.answers, setting.truth),
         "epsilon": found.epsilon or (dp.epsilon if dp else None),
         "delta": dp.delta if dp else None,
@@ -145,13 +153,22 @@ def _peak_bytes() -> int | None:
 
 
 def _read(out: Path, cell: Cell) -> dict[str, Any] | None:
-    """A finished cell, or None. Raises RunError where the file is of another grid."""
+    """A finished cell, or None. Raises RunError where it has other settings, or other manifests.
+
+    A cell from before manifests were noted is taken for one of these.
+    """
     path = out / "cells" / cell.file
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         identity = found["identity"]
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise RunError(
+            f"this cell cannot be read: {error.strerror}",
+            where=str(path),
+            fix="make it readable, or remove it",
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             "this is not a cell's result", where=str(path), fix="remove the file; the cell runs again"
@@ -160,20 +177,39 @@ def _read(out: Path, cell: Cell) -> dict[str, Any] | None:
         raise RunError(
             "this cell was measured under other settings than the file now gives",
             where=str(path),
-            fix="give another --out, or remove the folder, so that no table mixes the two",
+            fix="give another --out, or remove the folder",
+        )
+    if found.get("manifests", cell.manifests) != cell.manifests:
+        raise RunError(
+            "this cell was measured with other manifests than are here now",
+            where=str(path),
+            fix="bring those manifests back, give another --out, or remove the folder",
         )
     return found
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """The file appears whole, and stays through a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """The file appears whole, and stays through a power cut. Raises RunError."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _require_writable(out: Path) -> None:
+    """Make the folders, and write a byte in each, before hours go into what could not be kept. Raises RunError."""
+    for folder in (out, out / "cells"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                file.write(b"0")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> RunError:
+    return RunError(
+        f"the results cannot be written: {error.strerror}",
+        where=str(folder),
+        fix="free some space, make the folder writable, or give another --out",
+    )
 
 
 @contextmanager
@@ -182,9 +218,7 @@ def _locked(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise RunError(
-            f"the results cannot be written: {error.strerror}", where=str(out), fix="choose another --out"
-        ) from error
+        raise _unwritable(out, error) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

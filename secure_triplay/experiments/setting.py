@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -29,16 +30,26 @@ Vector = NDArray[np.float32]
 _BATCH = 256
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A model, what of its study made it, its untrained adapter, and what made the tokens of its frozen blocks."""
+
+    key: str
+    model: Model
+    start: Vector
+    frozen: str
+
+
 class Setting:
-    """What the methods of one (data, seed) share. `study` is the data's base study at that seed."""
+    """What the methods of one (data, seed) share. `study` is any one's: their seed, classes, data and sites agree."""
 
     def __init__(self, study: Study, tell: Tell = lambda _: None, tokens: Tokens | None = None) -> None:
         """`tokens`: what earlier settings of the grid encoded."""
         self.study, self.tell = study, tell
         self._tokens = Tokens() if tokens is None else tokens
         self.sites = [site.name for site in study.sites]
-        self._model: tuple[str, Model, Vector] | None = None
-        self._encoded: dict[tuple[str, str], Encoded] = {}
+        self._model: _Loaded | None = None
+        self._frozen, self._encoded = "", dict[str, Encoded]()
         self.encoded_images, self.encoding_cpu_seconds = 0, 0.0
         self.begin()
 
@@ -75,25 +86,29 @@ class Setting:
         """The model of a study, the same object for all studies with the same adapter and head."""
         parts = (study.backbone, study.adapter, study.training.logit_scale)
         key = json.dumps([part if isinstance(part, float) else part.model_dump() for part in parts])
-        if self._model is None or self._model[0] != key:
+        if self._model is None or self._model.key != key:
             self.tell("loading the model")
             seed = hashlib.sha256(b"secure_triplay.experiments %d" % study.seed).digest()
             self._model, began = None, time.process_time()  # one at a time: they are large
             model = load_model(study, self.split.public, seed)
-            self._model = (key, model, model.adapter.vector())
+            frozen = f"{study.backbone.model_dump_json()} {model.tower.cut}"
+            self._model = _Loaded(key, model, model.adapter.vector(), frozen)
             self._aside += time.process_time() - began
-        return self._model[1]
+        return self._model.model
 
     @property
     def image_frozen_bytes(self) -> int | None:
         """Bytes of the image tower's frozen weights in the model that was loaded last; None before one was."""
-        return None if self._model is None else self._model[1].backbone.image_frozen_bytes
+        return None if self._model is None else self._model.model.backbone.image_frozen_bytes
 
     def start(self, model: Model) -> Vector:
         """The untrained adapter (n_params,) of a model that `model` gave last."""
-        if self._model is None or self._model[1] is not model:
+        return self._loaded(model).start.copy()
+
+    def _loaded(self, model: Model) -> _Loaded:
+        if self._model is None or self._model.model is not model:
             raise ValueError("another model was loaded since")
-        return self._model[2].copy()
+        return self._model
 
     def begin(self) -> None:
         """A method starts: its curve is empty, its clock at zero."""
@@ -127,19 +142,19 @@ class Setting:
         return own.train if kind == "train" else own.holdout
 
     def encoded(self, model: Model, part: str) -> Encoded:
-        """Records by name after the frozen blocks; encoded when first asked for."""
-        key = (f"{model.tower.cut} {model.backbone.quantization}", part)
-        if key not in self._encoded:
-            if any(tower != key[0] for tower, _ in self._encoded):
-                self._encoded.clear()  # another tower, or another cut: the old tokens are of no more use
+        """Records by name after the frozen blocks of a model that `model` gave last; encoded when first asked for."""
+        frozen = self._loaded(model).frozen
+        if frozen != self._frozen:  # the old tokens are of no more use
+            self._frozen, self._encoded = frozen, {}
+        if part not in self._encoded:
             records = self.records(part)
             self.tell(f"encoding {len(records):,} images ({part})")
             began, before = time.process_time(), self._tokens.n_encoded
-            self._encoded[key] = self._tokens.encode(model, records)
+            self._encoded[part] = self._tokens.encode(model, records, frozen)
             self.encoded_images += self._tokens.n_encoded - before
             self.encoding_cpu_seconds += time.process_time() - began
             self._aside += time.process_time() - began
-        return self._encoded[key]
+        return self._encoded[part]
 
     def train(self, model: Model) -> dict[str, Encoded]:
         """Every site's training records after the frozen blocks."""

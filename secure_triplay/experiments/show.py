@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from secure_triplay.report.summary import write_text
+
 HOLE = "–"
 _COLUMNS = (
     "accu-\nracy",
@@ -87,7 +89,7 @@ def _percent(value: float | None) -> str:
 
 
 def write_table(result: dict[str, Any], path: Path) -> None:
-    """The tables as plain text, with what their columns mean."""
+    """The tables as plain text, with what their columns mean. Raises RunError."""
     out = io.StringIO()
     console = Console(file=out, width=100, color_system=None)
     for table in tables(result):
@@ -101,7 +103,14 @@ def write_table(result: dict[str, Any], path: Path) -> None:
         "the whole process, all sites' tokens included.",
         soft_wrap=False,
     )
-    path.write_text(out.getvalue(), encoding="utf-8")
+    write_text(path, out.getvalue())
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """The figure as SVG, whole or not at all. Raises RunError."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    write_text(path, out.getvalue())
 
 
 def write_plot(result: dict[str, Any], path: Path) -> None:
@@ -123,7 +132,7 @@ def write_plot(result: dict[str, Any], path: Path) -> None:
         axes.set(title=data, xlabel="accuracy on public test images [%]", yticks=range(len(names)))
         axes.set_yticklabels(names)
         axes.set_ylim(len(names) - 0.4, -0.6)
-    figure.savefig(path, metadata={"Date": None})
+    _save(figure, path)
 
 
 def write_partitions(result: dict[str, Any], path: Path) -> None:
@@ -142,7 +151,7 @@ def write_partitions(result: dict[str, Any], path: Path) -> None:
         axes.set(title=data, xlabel="training records, a colour a class", yticks=range(len(sites)))
         axes.set_yticklabels(sites, fontsize=7)
         axes.invert_yaxis()
-    figure.savefig(path, metadata={"Date": None})
+    _save(figure, path)
 
 
 _PRICES: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
@@ -190,5 +199,5 @@ def write_frontier(result: dict[str, Any], path: Path) -> bool:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("accuracy on public test images [%]")
     figure.suptitle(data, fontsize=10)
-    figure.savefig(path, metadata={"Date": None})
+    _save(figure, path)
     return True

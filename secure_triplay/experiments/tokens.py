@@ -26,9 +26,14 @@ class Tokens:
         self.n_encoded = 0
         """Images that went through the frozen blocks, those that were known already left out."""
 
-    def encode(self, model: Model, records: Records) -> Encoded:
-        """The records after the frozen blocks; equal to `client.learner.encode_records` to rounding."""
-        self._fit(model)
+    def encode(self, model: Model, records: Records, frozen: str) -> Encoded:
+        """The records after the frozen blocks; equal to `client.learner.encode_records` to rounding.
+
+        `frozen` says all that decides the tokens of an image: the backbone's whole setting, and the cut. Those of
+        another are forgotten.
+        """
+        if frozen != self._of:
+            self._of, self._known = frozen, {}
         keys: list[bytes] = []
         for start in range(0, len(records), _BATCH):
             part = np.arange(start, min(start + _BATCH, len(records)))
@@ -45,8 +50,3 @@ class Tokens:
             None if records.patients is None else torch.from_numpy(np.asarray(records.patients, np.int64))
         )
         return Encoded(tokens, torch.from_numpy(np.asarray(records.labels, np.int64)), patients)
-
-    def _fit(self, model: Model) -> None:
-        of = f"{model.backbone.name} {model.backbone.quantization} {model.backbone.image_size} {model.tower.cut}"
-        if of != self._of:
-            self._of, self._known = of, {}

@@ -264,12 +264,15 @@ def _run(sampler: PoissonSampler, step: Callable[[Tensor], None]) -> tuple[int, 
     return tuple(sizes)
 
 
-_n_classes: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]] = WeakKeyDictionary()
+_Checked = tuple[tuple[int, ...], tuple[str, ...]]
+"""What a check holds for: the shape of a record's tokens, and the names of the weights that are trained."""
+_n_classes: WeakKeyDictionary[nn.Module, dict[_Checked, int]] = WeakKeyDictionary()
 
 
 def checked_weights(classifier: nn.Module, tokens: Tensor, labels: Tensor) -> list[Any]:
     """The trainable weights, once records and classifier are known to fit the rules. Raises DataError, PrivacyError."""
-    weights = [weight for weight in classifier.parameters() if weight.requires_grad]
+    named = {name: weight for name, weight in classifier.named_parameters() if weight.requires_grad}
+    weights = list(named.values())
     if not weights or any(weight.dtype != torch.float32 for weight in weights):
         raise PrivacyError(
             "the classifier has no trainable float32 weights",
@@ -286,11 +289,12 @@ def checked_weights(classifier: nn.Module, tokens: Tensor, labels: Tensor) -> li
     if not len(labels):
         raise DataError("there are no records to train on", where="training", fix="check the site's manifest")
     known, shape = _n_classes.setdefault(classifier, {}), tuple(tokens.shape[1:])
-    if shape not in known:  # once a model, not once a round
-        known[shape] = check_per_record_gradients(classifier, shape)
-    if labels.min() < 0 or labels.max() >= known[shape]:
+    what = (shape, tuple(named))
+    if what not in known:  # once for each set of trained weights, not once a round
+        known[what] = check_per_record_gradients(classifier, shape)
+    if labels.min() < 0 or labels.max() >= known[what]:
         raise DataError(
-            f"a label is outside the {known[shape]} classes",
+            f"a label is outside the {known[what]} classes",
             where="training",
             fix="check the manifest against the classes of the study",
         )

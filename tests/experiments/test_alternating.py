@@ -10,6 +10,7 @@ from secure_triplay.experiments import alternating
 from secure_triplay.experiments.alternating import Half, alternate, is_b
 from secure_triplay.experiments.grid import load_grid
 from secure_triplay.experiments.setting import Setting
+from secure_triplay.privacy import training
 
 
 def test_a_half_trains_with_the_other_half_in_place_and_gives_back_its_own():
@@ -52,9 +53,20 @@ def test_b_moves_in_odd_rounds_and_a_in_even_ones(grid_file, monkeypatch):
         return after
 
     monkeypatch.setattr(alternating, "one_round", watched)
+    checked = []
+    check = training.check_per_record_gradients
+
+    def noted(classifier, shape):
+        checked.append(
+            {".lora_B" in n for n, weight in classifier.named_parameters() if weight.requires_grad}
+        )
+        return check(classifier, shape)
+
+    monkeypatch.setattr(training, "check_per_record_gradients", noted)
     adapter, largest = alternate(cell.study, model, records, start=start)
     assert [n for n, _ in sent] == [b.sum(), (~b).sum(), b.sum()]
     assert all(moved > 0 for _, moved in sent)
+    assert checked == [{True}, {False}]  # B's gradients of single records, then A's, before either trains
     assert largest == max(b.sum(), (~b).sum())
     assert np.abs(adapter - start)[b].max() > 0
     assert np.abs(adapter - start)[~b].max() > 0

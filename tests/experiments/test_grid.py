@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +18,7 @@ import pytest
 from secure_triplay.config import parse_study
 from secure_triplay.data.split import split_study
 from secure_triplay.errors import AssetError, ConfigError, DataError, RunError
-from secure_triplay.experiments.grid import load_grid
+from secure_triplay.experiments.grid import _identity, load_grid
 from secure_triplay.experiments.methods import METHODS, method
 from secure_triplay.experiments.run import run_experiment
 from secure_triplay.experiments.runs import RUNS
@@ -99,6 +103,69 @@ def test_variants_that_make_no_sense_are_named_and_nothing_is_started(grid_file,
     with pytest.raises(ConfigError, match=said):
         run_experiment(grid_file(methods=[], variants=variants), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+OTHER_CLASSES = [{"name": name, "prompts": [f"one that is {name}"]} for name in ("dark", "light")]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.partition.alpha", 0.1),
+        ("data.holdout_fraction", 0.5),
+        ("classes", OTHER_CLASSES),
+        ("seed", 7),
+        ("sites", [{"name": "north"}, {"name": "west"}]),
+        ("sites", [{"name": "north"}, {"name": "south"}, {"name": "west"}]),
+    ],
+)
+@pytest.mark.parametrize("variant", [True, False])
+def test_a_method_that_would_have_other_records_is_refused_and_sent_to_the_data(
+    grid_file, tmp_path, key, value, variant
+):
+    """They would be those of whichever method of the data and seed came first."""
+    if variant:
+        grid = {"variants": [{"method": "no-dp", "axes": {key: {"a": value}}}]}
+    else:
+        grid = {"methods": ["fedavg-cnn", "no-dp"], "change": {"no-dp": {key: value}}}
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(grid_file(**grid), tmp_path / "out")
+    assert f"it changes {key.split('.')[0]}" in str(caught.value)
+    assert "data[].change" in str(caught.value)
+    assert "fedavg-cnn on" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_may_change_rank_and_weight_of_sites_and_say_again_what_holds(grid_file):
+    sites = [{"name": "north", "weight": 3.0}, {"name": "south", "rank": 2}]
+    change = {"sites": sites, "data.test_fraction": 0.25, "classes": [
+        {"name": "dark", "prompts": ["a dark picture"]}, {"name": "light", "prompts": ["a light picture"]}
+    ]}  # fmt: skip
+    grid = load_grid(grid_file(methods=["eps8", "mixed-ranks"], change={"eps8": change}, seeds=[1]))
+    eps8, mixed = (cell.study.sites for cell in grid.cells)
+    assert [(site.weight, site.rank) for site in eps8] == [(3.0, None), (1.0, 2)]
+    assert [site.rank for site in mixed] == [None, grid.cells[1].study.adapter.rank // 4]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("sites.rank", "sites has no keys, so no rank"),
+        ("training.rounds.most", "rounds has no keys, so no most"),
+    ],
+)
+def test_a_key_of_what_has_no_keys_is_named_and_nothing_is_started(grid_file, tmp_path, key, said):
+    with pytest.raises(ConfigError, match=f"no-dp on pictures: {said}"):
+        run_experiment(grid_file(methods=["no-dp"], change={"no-dp": {key: 2}}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks_and_a_shared_key_are_two_cells(grid_file):
+    """What a study without a kind and one with masks say is hashed alone, as it always was."""
+    axes = {"aggregation": {"masks": "masked", "key": "shared-key"}}
+    grid = load_grid(grid_file(methods=[], variants=[{"method": "no-dp", "axes": axes}], seeds=[1]))
+    masked, key = (_identity("pictures", "no-dp", cell.study) for cell in grid.cells)
+    assert masked != key
 
 
 def test_a_study_without_privacy_cannot_be_run_at_an_epsilon(grid_file, tmp_path):
@@ -189,6 +256,86 @@ def test_cells_of_other_settings_are_refused_not_mixed_in(grid_file, tmp_path):
         run_experiment(grid_file({"study": "another"}, seeds=[1]), tmp_path / "out")
     (tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json").write_text("{}")
     with pytest.raises(RunError, match="not a cell"):
+        run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+
+
+def test_cells_of_another_manifest_are_refused_though_no_setting_changed(grid_file, tmp_path, pictures):
+    folder = tmp_path / "own"
+    shutil.copytree(pictures.parent, folder)
+    data = {"kind": "manifest", "manifest": str(folder / "manifest.csv"), "public_images": 8}
+    file, out = grid_file({"data": data | {"partition": {"kind": "iid"}}}, seeds=[1]), tmp_path / "out"
+    run_experiment(file, out)
+    content = (folder / "manifest.csv").read_text()
+    (folder / "manifest.csv").write_text(content.replace("0.png,dark", "0.png,light"))
+    with pytest.raises(RunError, match="other manifests"):
+        run_experiment(file, out)
+    cell = out / "cells" / "pictures--fedavg-cnn--1.json"
+    earlier = json.loads(cell.read_text())
+    del earlier["manifests"]  # as cells were before manifests were noted
+    cell.write_text(json.dumps(earlier))
+    assert run_experiment(file, out)["missing"] == []
+
+
+@pytest.mark.parametrize("place", ["", "cells"])
+@pytest.mark.parametrize("refused", ["no folder", "no file"])
+def test_a_folder_that_cannot_be_written_is_known_before_anything_is_measured(
+    grid_file, tmp_path, monkeypatch, place, refused
+):
+    out, told = tmp_path / "out", []
+    (out / "cells").mkdir(parents=True)
+    (out / ".lock").touch()
+    if refused == "no folder":
+        shutil.rmtree(out / place)
+        (out / place).write_text("a file")
+    else:
+        real = tempfile.TemporaryFile
+
+        def full(*args, dir, **kwargs):
+            if dir == out / place:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*args, dir=dir, **kwargs)
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(RunError, match="cannot be written") as caught:
+        run_experiment(grid_file(seeds=[1]), out, told.append)
+    assert caught.value.where == str(out / place)
+    assert caught.value.fix
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "name", ["result.json", "table.txt", "accuracy.svg", "partitions.svg", "frontier.svg"]
+)
+def test_a_result_that_cannot_be_written_is_named_and_what_was_there_stays_whole(
+    grid_file, tmp_path, monkeypatch, name
+):
+    """A disk that is full, half way through the file."""
+    file, out = grid_file(methods=["fedavg-cnn"], seeds=[1]), tmp_path / "out"
+    result = run_experiment(file, out)
+    rows = [{**result["rows"][0], "method": method} for method in ("a", "b", "c")]
+    monkeypatch.setattr("secure_triplay.experiments.run.collect", lambda *_: {**result, "rows": rows})
+    run_experiment(file, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert len(before[name]) > 100
+    real = os.fsync
+
+    def full(number):
+        if name in os.readlink(f"/proc/self/fd/{number}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="No space left") as caught:
+        run_experiment(file, out)
+    assert caught.value.where == str(out / name)
+    assert caught.value.fix
+    assert (out / name).read_bytes() == before[name]
+    assert {path.name for path in out.iterdir() if path.is_file()} == set(before)
+
+
+def test_a_cell_that_cannot_be_read_is_named(grid_file, tmp_path):
+    (tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json").mkdir(parents=True)
+    with pytest.raises(RunError, match="cannot be read"):
         run_experiment(grid_file(seeds=[1]), tmp_path / "out")
 
 
@@ -417,3 +564,12 @@ def test_the_command_names_the_fault_and_exits_with_its_code(grid_file, tmp_path
     assert run.returncode == 3
     assert "eps200 on pictures" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    "broken", [{"data": None}, {"data": "pictures"}, {"sites": None}, {"sites": [3]}, {"sites": 3}]
+)
+def test_a_study_file_that_is_no_study_is_named_and_no_traceback(grid_file, tmp_path, broken):
+    with pytest.raises(ConfigError, match="pictures"):
+        run_experiment(grid_file(study=broken, methods=["eps8", "mixed-ranks"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -373,6 +373,51 @@ def test_the_loss_is_not_an_argument():
     assert (flat(model) == flat(Toy())).all()
 
 
+class MixesWhileFirstIsTrained(Toy):
+    """Right gradients of `second`; those of `first` hold a part of every record in the batch. Logits are the Toy's."""
+
+    def forward(self, tokens):
+        hidden = torch.tanh(self.first(tokens))
+        hidden = hidden + (hidden - hidden.detach()).mean(dim=0)
+        return 3 * self.second(hidden).mean(dim=1)
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_weights_that_are_trained_only_later_are_checked_before_they_are(unsafe):
+    model = MixesWhileFirstIsTrained()
+    tokens, labels = records(10)
+    run = run_unsafe if unsafe else (lambda *args: train(*args, rule(), NoiseSource()))
+    model.first.requires_grad_(False)
+    run(model, tokens, labels)
+    model.first.requires_grad_(True)
+    before = flat(model)
+    for _ in range(2):  # a refusal is not forgotten
+        with pytest.raises(PrivacyError, match="gradients of single records"):
+            run(model, tokens, labels)
+    model.second.requires_grad_(False)
+    with pytest.raises(PrivacyError, match="gradients of single records"):
+        run(model, tokens, labels)
+    model.second.requires_grad_(True)
+    assert (flat(model) == before).all()
+
+
+def test_each_set_of_trained_weights_is_checked_once(monkeypatch):
+    checked = []
+    plain = training.check_per_record_gradients
+
+    def counted(classifier, shape):
+        checked.append([name for name, weight in classifier.named_parameters() if weight.requires_grad])
+        return plain(classifier, shape)
+
+    monkeypatch.setattr(training, "check_per_record_gradients", counted)
+    model = Toy()
+    for turn in (True, False, True, False):
+        model.first.requires_grad_(turn)
+        model.second.requires_grad_(not turn)
+        train(model, *records(10), rule(), NoiseSource())
+    assert checked == [["first.weight", "first.bias"], ["second.weight"]]
+
+
 def test_after_training_nothing_of_the_records_is_left_on_the_model(make_classifier):
     classifier, _, tokens = make_classifier("timm")
     classifier.train()
