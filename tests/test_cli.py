@@ -56,7 +56,7 @@ def test_results_that_cannot_be_written_are_an_error_before_anything_is_measured
     (tmp_path / "taken").write_text("a file, where a folder is asked for")
     asked = ("bench", "crypto", "--quick", "--out", str(tmp_path / "taken" / "out"))
     done = run(*asked)
-    assert_plain_error(done, 9, "cannot be used", "taken")
+    assert_plain_error(done, 9, "cannot be written", "taken")
     assert "measuring" not in done.stderr
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from secure_triplay.errors import RunError
+from secure_triplay.runfolder import require_writable
 
 StudyFile = Annotated[
     Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.", show_default=False)
@@ -30,12 +30,7 @@ def unusable_file(error: OSError) -> RunError:
 def made_folder(out: Path | None) -> Path | None:
     """A folder for results, made before anything is measured for it. Raises RunError where nothing can be written."""
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=out):
-                pass
-        except OSError as error:
-            raise unusable_file(error) from error
+        require_writable(out)
     return out
 
 

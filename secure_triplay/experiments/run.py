@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from secure_triplay.experiments.grid import Cell, load_grid
 from secure_triplay.experiments.noise import noise_of
 from secure_triplay.experiments.scores import score
 from secure_triplay.report.summary import write_text
+from secure_triplay.runfolder import alone_in, require_writable
 
 Tell = Callable[[str], None]
 
@@ -38,8 +36,9 @@ def run_experiment(
     grid = load_grid(file)
     for name, reason in grid.skipped.items():
         tell(f"{name} is skipped: {reason}")
-    with _locked(out):
-        _require_writable(out)
+    with alone_in(out):
+        for folder in (out, out / "cells"):
+            require_writable(folder)
         done = {cell.file: found for cell in grid.cells if (found := _read(out, cell)) is not None}
         if done:
             tell(f"{len(done)} of {len(grid.cells)} cells are here already")
@@ -191,41 +190,3 @@ def _read(out: Path, cell: Cell) -> dict[str, Any] | None:
 def _write(path: Path, content: dict[str, Any]) -> None:
     """The file appears whole, and stays through a power cut. Raises RunError."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def _require_writable(out: Path) -> None:
-    """Make the folders, and write a byte in each, before hours go into what could not be kept. Raises RunError."""
-    for folder in (out, out / "cells"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-                file.write(b"0")
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> RunError:
-    return RunError(
-        f"the results cannot be written: {error.strerror}",
-        where=str(folder),
-        fix="free some space, make the folder writable, or give another --out",
-    )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                "another run is writing this folder", where=str(out), fix="wait for it, or give another --out"
-            ) from error
-        yield
-    finally:
-        os.close(lock)

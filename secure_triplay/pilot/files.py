@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import yaml
 
 from secure_triplay.config import parse_study
 from secure_triplay.errors import RunError
+from secure_triplay.runfolder import alone_in, unwritable
 
 STUDY = "study.yaml"
 _PATHS = ("manifest", "public_manifest", "test_manifest")
@@ -24,33 +24,20 @@ _PATHS = ("manifest", "public_manifest", "test_manifest")
 def locked(out: Path) -> Iterator[None]:
     """The folder, made where it is missing, for this process alone.
 
-    Raises RunError where another pilot writes it, or where one has finished in it: study.yaml comes last.
+    Raises RunError where another process writes it, or where a pilot has finished in it: study.yaml comes last.
     """
-    try:
-        (out / "trials").mkdir(parents=True, exist_ok=True)
-        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise RunError(
-            f"the results cannot be written: {error.strerror}", where=str(out), fix="choose another --out"
-        ) from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                "another pilot is writing this folder",
-                where=str(out),
-                fix="wait for it, or give another --out",
-            ) from error
+    with alone_in(out):
         if (out / STUDY).exists():
             raise RunError(
                 "there is a study in this folder already",
                 where=str(out / STUDY),
                 fix="give another --out, or move the file away",
             )
+        try:
+            (out / "trials").mkdir(exist_ok=True)
+        except OSError as error:
+            raise unwritable(out, error) from error
         yield
-    finally:
-        os.close(lock)
 
 
 def kept(path: Path, fields: Iterable[str]) -> dict[str, Any] | None:

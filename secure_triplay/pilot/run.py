@@ -48,7 +48,7 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
 
     Every finished trial is kept in `out`/trials, and study.yaml is written last, so that a pilot which was stopped
     goes on where it was. Returns the content of pilot.json. Raises ConfigError that names the limit which binds
-    where no choice meets them all, RunError where another pilot writes `out` or one has finished in it.
+    where no choice meets them all, RunError where another process writes `out` or one has finished in it.
     """
     study = load_study(study_file)
     own_choice(study)  # a study that cannot be tried leaves no folder behind

@@ -22,7 +22,7 @@ from secure_triplay.pilot.sample import public_sample
 
 def test_two_pilots_do_not_write_one_folder(content, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    with locked(tmp_path / "out"), pytest.raises(RunError, match="another pilot is writing this folder"):
+    with locked(tmp_path / "out"), pytest.raises(RunError, match="another run is writing this folder"):
         run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request())
     with locked(tmp_path / "out"):
         pass  # free again
