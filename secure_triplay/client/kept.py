@@ -2,6 +2,7 @@
 
     update   what was learned in the open round: integers that are sent, and the update that they were made of
     own      the sum of this site's own updates in all rounds that closed
+    revealed the last round whose sum this site helped to take the masks off
 
 Both halves of `update` are one file, so that the update that is counted is always the one that was sent. It is
 counted when its round closes, while it still lies here, after the state of that round is on disk: the state decides.
@@ -22,7 +23,7 @@ from secure_triplay.client.vault import Vault
 from secure_triplay.errors import CryptoError
 
 ROUND = struct.Struct(">Q")
-_UPDATE, _OWN = "update", "own"
+_UPDATE, _OWN, _REVEALED = "update", "own", "revealed"
 _HEAD = struct.Struct(">QQ?")
 
 
@@ -73,6 +74,21 @@ def count_own(vault: Vault, applied: int, n_params: int) -> OwnUpdates:
         vault.save(_OWN, own.to_bytes())
     vault.destroy(_UPDATE)
     return own
+
+
+def keep_revealed(vault: Vault, number: int) -> None:
+    """Note, before any share leaves, that this site reveals what takes the masks off the sum of round `number`."""
+    vault.save(_REVEALED, ROUND.pack(number))
+
+
+def revealed(vault: Vault) -> int:
+    """The last round of which shares left; 0 where none did.
+
+    That sum may have been opened, whether or not this site ever saw it. The same update in a second sum, over other
+    sites and under the next epoch's masks, would stand alone in the difference of the two.
+    """
+    content = vault.load(_REVEALED)
+    return 0 if content is None else int(ROUND.unpack(content)[0])
 
 
 def carry_own(vault: Vault, later: Vault, applied: int, n_params: int) -> None:

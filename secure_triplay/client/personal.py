@@ -21,7 +21,8 @@ whether or not its upload came into the sum: it was charged.
 
 A personal adapter is meant to stay at its site. It is tuned to the classes of this site, and may be worse than the
 published one on other sites' records. Handing it on would say more of this one site than the study's adapter does,
-though no more than its epsilon allows.
+though no more than its epsilon allows; and choosing which one to hand on by the site's held-back records would say
+something of those, which nobody charged for.
 """
 
 from __future__ import annotations

@@ -283,9 +283,7 @@ def answer_requests(
             if refused is not None and stop_on_refusal:
                 raise refused
         if session.state.round > before:
-            observe(
-                session.state
-            )  # after the reply, so that its time says nothing of this site's own records
+            observe(session.state)  # after the reply, which it does not delay; the next one it may
 
 
 def _answer_one(

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 
 import msgpack
 
-from secure_triplay.client.kept import ROUND, count_own, keep_update, kept_update
+from secure_triplay.client.kept import ROUND, count_own, keep_revealed, keep_update, kept_update
 from secure_triplay.client.keys import destroy_keys
 from secure_triplay.client.masks import masks_of
 from secure_triplay.client.optimiser import GlobalState
@@ -292,7 +292,9 @@ class Session:
             )
         with self._counted():
             signed = approved(me, total, request.approvals)
-        return Unmasked(me.plan.study, me.plan.epoch, request.round, self._masks.reveal(signed))
+        shares = self._masks.reveal(signed)
+        keep_revealed(self._vault, request.round)  # on disk before they leave
+        return Unmasked(me.plan.study, me.plan.epoch, request.round, shares)
 
     # a site that was away
 

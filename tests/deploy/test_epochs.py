@@ -24,12 +24,12 @@ from secure_triplay.deploy.light import N_PARAMS, Fixed, update_of
 from secure_triplay.deploy.server import change_roster, finished, status
 from secure_triplay.deploy.serverapp import FINISHED, PAUSE, PAUSED, epoch_folder, run_study
 from secure_triplay.deploy.worker import STATE, SiteWorker
-from secure_triplay.errors import RunError
-from secure_triplay.federation.ceremony import Deliver
+from secure_triplay.errors import ProtocolError, RunError
+from secure_triplay.federation.ceremony import Deliver, Summon
 from secure_triplay.federation.handover import StateGiven
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.ledger.ledger import TRAINING, Ledger
-from secure_triplay.wire import Witness
+from secure_triplay.wire import Unmask, Witness
 
 from .conftest import Federation
 
@@ -331,6 +331,44 @@ def test_what_a_site_sends_again_under_a_new_key_are_the_very_integers_that_it_r
         assert vault(grid, name, 2).load("update") == before[name] is not None
         assert vault(grid, name, 2).load("upload") not in (None, uploads[name])
         assert vault(grid, name, 1).load("update") is None
+
+
+def test_an_update_whose_sum_a_site_helped_to_open_enters_no_other_sum_under_a_later_key(grid):
+    """One site revealed shares for the sum of round 2; then the server says that round 2 never was, and asks anew."""
+    asked: list[str] = []
+
+    def until_one_revealed(site: str, request: bytes) -> bytes:
+        if request[5:6] == bytes([Unmask.kind]) and Unmask.from_bytes(request).round == 2:
+            asked.append(site)
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+        return request
+
+    grid.alter = until_one_revealed
+    with pytest.raises(KeyboardInterrupt):
+        grid.run(until=4)
+    revealing, silent = asked
+    (lost,) = grid.made.server.path.rglob("*2.approvals*")
+    lost.unlink()
+    change_roster(grid.made.server)
+    summons: list[Summon] = []
+
+    def until_summoned(site: str, request: bytes) -> bytes:
+        if request[5:6] == bytes([Summon.kind]) and Summon.from_bytes(request).epoch == 2:
+            summons.append(Summon.from_bytes(request))
+            raise KeyboardInterrupt
+        return request
+
+    grid.alter = until_summoned
+    with pytest.raises(KeyboardInterrupt):
+        grid.run(until=4)
+    (summon,) = summons
+    assert summon.base == 1
+    with pytest.raises(ProtocolError, match="revealed what takes the masks off the sum of round 2"):
+        grid.workers[revealing]._follow(summon)
+    assert vault(grid, revealing, 2).load("carried") is None
+    grid.workers[silent]._follow(summon)  # the others' updates were in no sum that could be opened
+    assert vault(grid, silent, 2).load("carried") is not None
 
 
 def holds_own(grid: DictionaryGrid, name: str, rounds: int) -> None:
