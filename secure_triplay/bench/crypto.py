@@ -33,6 +33,7 @@ from rich.table import Table
 
 from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.client.tag import TagKey
+from secure_triplay.config import Codec as CodecSettings
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import add_mod, pack60, unpack60
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
@@ -42,7 +43,7 @@ TENSOR_VALUES = 12_288
 TAG_BYTES = 8
 UPDATE_STD = 0.01
 RANGE_STDS = 5.0
-DEFAULT_BITS = 9
+DEFAULT_BITS = CodecSettings().value_bits
 """What a study sends a value in where it names no number (`codec.value_bits`)."""
 
 FEWER_BITS = (6, 5)

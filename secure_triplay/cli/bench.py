@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from secure_triplay.cli.common import AsJson, StudyFile, made_folder, print_json
+from secure_triplay.cli.common import AsJson, StudyFile, print_json
 from secure_triplay.report.summary import write_text
+from secure_triplay.runfolder import require_writable
 
 
 class Compute(StrEnum):
@@ -25,6 +27,15 @@ class Compute(StrEnum):
 
 
 app = typer.Typer(help="Measure two ways side by side, on this machine.", no_args_is_help=True)
+
+
+@contextmanager
+def _measuring(out: Path | None) -> Iterator[None]:
+    """Say that it is going on, once it is known that results can be written. Raises RunError."""
+    if out is not None:
+        require_writable(out)
+    with Console(stderr=True).status("measuring"):
+        yield
 
 
 def _hand_out(
@@ -50,9 +61,7 @@ def _hand_out(
 
 @app.command("crypto", epilog="Example:  secure-triplay bench crypto --out audits/crypto-bench")
 def bench_crypto(
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for result.json and the plot.", callback=made_folder)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Smallest sizes only, in seconds instead of minutes.")
     ] = False,
@@ -62,8 +71,7 @@ def bench_crypto(
     from secure_triplay.bench.crypto import bench_table, plot_crypto_bench, run_crypto_bench
     from secure_triplay.bench.masking import masking_table, run_masking_bench
 
-    console = Console(stderr=True)
-    with console.status("measuring"):
+    with _measuring(out):
         result = run_crypto_bench(quick=quick)
         result["masking"] = run_masking_bench(quick=quick)
     _hand_out(
@@ -73,9 +81,7 @@ def bench_crypto(
 
 @app.command("masking", epilog="Example:  secure-triplay bench masking --out audits/masking-bench")
 def bench_masking(
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for result.json and the plot.", callback=made_folder)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Smallest size only, in seconds instead of minutes.")
     ] = False,
@@ -84,29 +90,27 @@ def bench_masking(
     """What masks cost: a round without them, with them, and Flower's SecAgg+, on the same updates."""
     from secure_triplay.bench.masking import masking_table, plot_masking_bench, run_masking_bench
 
-    with Console(stderr=True).status("measuring"):
+    with _measuring(out):
         result = run_masking_bench(quick=quick)
     _hand_out(result, [masking_table(result)], out, as_json, plot=plot_masking_bench)
 
 
 @app.command("backbone", epilog="Example:  secure-triplay bench backbone --out audits/backbone-memory")
 def bench_backbone(
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json.", callback=made_folder)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Memory of the frozen weights in nf4, int8 and full precision."""
     from secure_triplay.bench.backbone import backbone_table, run_backbone_bench
 
-    with Console(stderr=True).status("loading"):
+    with _measuring(out):
         result = run_backbone_bench()
     _hand_out(result, [backbone_table(result)], out, as_json)
 
 
 @app.command("load", epilog="Example:  secure-triplay bench load --out audits/load-bench")
 def bench_load(
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for result.json and the plot.", callback=made_folder)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
     sites: Annotated[
         list[int] | None, typer.Option("--sites", min=2, max=1000, help="Number of sites; repeat it.")
     ] = None,
@@ -115,7 +119,7 @@ def bench_load(
     """One round over 10, 100 and 1,000 light sites: real ciphertexts, signatures and inbox, no model."""
     from secure_triplay.bench.load import load_table, plot_load_bench, run_load_bench
 
-    with Console(stderr=True).status("measuring"):
+    with _measuring(out):
         result = run_load_bench(sizes=tuple(sites) if sites else None)
     _hand_out(result, [load_table(result)], out, as_json, plot=plot_load_bench)
 
@@ -125,7 +129,7 @@ def bench_load(
 )
 def bench_training(
     study_file: StudyFile,
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json.", callback=made_folder)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One turn of each way instead of nine.")] = False,
     compute: Annotated[
         Compute | None, typer.Option(help="What 4-bit layers multiply in; left out: as the study says.")
@@ -136,10 +140,9 @@ def bench_training(
     from secure_triplay.bench.training import run_training_bench, training_table
     from secure_triplay.config import load_study
 
-    with Console(stderr=True).status("measuring"):
-        result = run_training_bench(
-            load_study(study_file), quick=quick, compute=None if compute is None else compute.value
-        )
+    study = load_study(study_file)
+    with _measuring(out):
+        result = run_training_bench(study, quick=quick, compute=None if compute is None else compute.value)
     _hand_out(result, [training_table(result)], out, as_json)
 
 
@@ -153,7 +156,7 @@ def bench_federation(
     policy_file: Annotated[
         Path, typer.Argument(metavar="POLICY.yaml", help="The sites' policy.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for result.json.", callback=made_folder)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
     sites: Annotated[int, typer.Option("--sites", min=2, max=20, help="Number of light sites.")] = 3,
     rounds: Annotated[int, typer.Option("--rounds", min=2, max=100, help="Number of rounds.")] = 6,
     aggregation: Annotated[
@@ -164,7 +167,7 @@ def bench_federation(
     """What a round costs beyond training: a real federation on loopback, with stock SuperNodes and light sites."""
     from secure_triplay.deploy.bench import federation_table, run_federation_bench
 
-    with Console(stderr=True).status("measuring"):
+    with _measuring(out):
         result = run_federation_bench(
             study_file, policy_file, sites=sites, rounds=rounds, aggregation=aggregation
         )
@@ -173,15 +176,13 @@ def bench_federation(
 
 @app.command("scaling", epilog="Example:  secure-triplay bench scaling --out audits/scaling")
 def bench_scaling(
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for result.json and the plot.", callback=made_folder)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the plot.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smallest sizes only.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """A private step by images drawn and parameters, and on a real-size ViT-B-32 with random weights."""
     from secure_triplay.bench.scaling import plot_scaling, run_scaling_bench, scaling_table
 
-    with Console(stderr=True).status("measuring"):
+    with _measuring(out):
         result = run_scaling_bench(quick=quick)
     _hand_out(result, [scaling_table(result)], out, as_json, plot=plot_scaling, picture="scaling.svg")

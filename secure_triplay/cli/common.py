@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from secure_triplay.errors import RunError
-from secure_triplay.runfolder import require_writable
 
 StudyFile = Annotated[
     Path, typer.Argument(metavar="STUDY.yaml", help="The study's configuration.", show_default=False)
@@ -25,13 +24,6 @@ def unusable_file(error: OSError) -> RunError:
         where=str(error.filename or ""),
         fix="check that its folder exists and is yours, and that the disk has room",
     )
-
-
-def made_folder(out: Path | None) -> Path | None:
-    """A folder for results, made before anything is measured for it. Raises RunError where nothing can be written."""
-    if out is not None:
-        require_writable(out)
-    return out
 
 
 def print_json(content: Any) -> None:

@@ -20,7 +20,7 @@ from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import OwnUpdates
 from secure_triplay.client.round import Learned
 from secure_triplay.client.vault import Vault
-from secure_triplay.errors import CryptoError
+from secure_triplay.errors import CryptoError, ProtocolError
 
 ROUND = struct.Struct(">Q")
 _UPDATE, _OWN, _REVEALED = "update", "own", "revealed"
@@ -81,14 +81,22 @@ def keep_revealed(vault: Vault, number: int) -> None:
     vault.save(_REVEALED, ROUND.pack(number))
 
 
-def revealed(vault: Vault) -> int:
-    """The last round of which shares left; 0 where none did.
+def require_unopened(vault: Vault, number: int) -> None:
+    """Return if no share left of the sum of round `number` or a later one, so that the next epoch may begin with it.
 
-    That sum may have been opened, whether or not this site ever saw it. The same update in a second sum, over other
-    sites and under the next epoch's masks, would stand alone in the difference of the two.
+    Such a sum may have been opened, whether or not this site ever saw it. The same update in a second sum, over
+    other sites and under the next epoch's masks, would stand alone in the difference of the two. Raises
+    ProtocolError.
     """
     content = vault.load(_REVEALED)
-    return 0 if content is None else int(ROUND.unpack(content)[0])
+    revealed = 0 if content is None else int(ROUND.unpack(content)[0])
+    if revealed >= number:
+        raise ProtocolError(
+            f"the server would go on with round {number}, and this site revealed what takes the masks off the sum of "
+            f"round {revealed}",
+            where="server's message",
+            fix="look into the server: it has lost closed rounds, or would have an update enter two sums",
+        )
 
 
 def carry_own(vault: Vault, later: Vault, applied: int, n_params: int) -> None:

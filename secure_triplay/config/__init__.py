@@ -8,12 +8,13 @@ from secure_triplay.config.aggregation import Codec, Masked, SharedKey
 from secure_triplay.config.data import FashionMnist, Manifest, Partition, Site
 from secure_triplay.config.kinds import Count, Name, Positive, Sha256
 from secure_triplay.config.load import load_study, parse_study, study_schema
-from secure_triplay.config.model import Adapter, Backbone, ClassPrompts
+from secure_triplay.config.model import MAX_RANK, Adapter, Backbone, ClassPrompts
 from secure_triplay.config.privacy import DpOff, DpOn, LocalNoise, SharedNoise
 from secure_triplay.config.study import Study
 from secure_triplay.config.training import PublishedAccuracy, ServerOptimiser, Training
 
 __all__ = [
+    "MAX_RANK",
     "Adapter",
     "Backbone",
     "ClassPrompts",

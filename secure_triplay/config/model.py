@@ -10,6 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from secure_triplay.config.kinds import Positive, Sha256
 from secure_triplay.schema import Frozen
 
+MAX_RANK = 256
+"""Of an adapter, and of the directions that its outputs are kept to."""
+
 
 class ClassPrompts(Frozen):
     """One class and the sentences that describe it to the text tower."""
@@ -58,7 +61,7 @@ class Adapter(Frozen):
     """The trained part: LoRA on the last blocks of the image tower."""
 
     kind: Literal["ffa", "lora"] = Field("ffa", description="ffa: A frozen, B trained and sent; lora: both")
-    rank: Annotated[int, Field(ge=1, le=256)] = 4
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 4
     alpha: Positive = 8.0
     target_modules: str = Field(r"attn\.(qkv|proj)", description="regex, full match inside a block")
     last_blocks: Annotated[int, Field(ge=1, le=64)] = 4
@@ -67,7 +70,7 @@ class Adapter(Frozen):
         "seed",
         description="ffa: A drawn from the public seed, or fitted to public images by who makes the study's bundle",
     )
-    output_rank: Annotated[int, Field(ge=1, le=256)] | None = Field(
+    output_rank: Annotated[int, Field(ge=1, le=MAX_RANK)] | None = Field(
         None,
         description="with basis: public, B in so many directions of a layer's outputs, those in which public images' "
         "logits move (the number of classes less one is enough); left out: all, and as many more values are sent",

@@ -279,7 +279,7 @@ class Codec:
             raise undecodable()
         mean = sums.astype(
             np.float64
-        )  # exact, and one array: more of this size would cost more than the sums
+        )  # exact; changed in place, since fresh arrays cost more than the arithmetic
         mean -= n_terms * self.levels
         mean *= self.step / n_terms
         return mean

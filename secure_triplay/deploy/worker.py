@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.journal import Journal
-from secure_triplay.client.kept import carry_own, carry_update, revealed
+from secure_triplay.client.kept import carry_own, carry_update, require_unopened
 from secure_triplay.client.keys import EpochKeys
 from secure_triplay.client.masks import forget_masks
 from secure_triplay.client.optimiser import GlobalState
@@ -229,13 +229,7 @@ class SiteWorker:
             if anew is not None and self._vault(current.epoch).load(_START_STATE) is None:
                 self._vault(current.epoch).save(_START_STATE, anew.to_bytes())
             return None
-        if message.base < (shown := revealed(self._vault(current.epoch))):
-            raise ProtocolError(
-                f"the server would go on after round {message.base}, and this site revealed what takes the masks off "
-                f"the sum of round {shown}",
-                where="server's message",
-                fix="look into the server: it has lost closed rounds, or would have an update enter two sums",
-            )
+        require_unopened(self._vault(current.epoch), message.base + 1)
         state = anew if message.fresh else self._state or anew
         if state is None and not message.fresh:
             return Behind(current.study, 0, 0)  # nothing here to go on from: the others hand the state over

@@ -1,4 +1,4 @@
-"""The methods of a grid: what each is called, and what it changes in a data's study. `runs` says how each runs.
+"""The methods of a grid: what each is called, and what it changes in a data's study. `procedures` has what each runs.
 
 Private ones are the study's own round at some epsilon. The others train without any privacy: they say what the
 same data would give, and what the usual ways give. Nothing here loads what trains, so a grid is checked at once.
@@ -15,21 +15,21 @@ from secure_triplay.errors import ConfigError
 from secure_triplay.prepare import choose_codec, round_rule, share_rule
 
 FEDERATED = "federated"
-"""How the study's own rounds run, as they are."""
+"""The study's own rounds, as they are."""
 _FOR_RELEASE = 0.1
 """Epsilon kept back for class counts or statistics; the composed figure is what the cell reports."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a method changes in the data's study, and how it then runs: a name in `runs.RUNS`.
+    """What a method changes in the data's study, and what it then runs: a name in `procedures.PROCEDURES`.
 
     `private` says that its answers carry an epsilon; `unit`, where given, is the only one that it protects.
     """
 
     name: str
     title: str
-    run: str
+    procedure: str
     change: Callable[[dict[str, Any]], dict[str, Any]]
     private: bool = False
     unit: str | None = None
@@ -37,7 +37,7 @@ class Method:
     @property
     def federated(self) -> bool:
         """Whether it is the study's own rounds, as they are."""
-        return self.run == FEDERATED
+        return self.procedure == FEDERATED
 
     def check(self, study: Study) -> None:
         """Raises a SecureTriplayError where the study's constants cannot be had, before any image is read."""

@@ -102,13 +102,13 @@ def _setting(cell: Cell, tell: Tell, tokens: Any) -> tuple[_Current, Any]:
 
 def measure(cell: Cell, setting: Any) -> dict[str, Any]:
     """The content of one cell's file."""
-    from secure_triplay.experiments.runs import RUNS
+    from secure_triplay.experiments.procedures import PROCEDURES
 
     started, worked = time.perf_counter(), time.process_time()
     images, encoding = setting.encoded_images, setting.encoding_cpu_seconds
     setting.begin()
     _forget_peak()
-    found = RUNS[cell.method.run](setting, cell.study)
+    found = PROCEDURES[cell.method.procedure](setting, cell.study)
     images, encoding = setting.encoded_images - images, setting.encoding_cpu_seconds - encoding
     dp = cell.study.dp
     return {

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from secure_triplay.config import Study
+from secure_triplay.config import MAX_RANK, Study
 from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.prepare import require_own_noise
 
 QUANTIZATIONS = ("nf4", "int8", "none")
-_MOST_DIRECTIONS = 256  # what `adapter.output_rank` takes
 _SHARES = (0.05, 0.1, 0.2, 0.4)
 
 
@@ -58,7 +57,7 @@ class Space:
             "rounds": tuple(sorted({max(1, round(own.rounds * f)) for f in (0.5, 1, 2, 4)})),
             "batch": tuple(sorted({float(max(1, round(share * units))) for share in _SHARES} | {own.batch})),
             # of n classes' logits, n - 1 directions hold nearly all that moves them (`model.outputs`)
-            "output_rank": (None, min(_MOST_DIRECTIONS, len(study.classes) - 1))
+            "output_rank": (None, min(MAX_RANK, len(study.classes) - 1))
             if study.adapter.basis == "public"
             else (None,),
             "rank": (4, 8, 16, 32),

@@ -50,18 +50,11 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
     goes on where it was. Returns the content of pilot.json. Raises ConfigError that names the limit which binds
     where no choice meets them all, RunError where another process writes `out` or one has finished in it.
     """
-    study = load_study(study_file)
-    own_choice(study)  # a study that cannot be tried leaves no folder behind
-    with locked(out):
-        return _run(study, study_file, out, asked, tell)
-
-
-def _run(study: Study, study_file: Path, out: Path, asked: Request, tell: Tell) -> dict[str, Any]:
     from secure_triplay.pilot.page import write_pilot_page
 
-    content, own = read_yaml(study_file), own_choice(study)
+    content, study = read_yaml(study_file), load_study(study_file)
+    own, space = own_choice(study), Space.around(study, asked.axes or {})
     epsilon = asked.limits.epsilon or (study.dp.epsilon if study.dp else 0.0)
-    space = Space.around(study, asked.axes or {})
 
     def study_of(choice: Choice) -> Study:
         return parse_study(
@@ -70,51 +63,62 @@ def _run(study: Study, study_file: Path, out: Path, asked: Request, tell: Tell) 
             folder=study_file.resolve().parent,
         )
 
-    tell("drawing public images", 0, asked.trials)
-    sample = public_sample(study, asked.sample, use_test_images=asked.use_test_images)
-    process = process_bytes()
-    setting = PublicSetting(study, sample)
-    key = _key(study, epsilon, sample)
-    speeds = _speeds(
-        setting, space, study_of, own, process, out / "trials", key, lambda text: tell(text, 0, asked.trials)
-    )
+    for axis in space.axes:  # a value that no study may have leaves no folder behind, and is not measured for
+        for choice in space.beside(own, axis):
+            study_of(choice)
+    with locked(out):
+        tell("drawing public images", 0, asked.trials)
+        sample = public_sample(study, asked.sample, use_test_images=asked.use_test_images)
+        process = process_bytes()
+        setting = PublicSetting(study, sample)
+        key = _key(study, epsilon, sample)
+        speeds = _speeds(
+            setting,
+            space,
+            study_of,
+            own,
+            process,
+            out / "trials",
+            key,
+            lambda text: tell(text, 0, asked.trials),
+        )
 
-    def cost_of(choice: Choice) -> Cost:
-        return cost(study_of(choice), choice, speeds[choice.quantization], asked.limits)
+        def cost_of(choice: Choice) -> Cost:
+            return cost(study_of(choice), choice, speeds[choice.quantization], asked.limits)
 
-    tell("what each choice costs", 0, asked.trials)
-    fits, costs = what_fits(space, cost_of, asked.limits)
-    done: list[Trial] = []
+        tell("what each choice costs", 0, asked.trials)
+        fits, costs = what_fits(space, cost_of, asked.limits)
+        done: list[Trial] = []
 
-    def attempt(choice: Choice) -> Trial:
-        tell(choice.words(), len(done), asked.trials)
-        path = out / "trials" / f"{_hash([key, plain(choice)])[:20]}.json"
-        found = kept(path, _MEASURED)
-        if found is None:
-            found = try_choice(setting, study_of(choice))
-            write_text(path, json.dumps({"choice": plain(choice), **found}, indent=2) + "\n")
-        measured = scaled_to(speeds[choice.quantization], choice, found["step_s_per_image"])
-        measured = replace(measured, params=found["n_params"], tokens=found["tokens"])
-        spent = cost(study_of(choice), choice, measured, asked.limits)
-        names = ("accuracy", "standard_error", "start_accuracy", "seconds")
-        done.append(Trial(choice, spent, *(found[name] for name in names)))
-        return done[-1]
+        def attempt(choice: Choice) -> Trial:
+            tell(choice.words(), len(done), asked.trials)
+            path = out / "trials" / f"{_hash([key, plain(choice)])[:20]}.json"
+            found = kept(path, _MEASURED)
+            if found is None:
+                found = try_choice(setting, study_of(choice))
+                write_text(path, json.dumps({"choice": plain(choice), **found}, indent=2) + "\n")
+            measured = scaled_to(speeds[choice.quantization], choice, found["step_s_per_image"])
+            measured = replace(measured, params=found["n_params"], tokens=found["tokens"])
+            spent = cost(study_of(choice), choice, measured, asked.limits)
+            names = ("accuracy", "standard_error", "start_accuracy", "seconds")
+            done.append(Trial(choice, spent, *(found[name] for name in names)))
+            return done[-1]
 
-    trials = search(space, fits, first(own, fits), attempt, asked.limits, asked.trials)
-    decision = decide(trials, asked.limits)
-    charged = None
-    if asked.private is not None:
-        tell("on the site's own records, charged", len(done), asked.trials)
-        charged, decision = private_trials(study_of, trials, decision, asked.private, asked.limits, out)
-    result = _result(
-        study, study_file, asked, epsilon, sample, speeds, trials, decision, charged, fits, costs
-    )
-    chosen = with_choice(content, study, decision.trial.choice, epsilon)
-    text = study_text(chosen, study_file.resolve().parent, out)
-    write_text(out / "pilot.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    write_pilot_page(result, out)
-    write_text(out / STUDY, text)  # last: where it is, the pilot is over
-    return result
+        trials = search(space, fits, first(own, fits), attempt, asked.limits, asked.trials)
+        decision = decide(trials, asked.limits)
+        charged = None
+        if asked.private is not None:
+            tell("on the site's own records, charged", len(done), asked.trials)
+            charged, decision = private_trials(study_of, trials, decision, asked.private, asked.limits, out)
+        result = _result(
+            study, study_file, asked, epsilon, sample, speeds, trials, decision, charged, fits, costs
+        )
+        chosen = with_choice(content, study, decision.trial.choice, epsilon)
+        text = study_text(chosen, study_file.resolve().parent, out)
+        write_text(out / "pilot.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_pilot_page(result, out)
+        write_text(out / STUDY, text)  # last: where it is, the pilot is over
+        return result
 
 
 def _speeds(

@@ -20,8 +20,8 @@ from secure_triplay.data.split import split_study
 from secure_triplay.errors import AssetError, ConfigError, DataError, RunError
 from secure_triplay.experiments.grid import _identity, load_grid
 from secure_triplay.experiments.methods import METHODS, method
+from secure_triplay.experiments.procedures import PROCEDURES
 from secure_triplay.experiments.run import run_experiment
-from secure_triplay.experiments.runs import RUNS
 from secure_triplay.experiments.show import HOLE, frontier, write_frontier
 from secure_triplay.planner.measured import read_measurements
 
@@ -426,9 +426,9 @@ def test_a_private_methods_study_holds_its_epsilon_and_no_other_method_has_one(g
     assert {row_method.name for row_method in grid.methods if row_method.private} == set(epsilons)
 
 
-def test_every_method_has_a_way_to_run_and_every_way_a_method():
-    ways = {known.run for known in (*METHODS.values(), method("eps1"), method("alone-eps1"))}
-    assert ways == set(RUNS)
+def test_every_method_has_a_procedure_and_every_procedure_a_method():
+    used = {known.procedure for known in (*METHODS.values(), method("eps1"), method("alone-eps1"))}
+    assert used == set(PROCEDURES)
 
 
 @pytest.mark.parametrize("name", ["alone-", "alone-no-dp", "alone-epsx", "alone-alone-eps8", "eps"])
@@ -453,7 +453,7 @@ def test_a_site_alone_under_privacy_is_a_federation_of_itself(monkeypatch):
         train=lambda model: {"north": "its records", "south": "others"},
         answers=lambda model, adapters: answered.update(adapters),
     )
-    RUNS[method("alone-eps8").run](setting, None)
+    PROCEDURES[method("alone-eps8").procedure](setting, None)
     assert taken == [({"north": "its records"}, "start"), ({"south": "others"}, "start")]
     assert answered == {"north": "adapter of north", "south": "adapter of south"}
 

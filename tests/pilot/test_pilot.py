@@ -291,6 +291,16 @@ def test_too_few_public_images_are_refused_with_what_to_do(hospital):
         public_sample(load_study(hospital(30)), 1000)
 
 
+@pytest.mark.parametrize("axes", [{"output_rank": (9,)}, {"rank": (0,)}, {"quantization": ("nf5",)}])
+def test_a_value_that_no_study_may_have_is_refused_before_anything_is_made(tmp_path, content, axes):
+    """Few output directions come from public images, which a random A does without."""
+    content["adapter"] = {"kind": "ffa", "rank": 4}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=next(iter(axes))):
+        run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(axes=axes))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_study_without_privacy_is_refused(content):
     content["privacy"] = {"unsafe_dp_off": True, "sampling_rate": 0.5, "expected_batch_size": 8}
     content["codec"] = {"range": 1.0}

@@ -1,4 +1,4 @@
-"""How the methods of a grid run: each turns a setting into answers, through one interface."""
+"""The procedures that methods of a grid run: each turns a setting into answers, through one interface."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secure_triplay.experiments.methods import FEDERATED
 from secure_triplay.experiments.scores import Result
 from secure_triplay.experiments.setting import Setting
 
-RUNS: dict[str, Callable[[Setting, Study], Result]] = {
+PROCEDURES: dict[str, Callable[[Setting, Study], Result]] = {
     "start": ours.start,
     FEDERATED: ours.federated,
     "rounds alone": ours.alone,
