@@ -418,9 +418,10 @@ def test_each_set_of_trained_weights_is_checked_once(monkeypatch):
     assert checked == [["first.weight", "first.bias"], ["second.weight"]]
 
 
-def test_after_training_nothing_of_the_records_is_left_on_the_model(make_classifier):
+@pytest.mark.parametrize("mode", [True, False])
+def test_after_training_nothing_of_the_records_is_left_on_the_model(make_classifier, mode):
     classifier, _, tokens = make_classifier("timm")
-    classifier.train()
+    classifier.train(mode)
     modes = [module.training for module in classifier.modules()]
     train(classifier, tokens, torch.arange(12) % 5, rule(physical_batch_size=4), NoiseSource())
     for weight in classifier.parameters():
