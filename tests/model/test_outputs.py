@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from torch.nn import functional as F
 
 from secure_triplay.config import Adapter as AdapterConfig
-from secure_triplay.errors import ConfigError
+from secure_triplay.config import parse_study
+from secure_triplay.data.split import load_public
+from secure_triplay.errors import AssetError, ConfigError
 from secure_triplay.model.adapter import Adapter, attach_adapter
-from secure_triplay.model.basis import install_public_basis, require_of_public_gradients
-from secure_triplay.model.outputs import leading_directions, logit_gradients
+from secure_triplay.model.basis import install_public_basis, look, require_of_public_gradients
+from secure_triplay.model.outputs import leading_directions, logit_gradients, shortfall
+from secure_triplay.model.text import class_embeddings
 from secure_triplay.model.tower import Classifier, ImageTower
+from secure_triplay.prepare import aligned_backbone
 from secure_triplay.privacy.per_record import check_per_record_gradients
 
 LAYERS = r"attn\.out_proj|mlp\.c_proj"
@@ -220,6 +226,39 @@ def test_small_directions_may_not_be_exchanged_however_little_they_hold() -> Non
     foreign = frame.T[[0, 1, 20, 21, 22, 23, 24, 25]]
     assert (6 * 0.5) / (2 * 100 + 6 * 0.5) < 0.02
     assert _refused(foreign, c)
+
+
+def demos_gradients(root: Path, compute: str, seed: int) -> dict[str, Any]:
+    """C of each adapted layer, of the demo's hundred public images at a seed, in one arithmetic."""
+    content = yaml.safe_load((root / "configs" / "demo.yaml").read_text())
+    content["backbone"]["compute"], content["seed"] = compute, seed
+    study = parse_study(content)
+    try:
+        public = load_public(study)
+        loaded = aligned_backbone(study, public)
+    except AssetError as error:
+        pytest.skip(f"weights or images cannot be had here: {error.what}")
+    adapter = attach_adapter(loaded, study.adapter, b"seed")
+    tower = ImageTower(loaded, adapter.first_block)
+    classifier = Classifier(tower.suffix, class_embeddings(loaded, study.classes), study.training.logit_scale)
+    return look(
+        adapter, tower, classifier, public.images(np.arange(len(public)), loaded.image_size)
+    ).gradients
+
+
+def test_another_arithmetic_is_far_inside_the_bounds_and_other_images_far_outside(root: Path) -> None:
+    """The figures that stand at `require_of_public_gradients`, on the demo's backbone and images."""
+    own, other = (demos_gradients(root, "float32", seed) for seed in (0, 1))
+    half = demos_gradients(root, "bfloat16", 0)
+    for name, count in itertools.product(own, (2, 5, 9, 12, 20)):
+        for here, there in ((own, half), (half, own)):
+            carried = leading_directions(here[name], count).astype(np.float16).astype(np.float64)
+            off, short, least = shortfall(carried, there[name])
+            assert off <= 0.0003
+            assert short <= 0.0009
+            assert least >= 0.998
+        foreign = leading_directions(other[name], count).astype(np.float64)
+        assert shortfall(foreign, own[name])[1] >= 0.6
 
 
 def test_few_outputs_need_a_public_basis() -> None:
