@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, ProtocolError, SecureTriplayError
-from secure_triplay.ledger.entries import TIME, Anchored, Countersigned, Entry, canonical
+from secure_triplay.ledger.entries import TIME, TIME_FORMAT, Anchored, Countersigned, Entry, canonical
 from secure_triplay.ledger.store import Chain, Clock, utc_now
 
 MAX_STATEMENT_BYTES = 2048
@@ -152,7 +152,7 @@ class PeerAnchor:
             raise ProtocolError(
                 "a party asks that is no member here", where="countersigning", fix="look into the server"
             )
-        off = abs(datetime.strptime(asked.time, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC) - self._clock())
+        off = abs(datetime.strptime(asked.time, TIME_FORMAT).replace(tzinfo=UTC) - self._clock())
         if off > CLOCK_TOLERANCE:
             raise PrivacyError(
                 f"the clock of a party is off by {off.days} days or more",

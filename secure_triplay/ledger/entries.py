@@ -1,8 +1,12 @@
 """The closed set of ledger entries, and the chain that holds them: one entry a decision.
 
-An entry's head is a hash over its place, time, content and the head before it; the party signs place and
+An entry's head is a hash over its place, time, nonce, content and the head before it; the party signs place and
 head. So nobody without the key can edit, insert, reorder or drop an entry and leave a chain that verifies.
 What the chain alone cannot show is a missing end, or an owner who writes all of it anew: see `anchor`.
+
+Other parties and auditors read entries. So a time is that of the hour: entries stand right before and right after
+training, and the time between two would tell how long it took, and with that how many records took part. Each entry
+has a nonce, so that two copies of a ledger which go on with the same words in the same hour have different heads.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -23,7 +28,9 @@ from secure_triplay.errors import CryptoError, PrivacyError
 
 HEAD_BYTES = 32
 MAX_BODY_BYTES = 1 << 20
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+NONCE_BYTES = 16
+TIME_FORMAT = "%Y-%m-%dT%H:00:00Z"
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:00:00Z")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -199,10 +206,11 @@ KINDS: dict[str, type[Body]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One link: `counter` from 1, `time` in UTC, `previous` and `head` `(32,)` bytes, `signature` `(64,)`."""
+    """One link: `counter` from 1, hour in UTC; bytes: `nonce` (16,), `previous`, `head` (32,), `signature` (64,)."""
 
     counter: int
     time: str
+    nonce: bytes
     kind: str
     content: bytes
     previous: bytes
@@ -214,11 +222,12 @@ class Entry:
         fields = (
             self.counter.to_bytes(8),
             self.time.encode(),
+            self.nonce,
             self.kind.encode(),
             self.content,
             self.previous,
         )
-        return hashlib.sha256(transcript(b"ledger head 1", *fields)).digest()
+        return hashlib.sha256(transcript(b"ledger head 2", *fields)).digest()
 
     @cached_property
     def body(self) -> Body:
@@ -233,24 +242,18 @@ class Entry:
 
     @classmethod
     def signed(cls, signer: SigningIdentity, previous: Entry | None, time: str, body: Body) -> Self:
-        """The link that follows `previous`, signed."""
+        """The link that follows `previous`, with a nonce of its own, signed."""
         counter = previous.counter + 1 if previous else 1
         before = previous.head if previous else genesis(signer.identity)
-        entry = cls(counter, time, body.kind, body.to_bytes(), before, b"")
-        return cls(
-            counter,
-            time,
-            body.kind,
-            entry.content,
-            before,
-            signer.sign(Purpose.LEDGER, counter.to_bytes(8), entry.head),
-        )
+        entry = cls(counter, time, secrets.token_bytes(NONCE_BYTES), body.kind, body.to_bytes(), before, b"")
+        return replace(entry, signature=signer.sign(Purpose.LEDGER, counter.to_bytes(8), entry.head))
 
     def verify(self, previous: Entry | None, identity: Identity) -> None:
         """Return nothing if this is the link after `previous`, signed by `identity`. Raises CryptoError."""
         if self.counter != (previous.counter + 1 if previous else 1):
             raise broken(self.counter, "stands in the wrong place, or one before it is missing")
-        if len(self.content) > MAX_BODY_BYTES or not TIME.fullmatch(self.time):
+        sizes = len(self.nonce) == NONCE_BYTES and len(self.content) <= MAX_BODY_BYTES
+        if not sizes or not TIME.fullmatch(self.time):
             raise broken(self.counter, "is not in the form of an entry")
         if self.previous != (previous.head if previous else genesis(identity)):
             raise broken(self.counter, "does not follow from the one before it")
@@ -268,6 +271,7 @@ class Entry:
         return {
             "counter": self.counter,
             "time": self.time,
+            "nonce": self.nonce.hex(),
             "kind": self.kind,
             "body": json.loads(self.content),
             "previous": self.previous.hex(),
@@ -285,13 +289,14 @@ class Entry:
             entry = cls(
                 counter,
                 str(value["time"]),
+                bytes.fromhex(value["nonce"]),
                 str(value["kind"]),
                 canonical(value["body"]),
                 bytes.fromhex(value["previous"]),
                 bytes.fromhex(value["signature"]),
             )
             stated = bytes.fromhex(value["head"])
-            known = len(value) == 7
+            known = len(value) == 8
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise broken(counter if isinstance(counter, int) else 0, "cannot be read") from error
         if stated != entry.head or not known:

@@ -17,16 +17,17 @@ from typing import Self
 
 from secure_triplay.crypto.identity import Identity, SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, RunError, SecureTriplayError
-from secure_triplay.ledger.entries import Body, Entry, Opened, broken
+from secure_triplay.ledger.entries import TIME_FORMAT, Body, Entry, Opened, broken
 
 Clock = Callable[[], datetime]
 LOCK_TIMEOUT_S = 30.0
 _APPLICATION = 0x53335042
-_VERSION = 1
+_VERSION = 2
+"""1: without nonces, times to the microsecond."""
 # Head is deliberately not UNIQUE: INSERT OR REPLACE would then delete a row without firing a trigger.
 _SCHEMA = """
 CREATE TABLE entries (
-  counter INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, content BLOB NOT NULL,
+  counter INTEGER PRIMARY KEY, time TEXT NOT NULL, nonce BLOB NOT NULL, kind TEXT NOT NULL, content BLOB NOT NULL,
   previous BLOB NOT NULL, head BLOB NOT NULL, signature BLOB NOT NULL
 ) STRICT;
 CREATE TRIGGER entries_are_never_changed BEFORE UPDATE ON entries
@@ -37,7 +38,7 @@ CREATE TRIGGER entries_follow_one_another BEFORE INSERT ON entries
   WHEN NEW.counter IS NOT (SELECT coalesce(max(counter), 0) + 1 FROM entries)
   BEGIN SELECT RAISE(ABORT, 'entries are only appended'); END;
 """
-_COLUMNS = "counter, time, kind, content, previous, head, signature"
+_COLUMNS = "counter, time, nonce, kind, content, previous, head, signature"
 
 
 def utc_now() -> datetime:
@@ -116,6 +117,7 @@ class Chain:
                     raise RunError(
                         "this file is no ledger of this program", where=str(path), fix="check the folder"
                     )
+                _require_version(path, connection.execute("PRAGMA user_version").fetchone()[0])
                 chain = cls(path, connection, signer, clock)
                 chain.refresh()
             except BaseException:
@@ -165,10 +167,11 @@ class Chain:
                     last = pending[-1] if pending else self.entries[-1] if self.entries else None
                     entry = Entry.signed(signer, last, time, body)
                     self._connection.execute(
-                        f"INSERT INTO entries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  (a constant)
+                        f"INSERT INTO entries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  (a constant)
                         (
                             entry.counter,
                             entry.time,
+                            entry.nonce,
                             entry.kind,
                             entry.content,
                             entry.previous,
@@ -249,11 +252,11 @@ class Chain:
         self._identity = owner
 
     def _now(self) -> str:
-        """Now, never before the last entry, and never in an earlier year than it: that year's budget is
+        """This hour, never before the last entry, and never in an earlier year than it: that year's budget is
         closed.
         """
         last = self.entries[-1] if self.entries else None
-        now = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        now = self._clock().astimezone(UTC).strftime(TIME_FORMAT)
         if last is not None and now[:4] < last.time[:4]:
             raise PrivacyError(
                 f"this machine's clock says {now[:10]}, and the ledger's last entry is of {last.time[:10]}",
@@ -263,18 +266,29 @@ class Chain:
         return max(now, last.time) if last else now
 
 
+def _require_version(path: Path, version: int) -> None:
+    if version != _VERSION:
+        raise RunError(
+            f"this ledger is in form {version}, and this version of the program writes form {_VERSION}",
+            where=str(path),
+            fix="go on with the version that wrote it; a chain cannot be put into another form, since its party and "
+            "others signed it as it is",
+        )
+
+
 def _entry(row: tuple[object, ...]) -> Entry:
-    counter, time, kind, content, previous, head, signature = row
+    counter, time, nonce, kind, content, previous, head, signature = row
     if not (
         isinstance(counter, int)
         and isinstance(time, str)
+        and isinstance(nonce, bytes)
         and isinstance(kind, str)
         and isinstance(content, bytes)
         and isinstance(previous, bytes)
         and isinstance(signature, bytes)
     ):
         raise broken(counter if isinstance(counter, int) else 0, "is not in the form of an entry")
-    entry = Entry(counter, time, kind, content, previous, signature)
+    entry = Entry(counter, time, nonce, kind, content, previous, signature)
     if entry.head != head:
         raise broken(counter, "was changed: its hash is another one than stored")
     return entry

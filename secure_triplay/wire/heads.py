@@ -9,7 +9,7 @@ from secure_triplay.crypto.identity import IDENTITY_BYTES, SIGNATURE_BYTES, Iden
 from secure_triplay.wireformat import is_bytes, is_number, is_text, require
 
 _HEAD_BYTES = 32
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:00:00Z")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LedgerHead:
         require(is_number(self.previous_counter), "a counter is a number", LedgerHead)
         heads = is_bytes(self.head, _HEAD_BYTES) and is_bytes(self.previous_head, _HEAD_BYTES)
         require(heads, "a head has 32 bytes", LedgerHead)
-        require(is_text(self.time, _TIME), "a time is in UTC", LedgerHead)
+        require(is_text(self.time, _TIME), "a time is an hour in UTC", LedgerHead)
         require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", LedgerHead)
 
     def verify(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.identity import Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, RunError, SecureTriplayError
 from secure_triplay.ledger.entries import KINDS, Decided, Entry, Opened, canonical, verify_chain
 from secure_triplay.ledger.log import NAME, AuditLog
@@ -46,9 +48,9 @@ def test_the_file_itself_refuses_to_change_or_delete(path):
         ("UPDATE entries SET time = 'x'", ()),
         ("DELETE FROM entries WHERE counter = 7", ()),
         ("DELETE FROM entries", ()),
-        ("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", row),
-        ("INSERT INTO entries VALUES (99, ?, ?, ?, ?, ?, ?)", row[1:]),
-        ("INSERT INTO entries VALUES (NULL, ?, ?, ?, ?, ?, ?)", row[1:]),
+        ("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row),
+        ("INSERT INTO entries VALUES (99, ?, ?, ?, ?, ?, ?, ?)", row[1:]),
+        ("INSERT INTO entries VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", row[1:]),
     ]:
         with pytest.raises(sqlite3.IntegrityError):
             connection.execute(statement, values)
@@ -56,10 +58,10 @@ def test_the_file_itself_refuses_to_change_or_delete(path):
     connection.close()
 
 
-@pytest.mark.parametrize("column", ["time", "kind", "content", "previous", "head", "signature"])
+@pytest.mark.parametrize("column", ["time", "nonce", "kind", "content", "previous", "head", "signature"])
 def test_an_edited_entry_is_found(path, identity, column):
     text = column in ("time", "kind")
-    value = {"time": "2026-01-01T00:00:00.000000Z", "kind": "exported"}.get(column, os.urandom(64))
+    value = {"time": "2026-01-01T00:00:00Z", "kind": "exported"}.get(column, os.urandom(64))
     tampered(path, (f"UPDATE entries SET {column} = ? WHERE counter = 4", value))
     assert "entry 4" in refused(path, identity) or not text
 
@@ -71,7 +73,7 @@ def test_an_edit_with_its_hashes_made_right_is_found_by_the_signature(path, iden
     for entry in entries[3:]:
         before = forged[-1]
         content = entry.content.replace(b"decision 2", b"decision x")
-        forged.append(Entry(entry.counter, entry.time, entry.kind, content, before.head, entry.signature))
+        forged.append(replace(entry, content=content, previous=before.head))
     tampered(
         path,
         *[
@@ -110,9 +112,7 @@ def test_a_reordered_or_inserted_entry_is_found(path, identity):
     inserted = Entry.signed(
         SigningIdentity.generate(), entries[2], entries[2].time, Decided(what="forged", by="A")
     )
-    again = Entry(
-        4, entries[1].time, entries[1].kind, entries[1].content, entries[2].head, entries[1].signature
-    )
+    again = replace(entries[1], counter=4, previous=entries[2].head)
     for chain in (
         (*entries[:2], entries[3], entries[2], *entries[4:]),
         (*entries[:3], inserted, *entries[3:]),
@@ -146,11 +146,11 @@ def test_an_entry_cannot_be_signed_into_another_place(identity):
     first = Entry.signed(
         identity,
         None,
-        "2026-01-01T00:00:00.000000Z",
+        "2026-01-01T00:00:00Z",
         Opened(party="a", public_key=identity.identity.public_bytes.hex(), nonce="0" * 64, started_by="A"),
     )
     second = Entry.signed(identity, first, first.time, Decided(what="x", by="A"))
-    moved = Entry(3, second.time, second.kind, second.content, second.head, second.signature)
+    moved = replace(second, counter=3, previous=second.head)
     with pytest.raises(CryptoError):
         moved.verify(second, identity.identity)
     second.verify(first, identity.identity)
@@ -168,9 +168,9 @@ def test_each_entry_has_one_spelling(identity):
         canonical({**opened.model_dump(), "party": 1}),
     ):
         with pytest.raises(CryptoError):
-            _ = Entry(1, "2026-01-01T00:00:00.000000Z", "opened", content, bytes(32), b"").body
+            _ = Entry(1, "2026-01-01T00:00:00Z", bytes(16), "opened", content, bytes(32), b"").body
     with pytest.raises(CryptoError):
-        _ = Entry(1, "", "unknown", opened.to_bytes(), bytes(32), b"").body
+        _ = Entry(1, "", bytes(16), "unknown", opened.to_bytes(), bytes(32), b"").body
     assert len(KINDS) == 12
 
 
@@ -243,3 +243,59 @@ def test_a_clock_that_goes_back_leaves_times_in_order(tmp_path, identity):
         log.record(Decided(what="x", by="A"))
         log.record(Decided(what="y", by="A"))
         assert [entry.time[:10] for entry in log.chain.entries] == ["2026-05-01", "2026-05-01", "2026-05-02"]
+
+
+def test_no_two_entries_tell_how_long_what_stands_between_them_took(tmp_path, identity):
+    moments = iter(
+        [
+            datetime(2026, 5, 1, 9, 0, 0, 1, tzinfo=UTC),
+            datetime(2026, 5, 1, 9, 30, 12, tzinfo=UTC),
+            datetime(2026, 5, 1, 9, 59, 59, 999_999, tzinfo=UTC),
+        ]
+    )
+    with AuditLog.create(
+        tmp_path / "x", identity, party="x", started_by="A", clock=lambda: next(moments)
+    ) as log:
+        log.record(Decided(what="before training", by="A"))
+        log.record(Decided(what="after training", by="A"))
+        assert {entry.time for entry in log.chain.entries} == {"2026-05-01T09:00:00Z"}
+
+
+def test_two_copies_that_write_the_same_in_the_same_hour_have_different_heads(tmp_path, path, identity):
+    shutil.copytree(path.parent, tmp_path / "clone")
+    now = datetime.now(UTC)
+    heads = set()
+    for folder in (path.parent, tmp_path / "clone"):
+        with AuditLog.open(folder, identity, clock=lambda: now) as log:
+            before = log.chain.entries[-1].head
+            log.record(Decided(what="the same", by="A"))
+            heads.add(log.chain.entries[-1].head)
+    assert len(heads | {before}) == 3
+
+
+@pytest.mark.parametrize("field", ["minutes", "seconds", "fraction", "nonce"])
+def test_an_entry_with_a_finer_time_or_another_nonce_is_refused_though_its_signature_is_right(
+    identity, field
+):
+    other = {
+        "minutes": "2026-01-01T00:30:00Z",
+        "seconds": "2026-01-01T00:00:30Z",
+        "fraction": "2026-01-01T00:00:00.5Z",
+    }
+    opened = Opened(
+        party="a", public_key=identity.identity.public_bytes.hex(), nonce="0" * 64, started_by="A"
+    )
+    entry = Entry.signed(identity, None, "2026-01-01T00:00:00Z", opened)
+    entry.verify(None, identity.identity)
+    entry = replace(entry, nonce=bytes(15)) if field == "nonce" else replace(entry, time=other[field])
+    signature = identity.sign(Purpose.LEDGER, (1).to_bytes(8), entry.head)
+    with pytest.raises(CryptoError, match="not in the form"):
+        replace(entry, signature=signature).verify(None, identity.identity)
+
+
+def test_a_ledger_of_an_earlier_form_is_refused_in_words_and_left_as_it_is(path, identity):
+    tampered(path, ("PRAGMA user_version = 1",))
+    before = path.read_bytes()
+    with pytest.raises(RunError, match="form 1, and this version of the program writes form 2"):
+        AuditLog.open(path.parent, identity)
+    assert path.read_bytes() == before

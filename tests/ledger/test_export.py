@@ -186,9 +186,7 @@ def forge(identity, *bodies):
     """A chain that the program would not write, with every signature right."""
     entries = []
     for body in bodies:
-        entries.append(
-            Entry.signed(identity, entries[-1] if entries else None, "2026-01-01T00:00:00.000000Z", body)
-        )
+        entries.append(Entry.signed(identity, entries[-1] if entries else None, "2026-01-01T00:00:00Z", body))
     return tuple(entries)
 
 
