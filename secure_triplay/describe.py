@@ -10,7 +10,14 @@ import math
 from secure_triplay.config import DpOff, FashionMnist, Manifest, Study
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
-from secure_triplay.prepare import choose_codec, count_rule, epsilon_of_shares, noise_multiplier, share_rule
+from secure_triplay.prepare import (
+    choose_codec,
+    class_count_rule,
+    count_rule,
+    epsilon_of_shares,
+    noise_multiplier,
+    share_rule,
+)
 from secure_triplay.privacy.shares import holds_against
 from secure_triplay.wire import TAG_BYTES
 
@@ -152,7 +159,7 @@ def _privacy(study: Study) -> str:
     return (
         f"epsilon {dp.epsilon:g} at delta {dp.delta:g} per {dp.unit} and site, for adding or removing one {dp.unit}; "
         f"noise multiplier {noise_multiplier(study):.3f} over {study.total_steps} steps. Someone whose data lie at k "
-        f"sites spends k such budgets.{_published(study)}{shared_noise(study)}"
+        f"sites spends k such budgets.{_published(study)}{_biased(study)}{shared_noise(study)}"
     )
 
 
@@ -188,6 +195,16 @@ def _published(study: Study) -> str:
     return (
         " After the last round each site releases how many held-back records the adapter gets right, with noise of "
         f"{rule.noise_std:.0f} records (one standard deviation), charged to the same epsilon."
+    )
+
+
+def _biased(study: Study) -> str:
+    rule = class_count_rule(study)
+    if rule is None:
+        return ""
+    return (
+        " Each site counts its classes for its personal adapter, with noise of "
+        f"{rule.noise_std:.0f} records on each, charged to the same epsilon; the counts never leave it."
     )
 
 

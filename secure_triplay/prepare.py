@@ -17,8 +17,8 @@ from secure_triplay.crypto.masking.parameters import MaskingParameters
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.crypto.wrapping import WrappingCodec
 from secure_triplay.errors import AssetError, ConfigError, DataError
-from secure_triplay.privacy.counts import CountRule
-from secure_triplay.privacy.mechanisms import Charge, DpSgd, DpSgdCharge
+from secure_triplay.privacy.counts import ClassCountRule, CountRule
+from secure_triplay.privacy.mechanisms import Charge, DpSgd, DpSgdCharge, GaussianCharge
 from secure_triplay.privacy.shares import ShareRule
 
 if TYPE_CHECKING:
@@ -50,15 +50,13 @@ def noise_multiplier(study: Study) -> float:
 
     if study.dp is None:
         raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
-    counts = count_rule(study)
-    also = () if counts is None else (counts.charge,)
     dp = study.dp
     if study.shared_noise is not None:
         from secure_triplay.privacy.renyi import shared_noise_multiplier_for
 
         longest = study.shared_noise.l2_sensitivity
         return shared_noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps, longest)
-    return noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps, also)
+    return noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps, _counts_of(study))
 
 
 def count_rule(study: Study) -> CountRule | None:
@@ -71,6 +69,22 @@ def count_rule(study: Study) -> CountRule | None:
         most_units=study.dp.max_units_per_site,
         unit=study.dp.unit,
     )
+
+
+def class_count_rule(study: Study) -> ClassCountRule | None:
+    """How a site's classes are counted for its personal adapter; None where the study gives it no bias."""
+    if study.personal_bias is None or study.dp is None:
+        return None
+    return ClassCountRule(
+        noise_multiplier=study.personal_bias.noise_multiplier,
+        records_per_unit=study.dp.max_records_per_patient or 1,
+        unit=study.dp.unit,
+    )
+
+
+def _counts_of(study: Study) -> tuple[GaussianCharge, ...]:
+    """What a site is charged for besides training."""
+    return tuple(rule.charge for rule in (count_rule(study), class_count_rule(study)) if rule is not None)
 
 
 def round_rule(study: Study) -> DpSgd:
@@ -103,17 +117,17 @@ def update_noise_std(study: Study) -> float:
 
 
 def charges_of(study: Study) -> tuple[Charge, ...]:
-    """What a site is charged for all rounds of a study. Raises PrivacyError, and ConfigError without privacy."""
+    """What a site is charged for a whole study. Raises PrivacyError, and ConfigError without privacy."""
     if study.dp is None:
         raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
-    shares, counts = share_rule(study), count_rule(study)
+    shares = share_rule(study)
     step = (
         DpSgdCharge(noise_multiplier(study), study.dp.sampling_rate, 1, study.dp.unit)
         if shares is None
         else shares.charge
     )
     training: Charge = replace(step, steps=study.total_steps)
-    return (training,) if counts is None else (training, counts.charge)
+    return (training, *_counts_of(study))
 
 
 def epsilon_of_study(study: Study) -> float:

@@ -15,7 +15,7 @@ from secure_triplay.ledger.entries import Decided, KeyEpoch, RoundClosed
 from secure_triplay.ledger.export import export
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.store import Clock, utc_now
-from secure_triplay.ledger.study import simulated_limits, study_releases
+from secure_triplay.ledger.study import CLASS_COUNTS, simulated_limits, study_releases
 from secure_triplay.wire import Countersignature, HeldHead, LedgerHead, SessionPlan, SumMessage
 
 HARNESS = "simulation harness"
@@ -106,6 +106,19 @@ class LedgerAccounts:
 
     def take_in(self, receipts: Iterable[Countersignature], held: Iterable[HeldHead]) -> None:
         self._witnesses.take_in(receipts, held)
+
+    def reserve_class_counts(self) -> Reservation:
+        """The one charge for class counts, made now or before; on disk when this returns.
+
+        Raises PrivacyError where the study plans none, or the budget does not hold it.
+        """
+        release = next((each for each in self._releases if each.what == CLASS_COUNTS), None)
+        if release is None:
+            raise PrivacyError(
+                "no count of classes is planned", where="ledger", fix="set personal_bias in the study"
+            )
+        before = self._ledger.refresh().reservation((self._study, 1, CLASS_COUNTS, 1))
+        return before or self._ledger.reserve(release.charge, study=self._study, round=1, what=CLASS_COUNTS)
 
     def _of(self, round_number: int) -> tuple[Release, int]:
         """The planned release that a round of the protocol is, and its number among its kind."""

@@ -16,6 +16,7 @@ import struct
 
 import numpy as np
 
+from secure_triplay.client.classes import carry_classes
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import OwnUpdates
 from secure_triplay.client.round import Learned
@@ -100,10 +101,11 @@ def require_unopened(vault: Vault, number: int) -> None:
 
 
 def carry_own(vault: Vault, later: Vault, applied: int, n_params: int) -> None:
-    """Take this site's own updates into the next epoch, which goes on after round `applied`.
+    """Take what is this site's own into the next epoch, which goes on after round `applied`.
 
-    Where the study begins anew there, so does the sum.
+    Where the study begins anew there, so does the sum of updates; what is known of the classes stays.
     """
+    carry_classes(vault, later)
     own = count_own(vault, applied, n_params)
     if 0 < own.last <= applied:
         later.save(_OWN, own.to_bytes())

@@ -113,13 +113,20 @@ class Learner:
         by_weight = {id(weight): part for weight, part in zip(weights, parts, strict=True)}
         return np.concatenate([by_weight[id(weight)].reshape(-1) for weight in self._model.adapter.weights])
 
-    def score(self, adapter: NDArray[np.float32], records: Encoded) -> Score:
-        """Top-1 answers of the given adapter on encoded records."""
+    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
+        """Labels (n,) of this site's training records, at most so many of each patient."""
+        labels: NDArray[np.int64] = counted_records(self._train_on, records_per_unit).labels.numpy()
+        return labels
+
+    def score(
+        self, adapter: NDArray[np.float32], records: Encoded, bias: NDArray[np.float32] | None = None
+    ) -> Score:
+        """Top-1 answers of the given adapter on encoded records, with `bias` (n_classes,) added to the logits."""
         self._model.adapter.load_vector(adapter)
-        correct = 0
+        correct, added = 0, 0.0 if bias is None else torch.from_numpy(bias)
         with torch.no_grad():
             for start in range(0, len(records), _EVALUATION_BATCH):
-                logits = self._model.classifier(records.tokens[start : start + _EVALUATION_BATCH])
+                logits = self._model.classifier(records.tokens[start : start + _EVALUATION_BATCH]) + added
                 correct += int((logits.argmax(-1) == records.labels[start : start + _EVALUATION_BATCH]).sum())
         return Score(correct, len(records))
 

@@ -1,15 +1,22 @@
 """A second adapter for one site alone, out of updates that it has paid for.
 
-    personal = published + RATE * sum_t u_t / (s * sqrt(T))
+    personal = published + rate * sum_t u_t / (s * sqrt(T))
 
 u_t is the update of round t as it came out of this site's training: float32 (n_params,), noise included, before
 weights and rounding. T is the number of rounds in which the site trained. s is the public standard deviation of the
-noise that one coordinate of one update carries (`prepare.update_noise_std`), so that RATE is in units of one
+noise that one coordinate of one update carries (`prepare.update_noise_std`), so that the rate is in units of one
 coordinate of the adapter, whatever the clip norm.
 
 It costs nothing. Each u_t is the output of a mechanism that was charged before its first gradient, and the charge of
 all rounds together counts on all of them being known. What is computed from them and from the published adapter is
 post-processing. So the published and the personal adapter together cost the epsilon of the published one.
+
+Where the study pays for class counts (`personal_bias`), the logits get a bias besides, which no adapter could hold:
+
+    bias_k = BIAS_WEIGHT * log(share of class k in the site's noised counts)
+
+Weight 1 is the textbook's, for a model whose shares of belief are right (Saerens, Latinne and Decaestecker 2002,
+equation 2.4). One that noise and averaging stopped early is surer of its answers than its logits say; hence more.
 
 There is none where this does not hold:
 
@@ -36,11 +43,13 @@ from numpy.typing import NDArray
 
 from secure_triplay.config import Study
 from secure_triplay.errors import CryptoError, PrivacyError
-from secure_triplay.prepare import update_noise_std
+from secure_triplay.prepare import class_count_rule, update_noise_std
+from secure_triplay.privacy.counts import log_shares
 
 FOLDER = "personal"
-RATE = 0.002
+RATE, RATE_BESIDE_BIAS = 0.002, 0.001
 """How far a coordinate moves by T rounds whose updates are noise alone: this standard deviation."""
+BIAS_WEIGHT = 1.5
 
 _HEAD = struct.Struct(">QQQ")
 
@@ -69,7 +78,9 @@ class OwnUpdates:
             return self
         return OwnUpdates(self.total + update.astype(np.float64), self.count + 1, round_number)
 
-    def personal(self, published: NDArray[np.float32], noise_std: float) -> NDArray[np.float32]:
+    def personal(
+        self, published: NDArray[np.float32], noise_std: float, rate: float = RATE
+    ) -> NDArray[np.float32]:
         """The personal adapter (n_params,) beside the published one (n_params,).
 
         `noise_std` is `prepare.update_noise_std`. Raises PrivacyError without an update, or without noise.
@@ -80,7 +91,7 @@ class OwnUpdates:
                 where="personal adapter",
                 fix="use the published adapter",
             )
-        moved = published.astype(np.float64) + RATE * self.total / (noise_std * self.count**0.5)
+        moved = published.astype(np.float64) + rate * self.total / (noise_std * self.count**0.5)
         made: NDArray[np.float32] = moved.astype(np.float32)
         return made
 
@@ -109,15 +120,34 @@ def why_none(study: Study) -> str | None:
     return None
 
 
+@dataclass(frozen=True, eq=False)
+class Personal:
+    """What a site ends with for itself: `adapter` (n_params,), and `bias` (n_classes,) of the logits, if any."""
+
+    adapter: NDArray[np.float32]
+    bias: NDArray[np.float32] | None = None
+
+
 def personal_adapter(
-    study: Study, own: OwnUpdates, published: NDArray[np.float32], note: Callable[..., None]
-) -> NDArray[np.float32] | None:
-    """The personal adapter (n_params,) at the end of a study; None where there is none, and `note` is told why."""
+    study: Study,
+    own: OwnUpdates,
+    published: NDArray[np.float32],
+    note: Callable[..., None],
+    counts: NDArray[np.float64] | None = None,
+) -> Personal | None:
+    """The personal adapter at the end of a study; None where there is none, and `note` is told why.
+
+    `counts` (n_classes,) are the site's noised class counts, where the study has them made.
+    """
     reason = why_none(study) or (None if own.count else "this site trained in no round")
     if reason is not None:
         note("no personal adapter", what=reason)
         return None
-    return own.personal(published, update_noise_std(study))
+    rule, noise_std = class_count_rule(study), update_noise_std(study)
+    if rule is None or counts is None:
+        return Personal(own.personal(published, noise_std))
+    bias = np.float32(BIAS_WEIGHT) * log_shares(counts, rule.noise_std)
+    return Personal(own.personal(published, noise_std, RATE_BESIDE_BIAS), bias)
 
 
 def _refused(what: str) -> CryptoError:

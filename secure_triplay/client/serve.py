@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secure_triplay.client.accounts import Accounts
+from secure_triplay.client.accounts import LedgerAccounts
+from secure_triplay.client.classes import count_classes, kept_classes
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import EpochKeys, load_keys, save_keys
@@ -32,7 +33,7 @@ from secure_triplay.client.learner import (
     require_units,
 )
 from secure_triplay.client.optimiser import GlobalState
-from secure_triplay.client.personal import personal_adapter, why_none
+from secure_triplay.client.personal import Personal, personal_adapter, why_none
 from secure_triplay.client.published import Published
 from secure_triplay.client.round import Member
 from secure_triplay.client.session import Session
@@ -46,6 +47,7 @@ from secure_triplay.model.ranks import ranks_of
 from secure_triplay.prepare import (
     Model,
     choose_codec,
+    class_count_rule,
     count_rule,
     load_data,
     load_model,
@@ -100,7 +102,7 @@ class SiteSetup:
     identity: SigningIdentity
     keys: EpochKeys | None
     vault: Vault
-    accounts: Accounts
+    accounts: LedgerAccounts
     folder: Path
     socket_path: Path
     quorum: int
@@ -115,10 +117,10 @@ class SiteSetup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a site ends a study with; `personal` (n_params,) is its own adapter, None where the study gives none."""
+    """What a site ends a study with; `personal` is its own adapter, None where the study gives none."""
 
     state: GlobalState
-    personal: NDArray[np.float32] | None
+    personal: Personal | None
     own_rounds: int
 
 
@@ -225,6 +227,10 @@ def serve_site(
             seconds=time.perf_counter() - started,
         )
 
+    counts = class_count_rule(study)
+    if counts is not None:
+        labels = learner.class_labels(counts.records_per_unit)
+        count_classes(setup.vault, setup.accounts, counts, labels, len(study.classes), noise, journal.write)
     session = Session(me, setup.vault, setup.start or GlobalState.start(loaded.model.adapter.vector()))
     measure(session.state)
     with _listening(setup.socket_path) as listener:
@@ -238,9 +244,10 @@ def serve_site(
             reply_after_s=setup.reply_after_s,
         )
     state, own = session.state, session.own
-    personal = personal_adapter(study, own, state.published, journal.write)
+    classes = kept_classes(setup.vault, len(study.classes))
+    personal = personal_adapter(study, own, state.published, journal.write, classes)
     if personal is not None:
-        note_personal(journal, own.count, learner.score(personal, holdout))
+        note_personal(journal, own.count, learner.score(personal.adapter, holdout, personal.bias))
     loaded.model.adapter.load_vector(state.published)
     return Outcome(state, personal, own.count)
 

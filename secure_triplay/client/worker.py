@@ -109,9 +109,9 @@ def _take_part(job: Job, control: Connection, journal: Journal) -> None:
     shutil.rmtree(vault)
     loaded.model.adapter.save(job.folder / "adapter")
     if outcome.personal is not None:
-        loaded.model.adapter.load_vector(outcome.personal)
+        loaded.model.adapter.load_vector(outcome.personal.adapter)
         loaded.model.adapter.save(job.folder / FOLDER)
-        write_personal_card(study, job.site, outcome.own_rounds, job.folder / FOLDER)
+        write_personal_card(study, job.site, outcome.own_rounds, job.folder / FOLDER, outcome.personal.bias)
     accounts.export(job.folder / "evidence")
     journal.write(
         "finished",

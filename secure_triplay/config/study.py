@@ -13,7 +13,7 @@ from secure_triplay.config.data import FashionMnist, Manifest, Site
 from secure_triplay.config.kinds import Name
 from secure_triplay.config.model import Adapter, Backbone, ClassPrompts
 from secure_triplay.config.privacy import DpOff, DpOn, SharedNoise
-from secure_triplay.config.training import PublishedAccuracy, ServerOptimiser, Training
+from secure_triplay.config.training import PersonalBias, PublishedAccuracy, ServerOptimiser, Training
 from secure_triplay.schema import Frozen
 
 
@@ -37,6 +37,9 @@ class Study(Frozen):
     )
     published_accuracy: PublishedAccuracy | None = Field(
         None, description="left out: no figure about held-back records leaves a site"
+    )
+    personal_bias: PersonalBias | None = Field(
+        None, description="left out: a site's personal adapter knows nothing of how frequent its classes are"
     )
 
     @field_validator("privacy", mode="before")
@@ -78,6 +81,10 @@ class Study(Frozen):
                 self.published_accuracy is not None,
                 "cannot be had with published_accuracy, whose counts each site noises by itself",
             ),
+            (
+                self.personal_bias is not None,
+                "cannot be had with personal_bias: sites that share noise have no personal adapter",
+            ),
         ):
             if wrong:
                 raise ValueError(f"`noise: shared` {why}")
@@ -105,6 +112,8 @@ class Study(Frozen):
             raise ValueError(
                 "published_accuracy has a charge of its own, and a study without privacy has none"
             )
+        if self.personal_bias is not None and isinstance(self.privacy, DpOff):
+            raise ValueError("personal_bias has a charge of its own, and a study without privacy has none")
         most = self.dp.max_records_per_patient if self.dp else None
         if most is not None and most > self.training.physical_batch_size:
             raise ValueError(
@@ -164,6 +173,8 @@ class Study(Frozen):
                 site.pop("rank")
         if self.adapter.output_rank is None:
             content["adapter"].pop("output_rank")
+        if self.personal_bias is None:
+            content.pop("personal_bias")
         if self.dp and self.shared_noise is None:  # likewise for studies from before noise could be shared
             content["privacy"].pop("noise")
         if self.backbone.source == "file":

@@ -44,6 +44,17 @@ class ServerOptimiser(Frozen):
     )
 
 
+class PersonalBias(Frozen):
+    """Each site's personal adapter with a bias of the logits, from its own class counts with noise; nothing is sent.
+
+    Its charge counts against the study's epsilon, so the training gets a little more noise for it.
+    """
+
+    noise_multiplier: Annotated[float, Field(ge=1, le=1e6)] = Field(
+        20.0, description="noise of each class count, relative to how far one record (or patient) moves them"
+    )
+
+
 class PublishedAccuracy(Frozen):
     """After the last round: how many of all sites' held-back records the adapter gets right, with noise of its own.
 

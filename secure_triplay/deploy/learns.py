@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.learner import Encoded, Learner, encode_records
 from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.personal import Personal
 from secure_triplay.client.serve import LoadedSite, load_site, note_personal, published
 from secure_triplay.config import Study
 from secure_triplay.data.records import Records
@@ -57,8 +58,12 @@ class SiteLearner:
             seconds=time.perf_counter() - started,
         )
 
-    def measure_own(self, adapter: NDArray[np.float32], rounds: int) -> None:
-        note_personal(self._journal, rounds, self.trainer.score(adapter, self._holdout))
+    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
+        return self.trainer.class_labels(records_per_unit)
+
+    def measure_own(self, personal: Personal, rounds: int) -> None:
+        score = self.trainer.score(personal.adapter, self._holdout, personal.bias)
+        note_personal(self._journal, rounds, score)
 
     def save(self, state: GlobalState, folder: Path) -> None:
         self._loaded.model.adapter.load_vector(state.published)

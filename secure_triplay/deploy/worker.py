@@ -38,7 +38,7 @@ from secure_triplay.crypto.codec import Codec
 from secure_triplay.deploy.answering import ending_plainly, listening, serve_one
 from secure_triplay.deploy.ceremony import SiteCeremony
 from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
-from secure_triplay.deploy.own import write_personal
+from secure_triplay.deploy.own import count_own_classes, write_personal
 from secure_triplay.errors import ProtocolError, SecureTriplayError
 from secure_triplay.federation.ceremony import Deliver, MakeKeys, Opened, Summon
 from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted, needed
@@ -135,8 +135,13 @@ class SiteWorker:
             self._journal.write("declined", what=error.what, where=error.where)
             return Declined().to_bytes()
 
+    @property
+    def vault(self) -> Vault:
+        """What this epoch keeps."""
+        return self._vault(self._joined.bundle.epoch)
+
     def close(self) -> None:
-        """Write the evidence, and give the ledger back."""
+        """Give the ledger back."""
         self._ledger.close()
 
     @staticmethod
@@ -311,6 +316,7 @@ class SiteWorker:
         study, bundle = self._joined.study, self._joined.bundle
         accounts = LedgerAccounts(self._ledger, self._site.identity, plan, study_releases(study))
         accounts.joined(plan)
+        count_own_classes(study, self._vault(plan.epoch), accounts, self._learns, self._journal)
         return Member(
             name=self._site.name,
             plan=plan,
@@ -371,7 +377,7 @@ def run_worker(
                 )  # after the reply, which it does not delay; the next one it may
         assert worker.session is not None
         learns.save(worker.session.state, joined.folder / ADAPTER)
-        write_personal(joined, site.name, worker.session, learns, journal)
+        write_personal(joined, site.name, worker.session, worker.vault, learns, journal)
         journal.write("saved", round=worker.session.state.round)
         listener.settimeout(linger_s)
         with suppress(TimeoutError):  # the last answer may be lost, and the server asks again

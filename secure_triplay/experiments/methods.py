@@ -24,7 +24,7 @@ _FOR_RELEASE = 0.1
 class Method:
     """What a method changes in the data's study, and what it then runs: a name in `procedures.PROCEDURES`.
 
-    `private` says that its answers carry an epsilon; `unit`, where given, is the only one that it protects.
+    `private` says that its answers carry an epsilon.
     """
 
     name: str
@@ -32,7 +32,6 @@ class Method:
     procedure: str
     change: Callable[[dict[str, Any]], dict[str, Any]]
     private: bool = False
-    unit: str | None = None
 
     @property
     def federated(self) -> bool:
@@ -48,8 +47,6 @@ class Method:
                 raise ConfigError(
                     "it has steps of single sites, and this study shares the noise of their sum"
                 )
-            if self.unit not in (None, study.dp.unit):
-                raise ConfigError(f"it protects one {self.unit}, and the study's unit is the {study.dp.unit}")
         choose_codec(study, n_params=1)
 
 
@@ -86,7 +83,8 @@ def _without_dp(content: dict[str, Any]) -> dict[str, Any]:
     dp = _private(content)
     limit = 2.0 * dp["l2_clip_norm"] * content["training"].get("learning_rate", 1.0)
     batch = dp["expected_batch_size"] * (dp.get("max_records_per_patient") or 1)
-    rest = {key: value for key, value in content.items() if key != "published_accuracy"}  # it costs epsilon
+    costs_epsilon = ("published_accuracy", "personal_bias")
+    rest = {key: value for key, value in content.items() if key not in costs_epsilon}
     return {
         **rest,
         "privacy": {
@@ -96,6 +94,10 @@ def _without_dp(content: dict[str, Any]) -> dict[str, Any]:
         },
         "codec": {"value_bits": 16, "range": limit},
     }
+
+
+def _biased(content: dict[str, Any]) -> dict[str, Any]:
+    return {**_at(8.0)(content), "personal_bias": content.get("personal_bias") or {}}
 
 
 def _private(content: dict[str, Any]) -> dict[str, Any]:
@@ -139,11 +141,10 @@ METHODS = {
         Method("no-dp", "ours without privacy", FEDERATED, _without_dp),
         Method(
             "personalised",
-            "ours, epsilon 8, with a bias at each site",
-            "class bias",
-            _at(8.0 - _FOR_RELEASE),
+            "ours, epsilon 8, with a second adapter and a charged bias at each site",
+            "own updates",
+            _biased,
             private=True,
-            unit="record",
         ),
         Method(
             "personal-adapter",

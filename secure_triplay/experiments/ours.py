@@ -11,21 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from secure_triplay.client.personal import OwnUpdates
+from secure_triplay.client.learner import counted_records
+from secure_triplay.client.personal import OwnUpdates, personal_adapter
 from secure_triplay.config import Study
 from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.experiments import tail
 from secure_triplay.experiments.alternating import alternate
 from secure_triplay.experiments.federation import federate
-from secure_triplay.experiments.personal import class_bias
 from secure_triplay.experiments.scores import Answers, Result
 from secure_triplay.experiments.setting import Setting, predict
-from secure_triplay.prepare import Model, choose_codec, round_rule, update_noise_std
+from secure_triplay.prepare import Model, choose_codec, class_count_rule, round_rule
 from secure_triplay.privacy.accounting import epsilon
-from secure_triplay.privacy.mechanisms import GaussianCharge
-
-COUNT_NOISE = 20.0
-"""Standard deviation of the noise on each of a site's class counts, in records."""
+from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
+from secure_triplay.privacy.noise import NoiseSource
 
 
 def start(setting: Setting, study: Study) -> Result:
@@ -52,8 +50,11 @@ def alone(setting: Setting, study: Study) -> Result:
 
 
 def with_own_updates(setting: Setting, study: Study) -> Result:
-    """The federation's adapter, and at each site a second one that its own noised updates move, at no charge."""
-    model, noise_std = setting.model(study), update_noise_std(study)
+    """The federation's adapter, and at each site a second one that its own noised updates move, at no charge.
+
+    Where the study has a personal bias, each site counts its classes with noise for it, within the study's epsilon.
+    """
+    model, rule = setting.model(study), class_count_rule(study)
     records = setting.train(model)
     own = {site: OwnUpdates.none(model.adapter.n_params) for site in records}
 
@@ -69,29 +70,19 @@ def with_own_updates(setting: Setting, study: Study) -> Result:
         sent=keep,
     )
     shared = setting.answers(model, {"": state.published})
-    made = {site: each.personal(state.published, noise_std) for site, each in own.items()}
-    personal = setting.answers(model, made)
+    adapters, biases = {}, {}
+    for site, updates in own.items():
+        counts = None
+        if rule is not None:
+            labels = counted_records(records[site], rule.records_per_unit).labels.numpy()
+            counts = noised_class_counts(labels, len(study.classes), rule, NoiseSource())
+        made = personal_adapter(study, updates, state.published, lambda *_, **__: None, counts)
+        assert made is not None  # the method's study has noise, and every site trained
+        adapters[site] = made.adapter
+        if made.bias is not None:
+            biases[site] = made.bias
+    personal = setting.answers(model, adapters, biases)
     return _sent(replace(shared, held_back=personal.held_back), study, model)
-
-
-def with_class_bias(setting: Setting, study: Study) -> Result:
-    """The federation's adapter, and at each site a bias of the logits that never leaves it.
-
-    The bias is the logarithm of the site's class shares (Saerens, Latinne and Decaestecker 2002, equation 2.4),
-    from its class counts with noise. One record more changes one count by one, so the counts are one Gaussian
-    release, composed with the training's charge.
-    """
-    model, published = _published(setting, study)
-    biases = {
-        site: class_bias(records.labels.numpy(), len(study.classes), COUNT_NOISE)
-        for site, records in setting.train(model).items()
-    }
-    dp = study.dp
-    assert dp is not None  # the method gives its study an epsilon
-    charge = replace(round_rule(study).charge, steps=study.total_steps)
-    spent = epsilon([charge, GaussianCharge(COUNT_NOISE)], dp.delta)
-    answers = setting.answers(model, {"": published}, biases)
-    return replace(_sent(answers, study, model), epsilon=spent)
 
 
 def tail_aware(setting: Setting, study: Study, *, adjust: bool, synthetic: bool) -> Result:
@@ -101,8 +92,9 @@ def tail_aware(setting: Setting, study: Study, *, adjust: bool, synthetic: bool)
     records, n_classes = setting.train(model), len(study.classes)
     per_unit = dp.max_records_per_patient or 1
     start, models, also = setting.start(model), None, None
+    rule = ClassCountRule(tail.NOISE, per_unit, dp.unit)
     if adjust:
-        models = tail.adjusted_models(model, records, n_classes, per_unit)
+        models = tail.adjusted_models(model, records, n_classes, rule)
     if synthetic:
         public = setting.encoded(model, "public")
         where = tail.Directions.of(public)
@@ -113,7 +105,7 @@ def tail_aware(setting: Setting, study: Study, *, adjust: bool, synthetic: bool)
     tell = _telling(setting, study, model)
     state = federate(study, model, records, start=start, tell=tell, models=models, also=also)
     charges = [replace(round_rule(study).charge, steps=study.total_steps)]
-    extra = [GaussianCharge(tail.NOISE, unit=dp.unit)] * (adjust + synthetic)
+    extra = [rule.charge] * (adjust + synthetic)  # a synthesis' sums have the same noise multiplier
     answers = setting.answers(model, {"": state.published})
     return replace(_sent(answers, study, model), epsilon=epsilon([*charges, *extra], dp.delta))
 

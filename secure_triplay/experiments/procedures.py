@@ -16,7 +16,6 @@ PROCEDURES: dict[str, Callable[[Setting, Study], Result]] = {
     FEDERATED: ours.federated,
     "rounds alone": ours.alone,
     "own updates": ours.with_own_updates,
-    "class bias": ours.with_class_bias,
     "adjusted": partial(ours.tail_aware, adjust=True, synthetic=False),
     "synthesised": partial(ours.tail_aware, adjust=False, synthetic=True),
     "adjusted and synthesised": partial(ours.tail_aware, adjust=True, synthetic=True),

@@ -2,7 +2,7 @@
 
 *Logit adjustment* (Menon et al. 2021, equation 10; by site: Zhang et al. 2022, FedLC): the logarithms of a site's
 class shares are added to the logits while it trains, so that a rare class is not learned as an unlikely one. The
-shares come from counts with noise (`personal.class_bias`), one Gaussian release of each site.
+shares come from counts with noise (`privacy.counts`), one Gaussian release of each site.
 
 *Synthesis in feature space*, for which the paper trains a GAN: each site releases, for each class, a noised sum of
 its records' coordinates in a few public directions, and a noised count. What all sites' sums say of a class' mean
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from secure_triplay.client.learner import Encoded, counted_records
 from secure_triplay.experiments.federation import Vector
-from secure_triplay.experiments.personal import class_bias
 from secure_triplay.prepare import Model
+from secure_triplay.privacy.counts import ClassCountRule, log_shares, noised_class_counts
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.per_record import evaluation_mode, record_loss
 
@@ -52,13 +52,13 @@ class Adjusted(nn.Module):
 
 
 def adjusted_models(
-    model: Model, records: Mapping[str, Encoded], n_classes: int, records_per_unit: int
+    model: Model, records: Mapping[str, Encoded], n_classes: int, rule: ClassCountRule
 ) -> dict[str, Model]:
-    """The model as each site trains it. One release of noise multiplier `NOISE` a site, per unit."""
+    """The model as each site trains it. One release a site, at the price of `rule.charge`."""
     found = {}
     for site, own in records.items():
-        labels = counted_records(own, records_per_unit).labels.numpy()
-        bias = class_bias(labels, n_classes, NOISE * records_per_unit)
+        labels = counted_records(own, rule.records_per_unit).labels.numpy()
+        bias = log_shares(noised_class_counts(labels, n_classes, rule, NoiseSource()), rule.noise_std)
         found[site] = replace(model, classifier=Adjusted(model.classifier, bias))  # type: ignore[arg-type]
     return found
 

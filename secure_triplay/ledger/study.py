@@ -10,10 +10,10 @@ from secure_triplay.ledger.books import Release
 from secure_triplay.ledger.budget import Limits, Unprotected
 from secure_triplay.ledger.ledger import TRAINING
 from secure_triplay.policy import SitePolicy
-from secure_triplay.prepare import count_rule, noise_multiplier, share_rule
+from secure_triplay.prepare import class_count_rule, count_rule, noise_multiplier, share_rule
 from secure_triplay.privacy.mechanisms import DpSgdCharge
 
-PUBLISHED = "published accuracy"
+PUBLISHED, CLASS_COUNTS = "published accuracy", "class counts"
 
 
 def training_release(study: Study, noise_multiplier: float) -> Release:
@@ -43,11 +43,17 @@ def count_release(study: Study) -> Release | None:
     return None if rule is None else Release(PUBLISHED, rule.charge, 1)
 
 
+def class_count_release(study: Study) -> Release | None:
+    """What a site's personal adapter costs beside its updates; None where the study gives it no bias."""
+    rule = class_count_rule(study)
+    return None if rule is None else Release(CLASS_COUNTS, rule.charge, 1)
+
+
 def study_releases(study: Study) -> tuple[Release, ...]:
-    """Everything that a study releases, in the order of its rounds: what a site approves."""
+    """Everything that a study charges: what a site approves. What rounds release comes first, in their order."""
     training = training_release(study, noise_multiplier(study) if study.dp else 0.0)
-    counts = count_release(study)
-    return (training,) if counts is None else (training, counts)
+    counts = (count_release(study), class_count_release(study))
+    return (training, *(release for release in counts if release is not None))
 
 
 def simulated_limits(study: Study) -> Limits:

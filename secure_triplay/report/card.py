@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from secure_triplay.config import Backbone, Study
 from secure_triplay.prepare import epsilon_of_study
 from secure_triplay.report import words
 from secure_triplay.report.html import render
 from secure_triplay.report.summary import BackboneUsed, Summary, write_text
+
+BIAS = "class_bias.json"
 
 
 def write_adapter_card(summary: Summary, folder: str | Path) -> Path:
@@ -35,12 +40,21 @@ def adapter_card(summary: Summary) -> str:
     return f"---\n{_front_matter(summary)}---\n\n{text}"
 
 
-def write_personal_card(study: Study, site: str, rounds: int, folder: str | Path) -> Path:
-    """Write `README.md` into a personal adapter's folder. Raises RunError, and PrivacyError or ConfigError."""
-    return write_text(Path(folder) / "README.md", personal_card(study, site, rounds))
+def write_personal_card(
+    study: Study, site: str, rounds: int, folder: str | Path, bias: NDArray[np.float32] | None = None
+) -> Path:
+    """Write `README.md` into a personal adapter's folder, and its bias (n_classes,) of the logits, if it has one.
+
+    Raises RunError, and PrivacyError or ConfigError.
+    """
+    if bias is not None:
+        by_class = {entry.name: float(value) for entry, value in zip(study.classes, bias, strict=True)}
+        content = {"logit_scale": study.training.logit_scale, "bias": by_class}
+        write_text(Path(folder) / BIAS, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return write_text(Path(folder) / "README.md", personal_card(study, site, rounds, biased=bias is not None))
 
 
-def personal_card(study: Study, site: str, rounds: int) -> str:
+def personal_card(study: Study, site: str, rounds: int, *, biased: bool = False) -> str:
     """The Markdown card of one site's personal adapter, made of its updates of so many rounds.
 
     Its epsilon is the site's own: what the study was charged there. Raises PrivacyError, and ConfigError for a study
@@ -57,6 +71,7 @@ def personal_card(study: Study, site: str, rounds: int) -> str:
             "study": " ".join(study.study.split()),
             "config_sha256": study.file_sha256,
             "own_updates": rounds,
+            "class_bias": biased,
             "epsilon_of_site": epsilon,
             "delta": dp.delta,
             "unit": dp.unit,
@@ -67,6 +82,8 @@ def personal_card(study: Study, site: str, rounds: int) -> str:
         study=study,
         site=site,
         rounds=rounds,
+        biased=biased,
+        bias_file=BIAS,
         spent=epsilon,
         dp=dp,
         loading=loading_code(study.backbone),

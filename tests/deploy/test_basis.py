@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 import torch
 from safetensors.numpy import load, load_file
 
 from secure_triplay import prepare
 from secure_triplay.errors import AssetError, ConfigError
+from secure_triplay.ledger.ledger import TRAINING, Ledger
+from secure_triplay.ledger.study import CLASS_COUNTS
 
 from .conftest import NAMES, Federation, running, study_content
 
@@ -21,6 +26,7 @@ def made(tmp_path, monkeypatch):
     content["adapter"] |= {"output_rank": 9}
     content["data"] |= {"records_per_site": 200, "holdout_per_site": 20, "test_images": 50}
     content["privacy"] |= {"expected_batch_size": 50}
+    content["personal_bias"] = {"noise_multiplier": 2.0}
     try:
         return Federation.make(tmp_path, rounds=1, content=content)
     except ConfigError as error:
@@ -67,3 +73,10 @@ def test_a_round_ends_with_the_bundles_a_and_one_b_at_every_site(made):
         assert f"Personal adapter of site {name}" in card
         (said,) = [event for event in made.events(name) if event["event"] == "personal"]
         assert (said["rounds"], said["holdout_total"]) == (1, 20)
+        bias = json.loads((site.path / "studies" / "demo" / "personal" / "class_bias.json").read_text())[
+            "bias"
+        ]
+        assert sum(math.exp(value / 1.5) for value in bias.values()) == pytest.approx(1)
+        with Ledger.open(site.ledger, None) as ledger:
+            charged = [each.what for each in ledger.books.reservations.values() if each.released_sha256]
+        assert charged == [CLASS_COUNTS, TRAINING]

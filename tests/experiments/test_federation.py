@@ -12,7 +12,6 @@ from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import add_mod
 from secure_triplay.crypto.wrapping import WrappingCodec
 from secure_triplay.experiments.federation import one_round
-from secure_triplay.experiments.personal import class_bias
 from secure_triplay.experiments.scores import Answers, Truth, score, thirds
 from secure_triplay.privacy.noise import NoiseSource
 
@@ -111,16 +110,6 @@ def test_nothing_held_back_gives_no_figure_for_the_worst_site():
     found = score(Answers({"": np.array([0, 0])}, {"north": np.empty(0, np.int64)}), truth)
     assert found["worst_site"] is None
     assert found["accuracy"] == 0.5
-
-
-def test_a_personal_bias_is_the_log_of_the_class_shares_and_each_count_is_noised():
-    labels = np.repeat([0, 1, 2], [6_000, 3_000, 1_000])
-    drawn = np.stack([np.exp(class_bias(labels, 4, 20.0)) for _ in range(400)])
-    assert drawn.sum(axis=1) == pytest.approx(np.ones(400), abs=1e-5)
-    assert drawn.mean(axis=0)[:3] == pytest.approx([0.6, 0.3, 0.1], abs=0.004)
-    # a count of n among 10,000 has noise of 20 in 10,000, less what all shares have in common
-    assert drawn[:, 2].std() == pytest.approx(0.002, rel=0.2)
-    assert (drawn[:, 3] >= 0.0019).all()  # a class without records is never ruled out
 
 
 class Integers:

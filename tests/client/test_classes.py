@@ -1,0 +1,150 @@
+"""A site's class counts: charged before they are counted, counted once in a study, and never counted again."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from secure_triplay.client.accounts import LedgerAccounts
+from secure_triplay.client.classes import carry_classes, count_classes, kept_classes
+from secure_triplay.client.vault import Vault, new_storage_key
+from secure_triplay.config import parse_study
+from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.errors import CryptoError
+from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.study import CLASS_COUNTS, simulated_limits, study_releases
+from secure_triplay.prepare import class_count_rule
+from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.wire import SessionPlan, Site
+
+LABELS = np.repeat([0, 1, 2], [50, 30, 20])
+
+
+class KilledError(BaseException):
+    """`kill -9`: only what is on disk is left."""
+
+
+class Home:
+    """One site's folder; each `visit` opens ledger and vault anew, as a restart does."""
+
+    def __init__(self, folder, demo, asked=True):
+        if asked:
+            demo["personal_bias"] = {"noise_multiplier": 4.0}
+        self.study, self.folder = parse_study(demo), folder
+        self.identity, self.storage_key = SigningIdentity.generate(), new_storage_key()
+        self.releases = study_releases(self.study)
+        with Ledger.create(
+            folder / "ledger", self.identity, site="a", limits=simulated_limits(self.study), approved_by="A"
+        ) as ledger:
+            ledger.approve(self.study.sha256, "demo", self.releases, approved_by="A")
+        self.notes = []
+
+    def vault(self, epoch=1):
+        return Vault(self.folder / f"epoch-{epoch}", self.storage_key, study=self.study.sha256, epoch=epoch)
+
+    def visit(self, kill_before=None):
+        """Count; `kill_before` names the write at which the process dies."""
+        rule = class_count_rule(self.study) or pytest.fail("the study counts no classes")
+        plan = SessionPlan(self.study.sha256, bytes(32), 1, 1, (Site("a", self.identity.identity),))
+        with Ledger.open(self.folder / "ledger", self.identity) as ledger:
+            accounts = LedgerAccounts(ledger, self.identity, plan, self.releases)
+            vault = self.vault()
+            if kill_before == "keep":
+                vault.save = dies
+            if kill_before == "settle":
+                accounts.settle = dies
+            count_classes(vault, accounts, rule, LABELS, 10, NoiseSource(), self.note)
+
+    def note(self, event, **fields):
+        self.notes.append((event, fields))
+
+    def charges(self):
+        with Ledger.open(self.folder / "ledger", None) as ledger:
+            return [
+                made.released_sha256
+                for made in ledger.books.reservations.values()
+                if made.what == CLASS_COUNTS
+            ]
+
+
+def dies(*_):
+    raise KilledError
+
+
+@pytest.fixture
+def home(tmp_path, demo):
+    return Home(tmp_path, demo)
+
+
+def test_a_count_is_charged_kept_and_settled_and_is_near_the_truth(home):
+    home.visit()
+    kept = kept_classes(home.vault(), 10)
+    assert np.abs(kept - [50, 30, 20, *[0] * 7]).max() < 7 * 4
+    assert home.charges() == [hashlib.sha256(kept.astype("<f8").tobytes()).hexdigest()]
+    assert not home.notes
+
+
+@pytest.mark.parametrize("at", ["keep", "settle"])
+def test_a_site_that_dies_in_between_has_one_charge_and_one_count(home, at):
+    with pytest.raises(KilledError):
+        home.visit(kill_before=at)
+    assert home.charges() == [None]  # charged before anything was counted
+    before = kept_classes(home.vault(), 10)
+    assert (before is None) == (at == "keep")
+    for _ in range(2):
+        home.visit()
+        after = kept_classes(home.vault(), 10)
+        assert before is None or (after == before).all()
+        before = after
+    assert home.charges() == [hashlib.sha256(after.astype("<f8").tobytes()).hexdigest()]
+
+
+def test_counts_that_were_made_and_are_gone_are_not_made_again(home):
+    home.visit()
+    charges = home.charges()
+    home.vault().destroy("classes")
+    home.visit()
+    assert kept_classes(home.vault(), 10) is None
+    assert home.charges() == charges
+    assert [event for event, _ in home.notes] == ["no class counts"]
+
+
+def test_other_counts_under_the_same_charge_are_not_used(home):
+    home.visit()
+    other = kept_classes(home.vault(), 10) + 1
+    home.vault().save("classes", other.astype("<f8").tobytes())
+    charges = home.charges()
+    home.visit()
+    assert kept_classes(home.vault(), 10) is None
+    assert home.charges() == charges
+    assert [event for event, _ in home.notes] == ["no class counts"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", bytes(79), bytes(88), np.full(10, np.nan).tobytes()],
+    ids=["empty", "short", "long", "nan"],
+)
+def test_damaged_counts_are_an_error_and_no_new_beginning(home, content):
+    home.visit()
+    home.vault().save("classes", content)
+    with pytest.raises(CryptoError, match="no class counts of this study"):
+        home.visit()
+
+
+def test_a_site_whose_study_plans_no_count_cannot_be_charged_for_one(tmp_path, demo):
+    home = Home(tmp_path, demo, asked=False)
+    demo["personal_bias"] = {}
+    home.study = parse_study(demo)  # its ledger approved the other one
+    home.visit()
+    assert kept_classes(home.vault(), 10) is None
+    assert home.charges() == []
+    assert [event for event, _ in home.notes] == ["no class counts"]
+
+
+def test_the_next_key_epoch_has_the_same_counts(home):
+    home.visit()
+    carry_classes(home.vault(), home.vault(2))
+    assert (kept_classes(home.vault(2), 10) == kept_classes(home.vault(), 10)).all()
