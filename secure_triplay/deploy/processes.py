@@ -86,7 +86,7 @@ class Kept:
 
     def start(self) -> None:
         """Start it now; one that a killed supervisor left behind is ended first."""
-        self._end_leftover()
+        self.end_leftover()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -104,7 +104,7 @@ class Kept:
     def _note_file(self) -> Path:
         return self.folder / f"{self.name}.pid"
 
-    def _end_leftover(self) -> None:
+    def end_leftover(self) -> None:
         """End the process that was noted, if it still is that one: two of them would share a key, ports and books."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             noted = json.loads(self._note_file.read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -45,6 +44,9 @@ def start_site(
 ) -> None:
     """Take part until the study ends; what dies is started again. Raises a SecureTriplayError.
 
+    The SuperNode starts when the worker is ready. So nobody who sees the site connect learns how long it took to encode
+    its images, and with that about how many there are.
+
     `superlink` is another way to the same server (a tunnel), host:port; its certificate has to name that host.
     """
     require_trust_file(joined.folder / TRUST, site.enrolment.approval_key)
@@ -68,19 +70,21 @@ def start_site(
     def tell(text: str) -> None:
         notify({"event": "operator", "text": text})
 
-    watch = Watch(node)
+    watch, ready = Watch(node), False
     try:
+        node.end_leftover()
         worker.start()
-        _until_listening(joined.folder / SOCKET, worker, tell)
         while not worker.ended and not stop():
             worker.look(tell)
-            node.look(tell)
+            if ready:
+                node.look(tell)
             if watch.stuck():
                 tell(
                     "the SuperNode waits for an app process that has died, or lost its line; it is started again"
                 )
                 node.stop()
             for event in reader.new():
+                ready = ready or event["event"] == "ready"
                 notify(event)
             time.sleep(0.2)
         for event in reader.new():
@@ -180,13 +184,3 @@ def _node_command(site: SiteFolder, joined: JoinedStudy, server: str) -> list[st
         local_port=free_port(),
         worker_socket=own / SOCKET,
     )
-
-
-def _until_listening(socket_path: Path, worker: Kept, tell: Callable[[str], None]) -> None:
-    """The worker listens before it loads; until then a question would be declined."""
-    before = time.time()
-    while not (socket_path.exists() and os.stat(socket_path).st_ctime >= before - 1):
-        worker.look(tell)
-        if worker.ended:
-            return
-        time.sleep(0.1)
