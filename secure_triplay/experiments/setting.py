@@ -94,12 +94,15 @@ class Setting:
             frozen = f"{study.backbone.model_dump_json()} {model.tower.cut}"
             self._model = _Loaded(key, model, model.adapter.vector(), frozen)
             self._aside += time.process_time() - began
+        self._asked = True
         return self._model.model
 
     @property
     def image_frozen_bytes(self) -> int | None:
-        """Bytes of the image tower's frozen weights in the model that was loaded last; None before one was."""
-        return None if self._model is None else self._model.model.backbone.image_frozen_bytes
+        """Bytes of the image tower's frozen weights in the model that this method took last; None if none."""
+        if self._model is None or not self._asked:
+            return None
+        return self._model.model.backbone.image_frozen_bytes
 
     def start(self, model: Model) -> Vector:
         """The untrained adapter (n_params,) of a model that `model` gave last."""
@@ -111,9 +114,11 @@ class Setting:
         return self._model
 
     def begin(self) -> None:
-        """A method starts: its curve is empty, its clock at zero."""
+        """A method starts: its curve is empty, its clock at zero, and it took no model yet."""
         self.curve: list[dict[str, float]] = []
-        self._worked, self._since, self._aside = 0.0, time.process_time(), 0.0
+        self._asked = False
+        self._aside: float = 0.0
+        self._worked, self._since = 0.0, time.process_time()
 
     def round(self, number: int, rounds: int, test: Callable[[], Labels]) -> None:
         """Say that a round is over; about ten times a run, note how good `test`'s answers on the test set are.

@@ -29,7 +29,9 @@ def towers(monkeypatch):
 
         return SimpleNamespace(
             tower=SimpleNamespace(cut=said[1], prefix=prefix),
-            backbone=SimpleNamespace(name="toy", quantization=study.backbone.quantization, image_size=8),
+            backbone=SimpleNamespace(
+                name="toy", quantization=study.backbone.quantization, image_size=8, image_frozen_bytes=7
+            ),
             adapter=SimpleNamespace(vector=lambda: np.zeros(3, np.float32)),
         )
 
@@ -85,3 +87,16 @@ def test_tokens_of_a_model_that_is_not_loaded_any_more_are_not_given(grid_file, 
     setting.model(changed(cell.study, "adapter", rank=2))
     with pytest.raises(ValueError, match="another model"):
         setting.encoded(old, "test")
+
+
+def test_a_method_that_takes_no_model_has_none_of_the_frozen_weights_of_the_one_before(grid_file, towers):
+    (cell,) = load_grid(grid_file(seeds=[1])).cells
+    setting = Setting(cell.study)
+    assert setting.image_frozen_bytes is None
+    setting.model(cell.study)
+    assert setting.image_frozen_bytes == 7
+    setting.begin()  # the next method: a network of its own
+    assert setting.image_frozen_bytes is None
+    setting.begin()
+    setting.model(cell.study)  # the same object, not loaded again
+    assert setting.image_frozen_bytes == 7
