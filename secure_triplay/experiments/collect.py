@@ -29,12 +29,16 @@ def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
         "methods": [method.name for method in grid.methods],
         "seeds": list(grid.seeds),
         "skipped": [{"data": name, "reason": reason} for name, reason in grid.skipped.items()],
-        "partitions": {
-            cell["data"]: cell["class_counts"] for cell in reversed(cells) if "class_counts" in cell
-        },
+        "partitions": _partitions(grid, cells),
         "missing": [cell.file.removesuffix(".json") for cell in grid.cells if cell.file not in found],
         "rows": rows,
     }
+
+
+def _partitions(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Training records of each class at each site, of the first seed that was measured, in the grid's order of data."""
+    first = {cell["data"]: cell["class_counts"] for cell in reversed(cells) if "class_counts" in cell}
+    return {data: first[data] for data in grid.data if data in first}
 
 
 def _row(cells: list[dict[str, Any]], method: Method) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +29,7 @@ _COLUMNS = (
     "tail",
     "worst\nclass",
 )
+_PANELS_A_ROW = 5
 _COSTS = ("KB\nup", "KB\ndown", "CPU s\nin all", "rounds to\ntarget", "CPU s to\ntarget", "peak\nMB")
 
 
@@ -113,13 +116,23 @@ def _save(figure: Figure, path: Path) -> None:
     write_text(path, out.getvalue())
 
 
+def _panels(n: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of `n` panels of a size in inches, a few a row, so that it stays readable on a page."""
+    columns = min(n, _PANELS_A_ROW)
+    lines = -(-n // columns)
+    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in panels[n:]:
+        axes.remove()
+    return figure, panels[:n]
+
+
 def write_plot(result: dict[str, Any], path: Path) -> None:
     """Accuracy by method, a panel for each data set that was measured: the mean, a dot for each seed; SVG."""
     names = result["methods"]
     measured = [name for name in result["data"] if any(row["data"] == name for row in result["rows"])]
     shown = measured or result["data"]
-    figure = Figure(figsize=(4.2 * len(shown), 0.4 * len(names) + 1.2), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
+    figure, panels = _panels(len(shown), width=4.2, height=0.4 * len(names) + 1.2)
     for axes, data in zip(panels, shown, strict=True):
         rows = {row["method"]: row for row in result["rows"] if row["data"] == data}
         for place, name in enumerate(names):
@@ -136,13 +149,17 @@ def write_plot(result: dict[str, Any], path: Path) -> None:
 
 
 def write_partitions(result: dict[str, Any], path: Path) -> None:
-    """How each data set was divided: a bar a site, a part of it a class, at the first seed that was measured; SVG."""
+    """How each data set was divided: a bar a site, a part of it a class, at the first seed that was measured; SVG.
+
+    Panels stand in the order of the grid's file.
+    """
     partitions = result["partitions"]
     if not partitions:
         return
-    figure = Figure(figsize=(3.2 * len(partitions), 2.6), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(partitions)))
-    for axes, (data, sites) in zip(panels, partitions.items(), strict=True):
+    shown = [data for data in result["data"] if data in partitions]
+    figure, panels = _panels(len(shown), width=3.2, height=2.6)
+    for axes, data in zip(panels, shown, strict=True):
+        sites = partitions[data]
         counts = np.array(list(sites.values()))  # (n_sites, n_classes)
         ends = counts.cumsum(axis=1)
         for label in range(counts.shape[1]):
@@ -161,6 +178,10 @@ _PRICES: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
 )
 
 
+_COLOURS = {True: "#6f9bc8", False: "#c9a15b"}
+_KINDS = ((True, "blue: private"), (False, "ochre: without privacy"))
+
+
 def frontier(rows: list[dict[str, Any]], price: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
     """The rows that no other beats in mean accuracy at the same price or less, cheapest first."""
     best, found = float("-inf"), []
@@ -174,8 +195,9 @@ def frontier(rows: list[dict[str, Any]], price: Callable[[dict[str, Any]], float
 def write_frontier(result: dict[str, Any], path: Path) -> bool:
     """Accuracy against bytes, memory and time, for the first data set on which something is sent; SVG.
 
-    The line joins what nothing beats at that price. Writes nothing, and returns False, where fewer than three
-    methods send anything.
+    The line joins what nothing beats at that price; numbers on it are told below, cheapest first. Methods with privacy
+    and those without have colours of their own. Writes nothing, and returns False, where fewer than three methods
+    send anything.
     """
     for data in result["data"]:
         rows = [row for row in result["rows"] if row["data"] == data and row["upload_bytes"]]
@@ -183,21 +205,38 @@ def write_frontier(result: dict[str, Any], path: Path) -> bool:
             break
     else:
         return False
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 5.4), layout="constrained")
     for axes, (label, price) in zip(figure.subplots(1, len(_PRICES), sharey=True), _PRICES, strict=True):
         for row in rows:
-            spread = 100 * (row["accuracy_std"] or 0.0)
             axes.errorbar(
-                price(row), 100 * row["accuracy_mean"], yerr=spread, fmt="o", color="#9ab8d6", ms=4, lw=0.8
+                price(row),
+                100 * row["accuracy_mean"],
+                yerr=100 * (row["accuracy_std"] or 0.0),
+                fmt="o",
+                color=_COLOURS[row["private"]],
+                ms=4,
+                lw=0.8,
             )
         front = frontier(rows, price)
         points = [price(row) for row in front], [100 * row["accuracy_mean"] for row in front]
         axes.step(*points, "-", where="post", color="#20364d", linewidth=1.2)
-        for row in front:
-            axes.annotate(row["method"], (price(row), 100 * row["accuracy_mean"]), fontsize=6, rotation=20)
+        for number, point in enumerate(zip(*points, strict=True), start=1):
+            axes.annotate(str(number), point, (4, 4), textcoords="offset points", fontsize=8)
+        axes.legend(
+            handles=[Line2D([], [], linestyle="") for _ in front],
+            labels=[f"{number}  {row['method']}" for number, row in enumerate(front, start=1)],
+            handlelength=0,
+            handletextpad=0,
+            fontsize=8,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.14),
+        )
         axes.set(xlabel=label)
+        axes.margins(x=0.08)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("accuracy on public test images [%]")
-    figure.suptitle(data, fontsize=10)
+    named = [name for private, name in _KINDS if any(row["private"] == private for row in rows)]
+    figure.suptitle(f"{data} ({', '.join(named)}; bars: standard deviation over seeds)", fontsize=10)
     _save(figure, path)
     return True

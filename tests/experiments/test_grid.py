@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from secure_triplay.experiments.grid import _identity, load_grid
 from secure_triplay.experiments.methods import METHODS, method
 from secure_triplay.experiments.procedures import PROCEDURES
 from secure_triplay.experiments.run import run_experiment
-from secure_triplay.experiments.show import HOLE, frontier, write_frontier
+from secure_triplay.experiments.show import HOLE, frontier, write_frontier, write_partitions
 from secure_triplay.planner.measured import read_measurements
 
 ROOT = Path(__file__).parent.parent.parent
@@ -543,6 +544,35 @@ def test_a_plot_of_the_frontier_is_written_where_several_methods_send(real, tmp_
     only = {**result, "rows": [row for row in result["rows"] if row["method"] == "start"]}
     assert write_frontier(only, tmp_path / "none.svg") is False
     assert not (tmp_path / "none.svg").exists()
+
+
+def test_names_on_the_frontier_stand_below_it_and_not_on_each_other(tmp_path):
+    rows = [
+        {
+            "data": "pictures", "method": name, "accuracy_mean": accuracy, "accuracy_std": 0.01, "private": name != "c",
+            "rounds": 1, "upload_bytes": n, "image_frozen_bytes": 1, "cpu_seconds_without_encoding_mean": n,
+        }
+        for name, accuracy, n in (("a", 0.7, 1000), ("b", 0.7001, 1001), ("c", 0.7002, 1002))
+    ]  # fmt: skip
+    assert write_frontier({"data": ["pictures"], "rows": rows}, tmp_path / "frontier.svg")
+    svg = (tmp_path / "frontier.svg").read_text()
+    placed = dict(re.findall(r"<!-- \d  (\w) -->\s*<g [^>]*translate\([\d.]+ ([\d.]+)\)", svg))
+    lines = sorted(float(y) for y in placed.values())
+    assert sorted(placed) == ["a", "b", "c"]
+    assert min(np.diff(lines)) > 8  # points of text
+    assert "ochre: without privacy" in svg
+
+
+def test_partitions_are_told_and_drawn_in_the_order_of_the_data(grid_file, tmp_path):
+    data = [{"name": name, "study": "study.yaml"} for name in ("zebra", "apple")]
+    result = run_experiment(grid_file(data=data, seeds=[1]), tmp_path / "out")
+    assert list(result["partitions"]) == ["zebra", "apple"]
+    write_partitions(
+        {**result, "partitions": dict(reversed(result["partitions"].items()))}, tmp_path / "drawn.svg"
+    )
+    for drawn in (tmp_path / "out" / "partitions.svg", tmp_path / "drawn.svg"):
+        svg = drawn.read_text()
+        assert 0 < svg.index("<!-- zebra -->") < svg.index("<!-- apple -->")
 
 
 def test_the_command_names_the_fault_and_exits_with_its_code(grid_file, tmp_path):
