@@ -30,6 +30,7 @@ def collect(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": list(grid.seeds),
         "skipped": [{"data": name, "reason": reason} for name, reason in grid.skipped.items()],
         "partitions": _partitions(grid, cells),
+        "made_by": _made_by(cells),
         "missing": [cell.file.removesuffix(".json") for cell in grid.cells if cell.file not in found],
         "rows": rows,
     }
@@ -39,6 +40,22 @@ def _partitions(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Training records of each class at each site, of the first seed that was measured, in the grid's order of data."""
     first = {cell["data"]: cell["class_counts"] for cell in reversed(cells) if "class_counts" in cell}
     return {data: first[data] for data in grid.data if data in first}
+
+
+def _made_by(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every state of the program and its libraries that made some of the cells, and which; None: it was not noted.
+
+    A cell's identity sees settings and this version alone, so a grid that goes on may hold cells of several.
+    """
+    found: list[dict[str, Any]] = []
+    for cell in cells:
+        name, state = f"{cell['data']}--{cell['method']}--{cell['seed']}", cell.get("made_by")
+        same = next((one for one in found if one["state"] == state), None)
+        if same is None:
+            found.append({"state": state, "cells": [name]})
+        else:
+            same["cells"].append(name)
+    return found
 
 
 def _row(cells: list[dict[str, Any]], method: Method) -> dict[str, Any]:

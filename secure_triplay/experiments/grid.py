@@ -85,7 +85,8 @@ class Cell:
     """One method on one data set at one seed.
 
     `identity` hashes this version and what is set in the study, `manifests` the bytes of the manifests that it names
-    (None: none). Neither sees images, nor code or defaults that change within a version.
+    (None: none). Neither sees images, nor code or defaults that change within a version: of these a cell says what
+    made it, and a result whose cells were made by several says so.
     """
 
     data: str

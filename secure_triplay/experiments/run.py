@@ -33,7 +33,7 @@ def run_experiment(
     """
     from secure_triplay.experiments.show import write_frontier, write_partitions, write_plot, write_table
 
-    grid = load_grid(file)
+    grid, made_by = load_grid(file), _made_by()
     for name, reason in grid.skipped.items():
         tell(f"{name} is skipped: {reason}")
     with alone_in(out):
@@ -42,6 +42,11 @@ def run_experiment(
         done = {cell.file: found for cell in grid.cells if (found := _read(out, cell)) is not None}
         if done:
             tell(f"{len(done)} of {len(grid.cells)} cells are here already")
+        earlier = sum(found.get("made_by") != made_by for found in done.values())
+        if earlier and not only_collect:
+            tell(
+                f"{earlier} of them are of another state of the program or its libraries; a new --out has none"
+            )
         if not only_collect:
             _require_divisible(file, [cell for cell in grid.cells if cell.file not in done])
         setting, tokens = None, None
@@ -51,7 +56,7 @@ def run_experiment(
             if setting is None or setting.of != (cell.data, cell.seed):
                 setting, tokens = _setting(cell, tell, tokens)
             tell(f"[{number}/{len(grid.cells)}] {cell.method.name} on {cell.data}, seed {cell.seed}")
-            done[cell.file] = measure(cell, setting.made)
+            done[cell.file] = measure(cell, setting.made) | {"made_by": made_by}
             _write(out / "cells" / cell.file, done[cell.file])
         result = collect(grid, [done[cell.file] for cell in grid.cells if cell.file in done])
         _write(out / "result.json", result)
@@ -60,6 +65,14 @@ def run_experiment(
         write_partitions(result, out / "partitions.svg")
         write_frontier(result, out / "frontier.svg")
     return result
+
+
+def _made_by() -> dict[str, str]:
+    """Hash of this program's code, and versions of what its figures depend on."""
+    from secure_triplay.federation.bundle import package_sha256
+    from secure_triplay.summarise import versions
+
+    return {"code": package_sha256(), **versions()}
 
 
 def _require_divisible(file: Path, cells: list[Cell]) -> None:

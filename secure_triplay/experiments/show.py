@@ -106,6 +106,12 @@ def write_table(result: dict[str, Any], path: Path) -> None:
         "the whole process, all sites' tokens included.",
         soft_wrap=False,
     )
+    states = len(result["made_by"])
+    if states > 1:
+        console.print(
+            f"\nMADE BY {states} STATES of the program or its libraries (made_by in result.json says which cells by "
+            "which): differences between cells of different ones may not be the methods'."
+        )
     write_text(path, out.getvalue())
 
 

@@ -268,6 +268,32 @@ def test_cells_of_another_manifest_are_refused_though_no_setting_changed(grid_fi
     assert run_experiment(file, out)["missing"] == []
 
 
+def test_a_result_whose_cells_are_of_several_states_of_the_program_says_so(grid_file, tmp_path, monkeypatch):
+    file, out, told = grid_file(seeds=[1, 2, 3]), tmp_path / "out", []
+    whole = run_experiment(file, out)
+    assert [len(one["cells"]) for one in whole["made_by"]] == [3]
+    assert len(whole["made_by"][0]["state"]["code"]) == 64
+    assert whole["made_by"][0]["state"]["torch"]
+    assert "STATES" not in (out / "table.txt").read_text()
+
+    cells = out / "cells"
+    old = json.loads((cells / "pictures--fedavg-cnn--1.json").read_text())
+    del old["made_by"]  # as cells were before it was noted
+    (cells / "pictures--fedavg-cnn--1.json").write_text(json.dumps(old))
+    (cells / "pictures--fedavg-cnn--3.json").unlink()
+    monkeypatch.setattr("secure_triplay.federation.bundle.package_sha256", lambda: "another")
+    mixed = run_experiment(file, out, told.append)
+    name = "pictures--fedavg-cnn--"
+    assert [one["cells"] for one in mixed["made_by"]] == [[f"{name}1"], [f"{name}2"], [f"{name}3"]]
+    assert [one["state"] and one["state"]["code"] == "another" for one in mixed["made_by"]] == [
+        None,
+        False,
+        True,
+    ]
+    assert "MADE BY 3 STATES" in (out / "table.txt").read_text()
+    assert any(text.startswith("2 of them are of another state") for text in told)
+
+
 @pytest.mark.parametrize("place", ["", "cells"])
 @pytest.mark.parametrize("refused", ["no folder", "no file"])
 def test_a_folder_that_cannot_be_written_is_known_before_anything_is_measured(
