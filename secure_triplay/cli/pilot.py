@@ -124,5 +124,9 @@ def pilot(
     )
     (chosen,) = [trial for trial in result["trials"] if trial["chosen"]]
     console.print(f"[bold]Chosen: {chosen['words']}.[/] {result['reason']}")
+    if result["untried"]:
+        console.print(
+            f"Trials ran out before other values of {', '.join(result['untried'])} were tried (--trials)."
+        )
     console.print(f"Written to [bold]{out}[/]: study.yaml, pilot.json, pilot.html, frontier.svg")
     console.print(f"Next:  secure-triplay config check {out / 'study.yaml'}", soft_wrap=True)

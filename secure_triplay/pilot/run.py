@@ -18,7 +18,17 @@ from secure_triplay.pilot.files import STUDY, kept, locked, study_text
 from secure_triplay.pilot.private import Private, private_trials
 from secure_triplay.pilot.probe import measure_speeds, process_bytes
 from secure_triplay.pilot.sample import Sample, public_sample
-from secure_triplay.pilot.search import PRICES, Decision, Trial, decide, first, frontier, search, what_fits
+from secure_triplay.pilot.search import (
+    PRICES,
+    Decision,
+    Trial,
+    decide,
+    first,
+    frontier,
+    search,
+    untried,
+    what_fits,
+)
 from secure_triplay.pilot.trial import PublicSetting, try_choice
 from secure_triplay.report.summary import write_text
 from secure_triplay.schema import read_yaml
@@ -186,6 +196,7 @@ def _result(
         },
         "choices": len(costs),
         "choices_that_fit": len(fits),
+        "untried": list(untried(fits, trials)),
         "own": plain(own_choice(study)),
         "trials": [
             {

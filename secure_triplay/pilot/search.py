@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from secure_triplay.errors import PrivacyError
 from secure_triplay.pilot.choices import Choice, Space
-from secure_triplay.pilot.costs import Cost, SiteLimits, nothing_fits
+from secure_triplay.pilot.costs import GIB, Cost, SiteLimits, nothing_fits
 
 ORDER = ("rounds", "batch", "output_rank", "rank", "blocks", "value_bits", "quantization")
 """Settings that moved accuracy most in our own runs come first, for where trials run out."""
@@ -91,6 +91,16 @@ def search(
     return list(tried.values())
 
 
+def untried(fits: Mapping[Choice, Cost], trials: list[Trial]) -> tuple[str, ...]:
+    """Settings of which other values fit, and none was tried: trials ran out before."""
+
+    def values(axis: str, choices: Iterable[Choice]) -> set[Any]:
+        return {getattr(choice, axis) for choice in choices}
+
+    tried = [trial.choice for trial in trials]
+    return tuple(axis for axis in ORDER if len(values(axis, tried)) == 1 < len(values(axis, fits)))
+
+
 def decide(trials: list[Trial], limits: SiteLimits) -> Decision:
     """Of the trials that fit, the cheapest among those that are no more than one standard error below the best.
 
@@ -112,7 +122,9 @@ def decide(trials: list[Trial], limits: SiteLimits) -> Decision:
     else:
         reason = (
             f"The best of the choices tried ({best.choice.words()}) has {best.accuracy:.1%}; this one is within one "
-            f"standard error of it ({best.standard_error:.1%}), and the cheapest that is."
+            f"standard error of it ({best.standard_error:.1%}), and the cheapest that is. The best would take "
+            f"{best.cost.hours:.2g} h instead of {taken.cost.hours:.2g} h, and {best.cost.memory_bytes / GIB:.1f} GiB "
+            f"instead of {taken.cost.memory_bytes / GIB:.1f} GiB."
         )
     reason += f" It uses {share['hours']:.0%} of the hours and {share['memory']:.0%} of the memory allowed."
     if taken.accuracy <= taken.start_accuracy:

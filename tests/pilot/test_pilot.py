@@ -27,7 +27,7 @@ from secure_triplay.pilot.page import pilot_table
 from secure_triplay.pilot.probe import crypto_seconds
 from secure_triplay.pilot.run import Request, run_pilot
 from secure_triplay.pilot.sample import public_sample
-from secure_triplay.pilot.search import PRICES, Trial, decide, first, search, what_fits
+from secure_triplay.pilot.search import PRICES, Trial, decide, first, search, untried, what_fits
 from secure_triplay.pilot.trial import scaled_rule
 from secure_triplay.prepare import choose_codec, load_model, round_rule
 from secure_triplay.privacy.per_record import OuterProducts, backward_per_record, per_record_gradients
@@ -207,10 +207,21 @@ def test_what_is_taken_is_the_cheapest_within_one_standard_error_and_never_what_
     assert found.trial.choice == ladder[1]
     assert found.best.choice == ladder[2]
     assert "one standard error" in found.reason
+    assert "would take 8 h instead of 2 h" in found.reason  # what a person gives up is said
     assert "WARNING" not in found.reason
     assert "WARNING" in decide([trial(ladder[0], 0.4, 1.0)], limits).reason  # worse than before training
     with pytest.raises(ConfigError, match="hours binds"):
         decide(trials[3:], limits)
+
+
+def test_settings_that_trials_ran_out_for_are_named(demo):
+    own = own_choice(parse_study(demo))
+    tried = [trial(own, 0.7, 1.0), trial(replace(own, rounds=60), 0.7, 1.0)]
+    offered = [one.choice for one in tried] + [replace(own, rank=4), replace(own, value_bits=6)]
+    fits = dict.fromkeys(offered, tried[0].cost)
+    assert untried(fits, tried) == ("rank", "value_bits")
+    assert untried(fits, [*tried, trial(offered[2], 0.7, 1.0)]) == ("value_bits",)
+    assert untried(fits, [trial(one, 0.7, 1.0) for one in offered]) == ()
 
 
 def test_noise_on_public_images_weighs_what_it_will_at_a_real_site(demo):
@@ -356,6 +367,7 @@ def test_a_stopped_pilot_goes_on_and_its_files_agree(finished):
     page = (out / "pilot.html").read_text()
     assert "No record of any site was read" in page
     assert result["trials"][0]["words"] in page
+    assert f"{result['trials'][0]['memory_bytes'] / 2**30:.2f} GiB</td>" in page  # as the limit below it
     for price in PRICES:  # none that is cheaper or as cheap is better
         for one in result["trials"]:
             beaten = any(
