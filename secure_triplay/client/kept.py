@@ -100,6 +100,15 @@ def require_unopened(vault: Vault, number: int) -> None:
         )
 
 
+def forget_carried(later: Vault, *more: str) -> None:
+    """Remove what an earlier attempt took into an epoch that this site is not in yet.
+
+    The epoch before went on since then: an update that was carried may have been in a sum that this site opened.
+    """
+    for name in ("carried", _UPDATE, _OWN, *more):
+        later.destroy(name)
+
+
 def carry_own(vault: Vault, later: Vault, applied: int, n_params: int) -> None:
     """Take what is this site's own into the next epoch, which goes on after round `applied`.
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.journal import Journal
-from secure_triplay.client.kept import carry_own, carry_update, require_unopened
+from secure_triplay.client.kept import carry_own, carry_update, forget_carried, require_unopened
 from secure_triplay.client.keys import EpochKeys
 from secure_triplay.client.masks import forget_masks
 from secure_triplay.client.optimiser import GlobalState
@@ -42,7 +42,7 @@ from secure_triplay.deploy.own import count_own_classes, write_personal
 from secure_triplay.errors import ProtocolError, SecureTriplayError
 from secure_triplay.federation.ceremony import Deliver, MakeKeys, Opened, Summon
 from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted, needed
-from secure_triplay.federation.join import JoinedStudy, refusals, succeed
+from secure_triplay.federation.join import JoinedStudy, refusals, require_followable, succeed
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.export import export
@@ -247,11 +247,14 @@ class SiteWorker:
                 where="server's message",
                 fix="look into the server: it has lost closed rounds",
             )
-        if state is not None:  # before anything says that the epoch is another: a restart goes on either way
-            self._vault(bundle.epoch).save(_START_STATE, state.to_bytes())
-            carry_update(self._vault(current.epoch), self._vault(bundle.epoch), state)
-        n_params = self._learns.codec.n_params
-        carry_own(self._vault(current.epoch), self._vault(bundle.epoch), message.base, n_params)
+        require_followable(self._site, self._joined, bundle)
+        # before anything says that the epoch is another: a restart goes on either way
+        later = self._vault(bundle.epoch)
+        forget_carried(later, _START_STATE)
+        if state is not None:
+            later.save(_START_STATE, state.to_bytes())
+            carry_update(self._vault(current.epoch), later, state)
+        carry_own(self._vault(current.epoch), later, message.base, self._learns.codec.n_params)
         self._joined = succeed(self._site, self._joined, bundle, message.bundle)
         self._end_epoch(current)
         self._begin_epoch()

@@ -144,8 +144,8 @@ def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> P
     return out
 
 
-def succeed(site: SiteFolder, joined: JoinedStudy, bundle: StudyBundle, raw: bytes) -> JoinedStudy:
-    """Take over a later epoch of a joined study: one that a person here confirmed, or one with nobody new in it.
+def require_followable(site: SiteFolder, joined: JoinedStudy, bundle: StudyBundle) -> bool:
+    """Return whether a person here confirmed a later epoch of a joined study; False: it brings nobody new.
 
     Raises ProtocolError where it is neither: somebody new, another study, server, app or coordinator. Then a person
     has to join it. Raises PrivacyError where the policy refuses what is left of the roster.
@@ -154,9 +154,7 @@ def succeed(site: SiteFolder, joined: JoinedStudy, bundle: StudyBundle, raw: byt
     _require_later(before, bundle)
     confirmed = joined.folder / NEXT
     if confirmed.exists() and read_bundle(confirmed).sha256 == bundle.sha256:
-        write_public(joined.folder / BUNDLE, raw)
-        confirmed.unlink()
-        return JoinedStudy(joined.folder, bundle, joined.study)
+        return True
     same = ("study_sha256", "ed25519", "mldsa65", "app", "ca_certificate", "server", "package_sha256")
     known = before.members
     if any(getattr(before, field) != getattr(bundle, field) for field in same) or any(
@@ -176,9 +174,18 @@ def succeed(site: SiteFolder, joined: JoinedStudy, bundle: StudyBundle, raw: byt
         raise PrivacyError(
             f"this site's policy refuses the study: {found[0]}", where=str(site.policy_file), fix=found[0].fix
         )
+    return False
+
+
+def succeed(site: SiteFolder, joined: JoinedStudy, bundle: StudyBundle, raw: bytes) -> JoinedStudy:
+    """Take over a later epoch of a joined study. Raises as `require_followable` does."""
+    if require_followable(site, joined, bundle):
+        write_public(joined.folder / BUNDLE, raw)
+        (joined.folder / NEXT).unlink()
+        return JoinedStudy(joined.folder, bundle, joined.study)
     with Ledger.open(site.ledger, site.identity) as ledger:
         ledger.record(
-            _decided(bundle, "rule: nobody new", f"follows epoch {before.epoch} with nobody new in it")
+            _decided(bundle, "rule: nobody new", f"follows epoch {joined.bundle.epoch} with nobody new in it")
         )
     write_public(joined.folder / BUNDLE, raw)
     return JoinedStudy(joined.folder, bundle, joined.study)

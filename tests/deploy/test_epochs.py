@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from secure_triplay import parcel
 from secure_triplay.client.journal import Journal
+from secure_triplay.client.kept import keep_revealed
 from secure_triplay.client.keys import load_keys
 from secure_triplay.client.vault import Vault
+from secure_triplay.crypto.double import DoubleSigner
 from secure_triplay.deploy.ceremony import RECIPIENT
 from secure_triplay.deploy.light import N_PARAMS, Fixed, update_of
 from secure_triplay.deploy.server import change_roster, finished, status
@@ -26,8 +29,10 @@ from secure_triplay.deploy.serverapp import FINISHED, PAUSE, PAUSED, epoch_folde
 from secure_triplay.deploy.worker import STATE, SiteWorker
 from secure_triplay.errors import ProtocolError, RunError
 from secure_triplay.federation.ceremony import Deliver, Summon
+from secure_triplay.federation.documents import keys_of
 from secure_triplay.federation.handover import StateGiven
 from secure_triplay.federation.join import JoinedStudy
+from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.ledger import TRAINING, Ledger
 from secure_triplay.wire import Unmask, Witness
 
@@ -351,24 +356,66 @@ def test_an_update_whose_sum_a_site_helped_to_open_enters_no_other_sum_under_a_l
     (lost,) = grid.made.server.path.rglob("*2.approvals*")
     lost.unlink()
     change_roster(grid.made.server)
-    summons: list[Summon] = []
-
-    def until_summoned(site: str, request: bytes) -> bytes:
-        if request[5:6] == bytes([Summon.kind]) and Summon.from_bytes(request).epoch == 2:
-            summons.append(Summon.from_bytes(request))
-            raise KeyboardInterrupt
-        return request
-
-    grid.alter = until_summoned
-    with pytest.raises(KeyboardInterrupt):
-        grid.run(until=4)
-    (summon,) = summons
+    summon = summoned_to_epoch_2(grid)
     assert summon.base == 1
     with pytest.raises(ProtocolError, match="revealed what takes the masks off the sum of round 2"):
         grid.workers[revealing]._follow(summon)
     assert vault(grid, revealing, 2).load("carried") is None
     grid.workers[silent]._follow(summon)  # the others' updates were in no sum that could be opened
     assert vault(grid, silent, 2).load("carried") is not None
+
+
+def summoned_to_epoch_2(grid: DictionaryGrid) -> Summon:
+    """What the server says when it begins epoch 2; nobody hears it."""
+    found: list[Summon] = []
+
+    def until_summoned(site: str, request: bytes) -> bytes:
+        if request[5:6] == bytes([Summon.kind]) and Summon.from_bytes(request).epoch == 2:
+            found.append(Summon.from_bytes(request))
+            raise KeyboardInterrupt
+        return request
+
+    plain, grid.alter = grid.alter, until_summoned
+    with pytest.raises(KeyboardInterrupt):
+        grid.run(until=4)
+    grid.alter = plain
+    return found[0]
+
+
+def test_a_later_epoch_that_this_site_does_not_follow_finds_nothing_of_an_open_round_taken_into_it(grid):
+    """A bundle that the coordinator did not sign: whoever carries messages can make one."""
+    stopped_in_round_2(grid, Witness)
+    bundle, signer = grid.workers["north"]._joined.bundle, DoubleSigner.generate()
+    made_up = bundle.model_dump() | keys_of(signer) | {"epoch": 2, "founding": bundle.sha256.hex()}
+    content = StudyBundle.model_validate(made_up).signed(signer)
+    with pytest.raises(ProtocolError, match="somebody or something new"):
+        grid.workers["north"]._follow(Summon(bundle.study_sha256, 2, 1, False, content))
+    for name in ("carried", "update", "start"):
+        assert vault(grid, "north", 2).load(name) is None
+
+
+def test_an_update_taken_into_an_epoch_that_did_not_begin_is_forgotten_once_the_round_went_on(
+    grid, monkeypatch
+):
+    """`kill -9` on the way into epoch 2; the server goes on in epoch 1, and later calls the site new in epoch 2."""
+    stopped_in_round_2(grid, Witness)
+    change_roster(grid.made.server)
+    summon = summoned_to_epoch_2(grid)
+    assert summon.base == 1
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("secure_triplay.deploy.worker.succeed", killed)
+        with pytest.raises(KeyboardInterrupt):
+            grid.workers["north"]._follow(summon)
+    assert vault(grid, "north", 2).load("carried") is not None
+    grid.start("north")
+    keep_revealed(vault(grid, "north", 1), 2)  # epoch 1 went on, and the sum of round 2 was opened
+    grid.workers["north"]._follow(replace(summon, base=2, fresh=True))
+    for name in ("carried", "update", "start"):
+        assert vault(grid, "north", 2).load(name) is None
 
 
 def holds_own(grid: DictionaryGrid, name: str, rounds: int) -> None:
