@@ -126,7 +126,9 @@ def carry_update(vault: Vault, later: Vault, state: GlobalState) -> None:
     The released values stay the same, so nothing is charged for it; without this the round could not go on here.
     """
     number = state.round + 1
-    kept, sent = kept_update(vault, number), vault.load("upload")
-    if kept is not None and sent is not None and sent.startswith(ROUND.pack(number)):
+    kept, again = kept_update(vault, number), ROUND.pack(number)
+    sent = (vault.load("upload") or b"").startswith(again)
+    # sent under a key before this one, and not yet under this one: an epoch may end before its first round
+    if kept is not None and (sent or vault.load("carried") == again):
         keep_update(later, number, kept[1])
-        later.save("carried", ROUND.pack(number))
+        later.save("carried", again)

@@ -18,7 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from secure_triplay import parcel
 from secure_triplay.client.journal import Journal
-from secure_triplay.client.kept import keep_revealed
+from secure_triplay.client.kept import ROUND, keep_revealed
 from secure_triplay.client.keys import load_keys
 from secure_triplay.client.vault import Vault
 from secure_triplay.crypto.double import DoubleSigner
@@ -356,7 +356,7 @@ def test_an_update_whose_sum_a_site_helped_to_open_enters_no_other_sum_under_a_l
     (lost,) = grid.made.server.path.rglob("*2.approvals*")
     lost.unlink()
     change_roster(grid.made.server)
-    summon = summoned_to_epoch_2(grid)
+    summon = summoned_to(grid, epoch=2)
     assert summon.base == 1
     with pytest.raises(ProtocolError, match="revealed what takes the masks off the sum of round 2"):
         grid.workers[revealing]._follow(summon)
@@ -365,12 +365,12 @@ def test_an_update_whose_sum_a_site_helped_to_open_enters_no_other_sum_under_a_l
     assert vault(grid, silent, 2).load("carried") is not None
 
 
-def summoned_to_epoch_2(grid: DictionaryGrid) -> Summon:
-    """What the server says when it begins epoch 2; nobody hears it."""
+def summoned_to(grid: DictionaryGrid, *, epoch: int) -> Summon:
+    """What the server says when it begins this epoch; nobody hears it."""
     found: list[Summon] = []
 
     def until_summoned(site: str, request: bytes) -> bytes:
-        if request[5:6] == bytes([Summon.kind]) and Summon.from_bytes(request).epoch == 2:
+        if request[5:6] == bytes([Summon.kind]) and Summon.from_bytes(request).epoch == epoch:
             found.append(Summon.from_bytes(request))
             raise KeyboardInterrupt
         return request
@@ -380,6 +380,24 @@ def summoned_to_epoch_2(grid: DictionaryGrid) -> Summon:
         grid.run(until=4)
     grid.alter = plain
     return found[0]
+
+
+def test_an_update_that_was_sent_goes_on_through_an_epoch_that_ends_before_its_first_round(grid, monkeypatch):
+    """Round 2 is open; the ceremony of epoch 2 waits for a site that is gone; in epoch 3 it is removed."""
+    stopped_in_round_2(grid, Witness)
+    before = {name: vault(grid, name, 1).load("update") for name in NAMES[:2]}
+    grid.stop("south")
+    change_roster(grid.made.server)
+    with monkeypatch.context() as patch:
+        patch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 1.0)
+        with pytest.raises(RunError, match="south did not answer"):
+            grid.run()
+    change_roster(grid.made.server, remove=["south"])
+    summon = summoned_to(grid, epoch=3)
+    for name in NAMES[:2]:
+        grid.workers[name]._follow(summon)
+        assert vault(grid, name, 3).load("carried") == ROUND.pack(2)
+        assert vault(grid, name, 3).load("update") == before[name] is not None
 
 
 def test_a_later_epoch_that_this_site_does_not_follow_finds_nothing_of_an_open_round_taken_into_it(grid):
@@ -400,7 +418,7 @@ def test_an_update_taken_into_an_epoch_that_did_not_begin_is_forgotten_once_the_
     """`kill -9` on the way into epoch 2; the server goes on in epoch 1, and later calls the site new in epoch 2."""
     stopped_in_round_2(grid, Witness)
     change_roster(grid.made.server)
-    summon = summoned_to_epoch_2(grid)
+    summon = summoned_to(grid, epoch=2)
     assert summon.base == 1
 
     def killed(*_: object) -> None:
