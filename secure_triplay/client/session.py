@@ -184,8 +184,10 @@ class Session:
         reservation = me.accounts.reserved(number)
         kept = self._kept("upload", number)
         carried = self._vault.load("carried") == ROUND.pack(number)
+        # an update that was carried may come from a stop between encryption and settling
+        paid = carried and reservation is not None and reservation.released_sha256 is not None
         if kept is not None and reservation is not None:
-            if not carried:
+            if not paid:
                 me.accounts.settle(reservation, kept)
             return kept
         if not self._masks.joins(number, members):
@@ -219,7 +221,7 @@ class Session:
         sealed = replace(learned, integers=masked, mask_s=time.perf_counter() - started)
         upload = seal(me, number, sealed, with_whom)
         self._vault.save("upload", ROUND.pack(number) + upload)
-        if carried:
+        if paid:
             me.accounts.decided(
                 f"update of round {number} encrypted anew for epoch {me.plan.epoch}: {_hash(upload)}"
             )

@@ -5,6 +5,7 @@ Folders, keys, ledgers, ciphertexts, the summing process and every message are r
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from secure_triplay import parcel
+from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.kept import ROUND, keep_revealed
 from secure_triplay.client.keys import load_keys
@@ -33,6 +35,7 @@ from secure_triplay.federation.documents import keys_of
 from secure_triplay.federation.handover import StateGiven
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.studybundle import StudyBundle
+from secure_triplay.ledger.books import Reservation
 from secure_triplay.ledger.ledger import TRAINING, Ledger
 from secure_triplay.wire import Unmask, Witness
 
@@ -398,6 +401,29 @@ def test_an_update_that_was_sent_goes_on_through_an_epoch_that_ends_before_its_f
         grid.workers[name]._follow(summon)
         assert vault(grid, name, 3).load("carried") == ROUND.pack(2)
         assert vault(grid, name, 3).load("update") == before[name] is not None
+
+
+def test_what_leaves_under_a_new_key_is_settled_before_where_a_stop_had_left_it_unsettled(grid, monkeypatch):
+    """`kill -9` between the encryption of round 2 and its settling; then a new epoch begins."""
+    plain = LedgerAccounts.settle
+
+    def killed(self: LedgerAccounts, reservation: Reservation, content: bytes) -> None:
+        if reservation.round == 2:
+            raise KeyboardInterrupt
+        plain(self, reservation, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerAccounts, "settle", killed)
+        with pytest.raises(KeyboardInterrupt):
+            grid.run()
+    (cut,) = [name for name in NAMES[:3] if vault(grid, name, 1).load("upload")[:8] == ROUND.pack(2)]
+    grid.start(cut)
+    change_roster(grid.made.server)
+    stopped_in_round_2(grid, Witness)
+    sent = vault(grid, cut, 2).load("upload")
+    with Ledger.open(grid.made.sites[cut].ledger, None) as ledger:
+        (held,) = [one for one in ledger.books.reservations.values() if one.round == 2]
+    assert held.released_sha256 == hashlib.sha256(sent[8:]).hexdigest()
 
 
 def test_a_later_epoch_that_this_site_does_not_follow_finds_nothing_of_an_open_round_taken_into_it(grid):
