@@ -44,7 +44,7 @@ class Vault:
         """Put `content` in place of what has this name. Raises RunError where the disk is full or read-only."""
         nonce = os.urandom(_NONCE_BYTES)
         sealed = _MAGIC + nonce + self._cipher.encrypt(nonce, content, self._bound_to(name))
-        draft = self._folder / f"{name}.part"
+        draft = self._draft(name)
         try:
             with open(draft, "wb", opener=_private_file) as file:
                 file.write(sealed)
@@ -77,12 +77,16 @@ class Vault:
             ) from error
 
     def destroy(self, name: str) -> None:
-        """Remove what has this name; gone from the folder when this returns."""
+        """Remove what has this name, and what a stop left of saving it; gone from the folder when this returns."""
         try:
-            (self._folder / name).unlink(missing_ok=True)
+            for path in (self._folder / name, self._draft(name)):
+                path.unlink(missing_ok=True)
             self._sync()
         except OSError as error:
             raise _unwritable(self._folder / name, error) from error
+
+    def _draft(self, name: str) -> Path:
+        return self._folder / f"{name}.part"
 
     def _bound_to(self, name: str) -> bytes:
         return transcript(b"vault 1", name.encode(), *self._of)

@@ -6,7 +6,7 @@
 
 Everything is in the vault, encrypted at rest, before its answer leaves; the same question again gets the same
 answer, another one of the same epoch is refused. The recipient key ends once the keys are out of their envelope, and
-`destroy` ends the keys with the epoch: whoever steals the folder later opens no recorded envelope and no upload.
+`end_epoch` ends the keys with the epoch: whoever steals the folder later opens no recorded envelope and no upload.
 """
 
 from __future__ import annotations
@@ -68,12 +68,6 @@ class SiteCeremony:
         self.vault.destroy(RECIPIENT)  # where the worker was killed just before it did
         keys = load_keys(self.codec.parameters, self.vault)
         return None if keys is None else (keys, SessionPlan.from_bytes(plan))
-
-    def destroy(self) -> None:
-        """End the epoch at this site."""
-        destroy_keys(self.vault)
-        for name in (RECIPIENT, SEALED, OFFER):
-            self.vault.destroy(name)
 
     def _offer(self) -> Offer:
         kept = self.vault.load(OFFER)
@@ -193,6 +187,13 @@ class SiteCeremony:
     def _plan(self, key_id: bytes) -> SessionPlan:
         sites = tuple(Site(name, both.identity) for name, both in self.members.items())
         return SessionPlan(self.study, key_id, self.epoch, self.codec.n_chunks, sites)
+
+
+def end_epoch(vault: Vault) -> None:
+    """End the epoch of this vault at this site."""
+    destroy_keys(vault)
+    for name in (RECIPIENT, SEALED, OFFER):
+        vault.destroy(name)
 
 
 def _swapped() -> CryptoError:

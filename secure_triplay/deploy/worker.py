@@ -26,7 +26,6 @@ from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.kept import carry_own, carry_update, forget_carried, require_unopened
 from secure_triplay.client.keys import EpochKeys
-from secure_triplay.client.masks import forget_masks
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import why_none
 from secure_triplay.client.published import Published
@@ -36,7 +35,7 @@ from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.deploy.answering import ending_plainly, listening, serve_one
-from secure_triplay.deploy.ceremony import SiteCeremony
+from secure_triplay.deploy.ceremony import SiteCeremony, end_epoch
 from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
 from secure_triplay.deploy.own import count_own_classes, write_personal
 from secure_triplay.errors import ProtocolError, SecureTriplayError
@@ -106,6 +105,7 @@ class SiteWorker:
         self._site, self._joined, self._learns, self._journal = site, joined, learns, journal
         self._ledger = Ledger.open(site.ledger, site.identity)
         self._session: Session | None = None
+        self._end_earlier_epochs()  # where a stop came between following an epoch and ending the one before
         self._begin_epoch()
 
     @property
@@ -256,7 +256,8 @@ class SiteWorker:
             carry_update(self._vault(current.epoch), later, state)
         carry_own(self._vault(current.epoch), later, message.base, self._learns.codec.n_params)
         self._joined = succeed(self._site, self._joined, bundle, message.bundle)
-        self._end_epoch(current)
+        self._end_earlier_epochs()
+        self._journal.write("epoch ended", epoch=current.epoch)
         self._begin_epoch()
         return None
 
@@ -269,14 +270,18 @@ class SiteWorker:
         kept = vault.load("state") or vault.load(_START_STATE)
         return None if kept is None else GlobalState.from_bytes(kept)
 
-    def _end_epoch(self, ended: SiteCeremony) -> None:
-        """Destroy the keys of an epoch, and what only they open."""
-        ended.destroy()
-        for name in ("update", "upload", "sum"):
-            ended.vault.destroy(name)
-        if self._session is not None:
-            forget_masks(ended.vault, self._session.state.round)
-        self._journal.write("epoch ended", epoch=ended.epoch)
+    def _end_earlier_epochs(self) -> None:
+        """Destroy the keys of every epoch before the bundle's, and what only they open."""
+        for folder in (self._joined.folder / STATE).glob("epoch-*"):
+            epoch = int(folder.name.removeprefix("epoch-"))
+            if epoch >= self._joined.bundle.epoch:
+                continue
+            vault = self._vault(epoch)
+            end_epoch(vault)
+            for name in ("update", "upload", "sum"):
+                vault.destroy(name)
+            for mask in folder.glob("mask-*"):
+                vault.destroy(mask.name)
 
     def _vault(self, epoch: int) -> Vault:
         study = self._joined.study.sha256

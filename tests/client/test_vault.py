@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,19 @@ def test_nothing_saved_is_none_and_nothing_destroyed_comes_back(vault, tmp_path)
     vault.destroy("keys")
     vault.destroy("keys")
     assert vault.load("keys") is None
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_what_a_stop_left_of_a_save_is_destroyed_with_what_it_was_to_become(vault, tmp_path, monkeypatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            vault.save("keys", SECRET)
+    assert list((tmp_path / "state").iterdir())
+    vault.destroy("keys")
     assert list((tmp_path / "state").iterdir()) == []
 
 

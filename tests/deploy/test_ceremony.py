@@ -12,7 +12,7 @@ from secure_triplay.client.vault import Vault
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.double import DoubleSigner
 from secure_triplay.crypto.envelope import EnvelopeKey
-from secure_triplay.deploy.ceremony import DELIVERED, OFFER, RECIPIENT, SEALED, SiteCeremony
+from secure_triplay.deploy.ceremony import DELIVERED, OFFER, RECIPIENT, SEALED, SiteCeremony, end_epoch
 from secure_triplay.errors import ProtocolError, RunError, SecureTriplayError
 from secure_triplay.federation.ceremony import (
     Deliver,
@@ -252,7 +252,7 @@ def test_a_recorded_ceremony_of_an_earlier_epoch_is_refused(sites):
 def test_after_the_epochs_end_a_thief_of_the_folder_opens_nothing_that_was_recorded(sites):
     sites.run()
     recorded = Deliver.from_bytes(sites.relay.deliver("south"))
-    sites.site("south").destroy()
+    end_epoch(sites.site("south").vault)
     vault = sites.vault("south")
     assert [vault.load(name) for name in (RECIPIENT, OFFER, SEALED, "keys")] == [None] * 4
     assert sites.site("south").keys() is None

@@ -184,6 +184,31 @@ def test_the_old_epochs_keys_are_gone_once_the_new_one_begins(grid):
         assert vault(grid, name, 2).load(RECIPIENT) is None
 
 
+def test_the_old_epochs_keys_are_gone_where_a_site_was_killed_just_before_it_destroyed_them(
+    grid, monkeypatch
+):
+    stopped_in_round_2(grid, Witness)
+    change_roster(grid.made.server)
+    summon = summoned_to(grid, epoch=2)
+    plain = Vault.destroy
+
+    def killed(self: Vault, name: str) -> None:
+        if name == "keys":
+            raise KeyboardInterrupt
+        plain(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vault, "destroy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            grid.workers["east"]._follow(summon)
+    assert JoinedStudy.open(grid.made.sites["east"]).bundle.epoch == 2
+    assert key(grid, "east", 1) is not None
+    grid.start("east")
+    assert key(grid, "east", 1) is None
+    left = {path.name for path in (grid.workers["east"]._joined.folder / STATE / "epoch-1").iterdir()}
+    assert not {name for name in left if name.startswith(("keys", "upload", "update", "sum", "mask-"))}
+
+
 def test_a_removed_site_gets_no_envelope_and_holds_no_later_key(grid):
     grid.run(until=2)
     change_roster(grid.made.server, remove=["south"])
