@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from secure_triplay.crypto.identity import Identity, SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, SecureTriplayError
@@ -44,10 +43,7 @@ class Witnesses:
             if held is not None:
                 known.add(held)
         latest = sorted(known, reverse=True)[:_MAX_OWN_HEADS]
-        return tuple(
-            _to_wire(replace(statement, previous_counter=counter, previous_head=head))
-            for counter, head in latest
-        )
+        return tuple(_to_wire(statement.following(self._chain, counter, head)) for counter, head in latest)
 
     def countersign(
         self, heads: Iterable[LedgerHead], note: Callable[[SecureTriplayError], None]
@@ -130,7 +126,7 @@ class Witnesses:
             return False
         entry = self._chain.entries[receipt.counter - 1]
         about = Statement(
-            self._own_key.hex(), entry.counter, entry.head.hex(), entry.time, entry.signature.hex(), 0, ""
+            self._own_key.hex(), entry.counter, entry.head.hex(), entry.time, entry.signature.hex(), 0, "", ""
         )
         try:
             Receipt(receipt.peer_key.hex(), receipt.signature.hex()).verify(about)
@@ -158,6 +154,7 @@ def _to_wire(statement: Statement) -> LedgerHead:
         bytes.fromhex(statement.signature),
         statement.previous_counter,
         bytes.fromhex(statement.previous_head),
+        bytes.fromhex(statement.follows),
     )
 
 
@@ -170,4 +167,5 @@ def _from_wire(head: LedgerHead) -> Statement:
         head.signature.hex(),
         head.previous_counter,
         head.previous_head.hex(),
+        head.follows.hex(),
     )

@@ -43,6 +43,7 @@ class Purpose(Enum):
     APPROVAL = b"approved sum 1"
     ENVELOPE = b"key envelope 1"
     LEDGER = b"ledger entry 1"
+    LEDGER_FOLLOWS = b"ledger head follows 1"
     ANCHOR = b"countersigned head 1"
     EVIDENCE = b"evidence bundle 1"
     ENROLMENT = b"enrolment 1"

@@ -30,7 +30,8 @@ _TRIES = 4
 @dataclass(frozen=True)
 class Statement:
     """One party's head at one counter, in hex, and the last head of it that was countersigned before (0 and
-    zeros).
+    zeros). The party signs its head (`signature`), and that it follows the one before (`follows`): nobody else can
+    say of an older copy that it does.
     """
 
     party_key: str
@@ -40,20 +41,28 @@ class Statement:
     signature: str
     previous_counter: int
     previous_head: str
+    follows: str
 
     @classmethod
     def of(cls, chain: Chain) -> Self:
-        """The head of a chain as it stands, with the party's own signature over it."""
+        """The head of a chain as it stands, with the party's own signatures over it."""
         last = chain.entries[-1]
         before = last_anchored(chain.entries)
-        return cls(
+        previous = (before.counter, before.head) if before else _NOTHING
+        own = (
             chain.identity.public_bytes.hex(),
             last.counter,
             last.head.hex(),
             last.time,
             last.signature.hex(),
-            *((before.counter, before.head) if before else _NOTHING),
         )
+        return cls(*own, *previous, "").following(chain, *previous)
+
+    def following(self, chain: Chain, counter: int, head: str) -> Self:
+        """The same head of this chain, after another one of it, which the caller found in it."""
+        signed = replace(self, previous_counter=counter, previous_head=head)
+        follows = chain.sign(Purpose.LEDGER_FOLLOWS, *signed._following_fields)
+        return replace(signed, follows=follows.hex())
 
     def to_bytes(self) -> bytes:
         """For the way to others: no more than keys, counters and hashes."""
@@ -73,16 +82,35 @@ class Statement:
                 raise ValueError("another encoding")
             if type(statement.previous_counter) is not int or not TIME.fullmatch(statement.time):
                 raise ValueError("another form")
+            _ = statement.moment, statement.noted  # what no entry can say is no statement
             statement.verify()
-        except (ValueError, TypeError, AttributeError, CryptoError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, CryptoError) as error:
             raise ProtocolError(
                 "this is no signed head of a ledger", where="statement", fix="look into whoever sent it"
             ) from error
         return statement
 
     def verify(self) -> None:
-        """Return nothing if the party signed this counter and head. Raises CryptoError."""
+        """Return nothing if the party signed this counter and head, and what it follows. Raises CryptoError."""
         _verify_own(self.party_key, self.counter, self.head, self.signature)
+        party = Identity(bytes.fromhex(self.party_key))
+        party.verify(bytes.fromhex(self.follows), Purpose.LEDGER_FOLLOWS, *self._following_fields)
+
+    @property
+    def moment(self) -> datetime:
+        """When the party says that it wrote this head. Raises ValueError for a time that no clock shows."""
+        return datetime.strptime(self.time, TIME_FORMAT).replace(tzinfo=UTC)
+
+    @property
+    def noted(self) -> Countersigned:
+        """The entry of who countersigns it. Raises ValueError for what no entry can say."""
+        own = {"party_key": self.party_key, "counter": self.counter, "head": self.head}
+        return Countersigned.model_validate({**own, "time": self.time, "signature": self.signature})
+
+    @property
+    def _following_fields(self) -> tuple[bytes, ...]:
+        head, before = bytes.fromhex(self.head), bytes.fromhex(self.previous_head)
+        return self.counter.to_bytes(8), head, self.previous_counter.to_bytes(8), before
 
     @property
     def signed_fields(self) -> tuple[bytes, ...]:
@@ -152,20 +180,13 @@ class PeerAnchor:
             raise ProtocolError(
                 "a party asks that is no member here", where="countersigning", fix="look into the server"
             )
-        off = abs(datetime.strptime(asked.time, TIME_FORMAT).replace(tzinfo=UTC) - self._clock())
+        off = abs(asked.moment - self._clock())
         if off > CLOCK_TOLERANCE:
             raise PrivacyError(
                 f"the clock of a party is off by {off.days} days or more",
                 where="countersigning",
                 fix="set it right there; a budget of another year is not opened by a clock",
             )
-        new = Countersigned(
-            party_key=asked.party_key,
-            counter=asked.counter,
-            head=asked.head,
-            time=asked.time,
-            signature=asked.signature,
-        )
         with self._chain.writing() as append:
             held = _held(self._chain.entries, asked.party_key)
             known = (held.counter, held.head) if held else _NOTHING
@@ -174,7 +195,7 @@ class PeerAnchor:
                 return Held(held.counter, held.head, held.signature)
             # A member seen for the first time is taken at its word; what it shows from here on has to follow.
             if known != (asked.counter, asked.head):
-                append(new)
+                append(asked.noted)
         return self._receipt(asked)
 
     def _receipt(self, asked: Statement) -> Receipt:
@@ -238,7 +259,7 @@ class Anchors:
                         raise _ForkedError(reply.counter)
                     if reply.counter > statement.counter:
                         return receipts, refusals, True
-                    asked = replace(statement, previous_counter=reply.counter, previous_head=reply.head)
+                    asked = statement.following(chain, reply.counter, reply.head)
             except _ForkedError as error:
                 raise PrivacyError(
                     f"others hold entry {error.counter} of this ledger, signed by this site, and this "

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from secure_triplay.crypto.identity import Identity, SigningIdentity
+from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, RunError, SecureTriplayError
 from secure_triplay.ledger.entries import TIME_FORMAT, Body, Entry, Opened, broken
 
@@ -150,9 +150,7 @@ class Chain:
         stands in the way, PrivacyError where the clock shows an earlier year than the last entry.
         """
         if self._signer is None:
-            raise RunError(
-                "this ledger was opened for reading", where=str(self.path), fix="open it with the site's key"
-            )
+            raise _for_reading(self.path)
         signer = self._signer
         pending: list[Entry] = []
         with _explained(self.path):
@@ -204,6 +202,12 @@ class Chain:
         """One more entry, on disk when this returns. Raises as `writing` does."""
         with self.writing() as append:
             return append(body)
+
+    def sign(self, purpose: Purpose, *fields: bytes) -> bytes:
+        """Signature `(64,)` of the party whose chain this is. Raises RunError where it was opened for reading."""
+        if self._signer is None:
+            raise _for_reading(self.path)
+        return self._signer.sign(purpose, *fields)
 
     def close(self) -> None:
         """Give the file back."""
@@ -274,6 +278,10 @@ def _require_version(path: Path, version: int) -> None:
             fix="go on with the version that wrote it; a chain cannot be put into another form, since its party and "
             "others signed it as it is",
         )
+
+
+def _for_reading(path: Path) -> RunError:
+    return RunError("this ledger was opened for reading", where=str(path), fix="open it with the site's key")
 
 
 def _entry(row: tuple[object, ...]) -> Entry:

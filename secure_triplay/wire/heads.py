@@ -23,6 +23,7 @@ class LedgerHead:
     signature: bytes
     previous_counter: int
     previous_head: bytes
+    follows: bytes
 
     def __post_init__(self) -> None:
         require(is_bytes(self.party_key, IDENTITY_BYTES), "an identity has 32 bytes", LedgerHead)
@@ -31,11 +32,15 @@ class LedgerHead:
         heads = is_bytes(self.head, _HEAD_BYTES) and is_bytes(self.previous_head, _HEAD_BYTES)
         require(heads, "a head has 32 bytes", LedgerHead)
         require(is_text(self.time, _TIME), "a time is an hour in UTC", LedgerHead)
-        require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", LedgerHead)
+        signed = is_bytes(self.signature, SIGNATURE_BYTES) and is_bytes(self.follows, SIGNATURE_BYTES)
+        require(signed, "a signature has 64 bytes", LedgerHead)
 
     def verify(self) -> None:
-        """Return nothing if the party signed this counter and head. Raises CryptoError."""
-        Identity(self.party_key).verify(self.signature, Purpose.LEDGER, self.counter.to_bytes(8), self.head)
+        """Return nothing if the party signed this counter and head, and what it follows. Raises CryptoError."""
+        party, own = Identity(self.party_key), (self.counter.to_bytes(8), self.head)
+        party.verify(self.signature, Purpose.LEDGER, *own)
+        before = self.previous_counter.to_bytes(8), self.previous_head
+        party.verify(self.follows, Purpose.LEDGER_FOLLOWS, *own, *before)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.identity import Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, ProtocolError
 from secure_triplay.ledger.anchor import Held, PeerAnchor, Receipt, Statement, verify_anchored
 from secure_triplay.ledger.budget import Limits
@@ -50,6 +50,30 @@ def test_a_restored_older_ledger_is_refused_before_it_spends(ledger, folder, pee
         reserve(old, 2)
         with pytest.raises(PrivacyError, match="older copy, a clone"):
             old.anchor([peer])
+
+
+def test_whoever_carries_an_older_copys_heads_cannot_say_that_they_follow(
+    ledger, folder, peer, tmp_path, identity, clock
+):
+    reserve(ledger, 1)
+    ledger.anchor([peer])
+    backup = copied(folder, tmp_path / "backup")
+    reserve(ledger, 2)
+    held = ledger.statement()
+    ledger.anchor([peer])
+    ledger.close()
+    with Ledger.open(backup, identity, clock=clock) as old:
+        for number in (2, 3, 4):
+            reserve(old, number)
+        honest = old.statement()
+        assert honest.counter > held.counter
+        assert isinstance(peer.countersign(honest.to_bytes()), Held)
+        for follows in (honest.follows, held.follows, honest.signature):
+            forged = dataclasses.replace(
+                honest, previous_counter=held.counter, previous_head=held.head, follows=follows
+            )
+            with pytest.raises(ProtocolError):
+                peer.countersign(forged.to_bytes())
 
 
 def test_of_two_clones_only_one_goes_on(ledger, folder, peer, tmp_path, identity, clock):
@@ -186,6 +210,22 @@ def test_strangers_forgeries_and_noise_are_not_countersigned(ledger, peer, make,
         with pytest.raises(ProtocolError):
             peer.countersign(content)
     assert not [entry for entry in peer._chain.entries if isinstance(entry.body, Countersigned)]
+
+
+@pytest.mark.parametrize("time", ["2026-99-99T12:00:00Z", "0000-01-01T00:00:00Z"])
+def test_a_time_that_no_clock_shows_is_refused_like_any_other_noise(ledger, peer, time):
+    """No signature of the party covers the time: whoever carries a head can change it."""
+    statement = dataclasses.replace(ledger.statement(), time=time)
+    with pytest.raises(ProtocolError):
+        peer.countersign(statement.to_bytes())
+
+
+def test_a_counter_that_no_entry_has_is_refused_like_any_other_noise(ledger, peer, identity):
+    counter, head = 2**31 + 1, "ab" * 32
+    signature = identity.sign(Purpose.LEDGER, counter.to_bytes(8), bytes.fromhex(head)).hex()
+    made = dataclasses.replace(ledger.statement(), counter=counter, head=head, signature=signature)
+    with pytest.raises(ProtocolError):
+        peer.countersign(made.following(ledger.chain, 0, "00" * 32).to_bytes())
 
 
 def test_too_few_countersignatures_stop_the_release(ledger, peer):
