@@ -125,7 +125,8 @@ class Masked:
 
     def share(self, number: int, keys: tuple[MaskKeys, ...]) -> SealedShares | None:
         """Sealed shares; a list of keys that cannot be used leaves this site out of the round, and is noted."""
-        if number <= self._applied or self._me.name not in names_of(keys):
+        # an honest server asks for the round after the one whose sum is due here, or for that one
+        if not self._applied < number <= self._applied + 2 or self._me.name not in names_of(keys):
             return None
         try:
             return self._site(number).share(keys)

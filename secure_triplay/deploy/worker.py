@@ -170,7 +170,7 @@ class SiteWorker:
     def _hand_over(self, message: StateWanted) -> StateOffered:
         """Confirm this site's state to a new one, and seal it where asked."""
         of, found = (message.study, message.epoch), self._ceremony.keys()
-        kept = self._vault(message.epoch).load(_START_STATE)
+        kept = self._vault(self._ceremony.epoch).load(_START_STATE)
         if of != (self._ceremony.study, self._ceremony.epoch) or found is None or kept is None:
             raise ProtocolError(
                 "a state of another epoch is wanted", where="server's message", fix="look into the server"

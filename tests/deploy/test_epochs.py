@@ -24,6 +24,7 @@ from secure_triplay.client.kept import ROUND, keep_revealed
 from secure_triplay.client.keys import load_keys
 from secure_triplay.client.vault import Vault
 from secure_triplay.crypto.double import DoubleSigner
+from secure_triplay.crypto.masking.messages import MaskKeys
 from secure_triplay.deploy.ceremony import RECIPIENT
 from secure_triplay.deploy.light import N_PARAMS, Fixed, update_of
 from secure_triplay.deploy.server import change_roster, finished, status
@@ -32,7 +33,7 @@ from secure_triplay.deploy.worker import STATE, SiteWorker
 from secure_triplay.errors import ProtocolError, RunError
 from secure_triplay.federation.ceremony import Deliver, Summon
 from secure_triplay.federation.documents import keys_of
-from secure_triplay.federation.handover import StateGiven
+from secure_triplay.federation.handover import StateGiven, StateWanted
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.books import Reservation
@@ -485,6 +486,17 @@ def test_an_update_taken_into_an_epoch_that_did_not_begin_is_forgotten_once_the_
     grid.workers["north"]._follow(replace(summon, base=2, fresh=True))
     for name in ("carried", "update", "start"):
         assert vault(grid, "north", 2).load(name) is None
+
+
+def test_questions_about_epochs_and_rounds_that_are_not_due_leave_nothing_on_a_sites_disk(grid):
+    grid.run(until=1)
+    north = grid.workers["north"]
+    study, folder = north._joined.study.sha256, north._joined.folder / STATE
+    before = sorted(folder.rglob("*"))
+    made_up = MaskKeys("north", b"s" * 32, b"m" * 32, b"c" * 32, b"g" * 64)
+    north.answer(StateWanted(study, 2**31, 0, False).to_bytes())
+    north.answer(Witness(study, 1, 40, (), None, (made_up,)).to_bytes())
+    assert sorted(folder.rglob("*")) == before
 
 
 def holds_own(grid: DictionaryGrid, name: str, rounds: int) -> None:
