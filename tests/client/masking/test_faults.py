@@ -7,7 +7,8 @@ import pytest
 
 from secure_triplay.client.masking import MaskingSite
 from secure_triplay.client.vault import Vault, new_storage_key
-from secure_triplay.crypto.masking import MaskKeys, Revealed, SealedShares
+from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.masking import MaskContext, MaskingParameters, MaskKeys, Revealed, SealedShares
 from secure_triplay.crypto.masking.messages import lists_hash, members_hash
 from secure_triplay.errors import CryptoError, ProtocolError
 
@@ -60,6 +61,29 @@ def test_keys_under_another_name_of_another_round_or_twice_are_refused(new_round
         with pytest.raises(REFUSED):
             site.share(keys)
     assert site.share(this.keys).site == "site-00"
+
+
+OTHERS = {
+    "study": "cd" * 32,
+    "epoch": 2,
+    "round": 2,
+    "roster": {f"site-{at:02d}": SigningIdentity.generate().identity for at in range(4)},
+    "parameters": MaskingParameters.choose(4, colluders=0, dropouts=0, threshold=4),
+    "graph_seed": b"another seed",
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MaskContext)])
+def test_keys_that_a_site_signed_for_one_round_hold_in_nothing_that_differs_from_it(new_round, field):
+    """Least of all in the same round under the next epoch's key."""
+    this = until(new_round(4, threshold=3), "share")
+    other = OTHERS[field]
+    if field == "roster":  # the same site among others
+        other = {**other, "site-00": this.context.roster["site-00"]}
+    elsewhere = dataclasses.replace(this.context, **{field: other})
+    this.keys[0].verify(this.context)
+    with pytest.raises(CryptoError):
+        this.keys[0].verify(elsewhere)
 
 
 def test_keys_of_small_order_are_refused_by_server_and_site(new_round):

@@ -207,6 +207,23 @@ def test_a_site_that_was_declared_lost_is_not_unmasked(new_round):
         assert ((counts - len(rest) / 16) ** 2 / (len(rest) / 16)).sum() < 59.0
 
 
+def test_nothing_that_a_site_publishes_is_a_key_of_its_masks(new_round, monkeypatch):
+    """What it signs of its self mask's seed follows from that seed too, and the server has it from the start."""
+    used = []
+
+    def watched(total, masks):
+        used.extend(key for key, _ in masks)
+        add_masks(total, masks)
+
+    monkeypatch.setattr("secure_triplay.client.masking.site.add_masks", watched)
+    this = new_round(3)
+    assert this.run().tolist() == this.plain_sums()
+    assert (len(used), len(set(used))) == (9, 6)  # each site's own mask, and three pairs from either side
+    public = {part for one in this.keys for part in (one.seal_key, one.mask_key, one.self_mask_check)}
+    assert len(public) == 9
+    assert public.isdisjoint(used)
+
+
 def test_secrets_of_two_rounds_have_nothing_in_common(new_round):
     """The very same site, roster and store: nothing of round 1 is drawn again in round 2."""
     one, two = new_round(3, number=1), new_round(3, number=2)
