@@ -455,6 +455,17 @@ def test_failed_checks_destroy_mask_secrets_with_the_epochs_key(federation):
     assert not (state / "keys").exists()
 
 
+def test_shares_asked_for_without_a_quorum_count_as_failed_checks(federation):
+    until(federation, "unmask", 1)
+    federation.server.begin(federation.sites)
+    state = federation.sites[0].folder / "state"
+    for _ in range(3):
+        assert (state / "keys").exists()
+        assert answer(federation, 0, Unmask(STUDY, EPOCH, 1, ())) == Declined()
+    assert not list(state.glob("mask-*"))
+    assert not (state / "keys").exists()
+
+
 def test_a_study_with_a_shared_key_takes_no_masked_sum_and_a_masked_one_no_plain_sum(tmp_path):
     with closing(Federation(tmp_path / "plain", 3, rounds=1)) as plain:
         while plain.server.exchange.kind != "witness" or plain.server.exchange.round < 1:

@@ -240,6 +240,35 @@ def test_what_a_site_catches_up_with_is_checked_like_any_sum(federation, bad, mo
     assert federation.states()[3].round == 0
 
 
+def test_a_round_that_a_site_caught_up_with_has_no_second_sum_there(federation):
+    """It signed none of it, and opened one: the other would have updates enter two sums all the same."""
+    uploads = list(uploads_of_round_1(federation).values())
+    one, other = summed(federation, uploads), summed(federation, uploads[1:])
+    opened = Closed(one, signed_by(federation, one, 1, 2, 3))
+    assert ask(federation, 0, CatchUp(STUDY, EPOCH, (opened,))) == Behind(STUDY, EPOCH, 1)
+    for restart in (False, True):
+        if restart:
+            federation.boot(0)
+        assert ask(federation, 0, witness(other)) == Declined()
+        assert ask(federation, 0, witness(one)).signature
+
+
+def test_a_site_that_signed_one_sum_opens_no_other_that_a_quorum_signed(federation, monkeypatch):
+    uploads = list(uploads_of_round_1(federation).values())
+    one, other = summed(federation, uploads), summed(federation, uploads[:3])
+    assert ask(federation, 0, witness(one)).signature
+    federation.boot(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "secure_triplay.client.ckks.CkksSecretKey.decrypt", lambda *args: pytest.fail("decrypted")
+        )
+        closed = Closed(other, signed_by(federation, other, 1, 2, 3))
+        assert ask(federation, 0, CatchUp(STUDY, EPOCH, (closed,))) == Declined()
+    assert federation.states()[0].round == 0
+    closed = Closed(one, signed_by(federation, one, 1, 2, 3))
+    assert ask(federation, 0, CatchUp(STUDY, EPOCH, (closed,))) == Behind(STUDY, EPOCH, 1)
+
+
 def test_everybody_may_lose_all_memory_whenever_a_round_was_closed(tmp_path):
     with closing(Federation(tmp_path, 3, rounds=2)) as federation:
         while not federation.server.finished:
@@ -293,6 +322,19 @@ def test_failed_checks_destroy_the_epochs_key_and_nothing_else_is_said(federatio
     assert federation.ask(0, witness(good).to_bytes()).reply == DECLINED
     assert federation.ask(0, Train(STUDY, EPOCH, 1).to_bytes()).reply == DECLINED
     assert ask(federation, 1, witness(good)).signature
+
+
+@pytest.mark.parametrize("way", ["opening", "catching up"])
+def test_a_sum_that_fails_its_checks_counts_whichever_way_it_came(federation, way):
+    good = summed(federation, list(uploads_of_round_1(federation).values()))
+    assert ask(federation, 0, witness(good)).signature
+    few = signed_by(federation, good, 0, 1)
+    bad = Train(STUDY, EPOCH, 2, few) if way == "opening" else CatchUp(STUDY, EPOCH, (Closed(good, few),))
+    keys = federation.sites[0].folder / "state" / "keys"
+    for _ in range(MAX_FAILURES):
+        assert keys.exists()
+        assert ask(federation, 0, bad) == Declined()
+    assert not keys.exists()
 
 
 def test_a_policy_that_refuses_trains_nothing_and_tells_the_server_no_reason(federation):
