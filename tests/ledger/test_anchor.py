@@ -12,7 +12,7 @@ from secure_triplay.crypto.identity import Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, ProtocolError
 from secure_triplay.ledger.anchor import Held, PeerAnchor, Receipt, Statement, verify_anchored
 from secure_triplay.ledger.budget import Limits
-from secure_triplay.ledger.entries import Countersigned
+from secure_triplay.ledger.entries import Anchored, Countersigned
 from secure_triplay.ledger.ledger import NAME, TRAINING, Ledger, Release
 from secure_triplay.ledger.log import AuditLog, cross_check
 from secure_triplay.privacy.mechanisms import DpSgdCharge
@@ -181,13 +181,30 @@ def test_a_peer_forgets_no_head_over_a_restart(ledger, folder, tmp_path, identit
             old.anchor([PeerAnchor(signer, log.chain, [identity.identity], clock)])
 
 
-def test_a_clock_set_ahead_is_not_countersigned(ledger, peer, clock):
-    honest = clock.now
-    clock.now += timedelta(days=60)
+def test_a_head_that_says_it_follows_a_later_one_is_not_countersigned(ledger, peer):
+    """An older copy that was told what the peer holds, and puts it in front of itself."""
     reserve(ledger, 1)
-    clock.now = honest
+    old = ledger.statement()
+    reserve(ledger, 2)
+    late = ledger.statement()
+    assert old.counter < late.counter
+    assert isinstance(peer.countersign(late.to_bytes()), Receipt)
+    lie = dataclasses.replace(old, previous_counter=late.counter, previous_head=late.head)
+    held = peer.countersign(lie.to_bytes())
+    assert isinstance(held, Held)
+    assert (held.counter, held.head) == (late.counter, late.head)
+
+
+@pytest.mark.parametrize("days", [60, 2, -2, -400])
+def test_a_clock_set_ahead_or_back_is_not_countersigned(ledger, peer, clock, days):
+    """Ahead lies next year's budget, and back what is left of last year's."""
+    honest = clock.now
+    statement = ledger.statement()
+    clock.now = honest - timedelta(days=days)
     with pytest.raises(PrivacyError, match="clock"):
-        peer.countersign(ledger.statement().to_bytes())
+        peer.countersign(statement.to_bytes())
+    clock.now = honest
+    assert isinstance(peer.countersign(statement.to_bytes()), Receipt)
 
 
 def test_strangers_forgeries_and_noise_are_not_countersigned(ledger, peer, make, identity):
@@ -247,6 +264,19 @@ def test_a_sites_own_signature_is_no_anchor(ledger, identity, tmp_path, clock):
         reserve(ledger, 1)
         with pytest.raises(PrivacyError, match="0 others"):
             ledger.anchor([own])
+
+
+def test_a_sites_own_receipt_in_its_chain_counts_for_nobody(ledger, peer, identity):
+    """Whoever writes a ledger can put one there; an auditor reads who else countersigned."""
+    reserve(ledger, 1)
+    last = ledger.chain.entries[-1]
+    statement = ledger.statement()
+    own = PeerAnchor(identity, peer._chain, [identity.identity])._receipt(statement)
+    receipts = {own.peer_key: own.signature}
+    ledger.chain.append(
+        Anchored(counter=last.counter, head=last.head.hex(), time=last.time, receipts=receipts)
+    )
+    assert verify_anchored(ledger.chain.entries) == {last.counter: frozenset()}
 
 
 def test_one_peer_asked_twice_is_one_peer(ledger, peer):

@@ -15,6 +15,8 @@ from secure_triplay.errors import CryptoError, RunError, SecureTriplayError
 from secure_triplay.ledger.entries import KINDS, Decided, Entry, Opened, canonical, verify_chain
 from secure_triplay.ledger.log import NAME, AuditLog
 
+PRAGMAS = {"synchronous": 2, "journal_mode": "wal"}
+
 
 @pytest.fixture
 def path(tmp_path, identity):
@@ -38,6 +40,13 @@ def refused(path, identity):
     with pytest.raises(CryptoError) as caught:
         AuditLog.open(path.parent, identity)
     return caught.value.what
+
+
+def test_whoever_writes_the_chain_waits_for_the_disk_at_each_entry(path, identity):
+    """SQLite's own words for it: write-ahead log, `synchronous` FULL, 2; at NORMAL a power cut takes entries back."""
+    with AuditLog.open(path.parent, identity) as log:
+        found = {name: log.chain._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in PRAGMAS}
+    assert found == PRAGMAS
 
 
 def test_the_file_itself_refuses_to_change_or_delete(path):

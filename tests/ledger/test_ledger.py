@@ -14,7 +14,7 @@ from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, RunError
 from secure_triplay.ledger import budget
 from secure_triplay.ledger.budget import Limits, Spend, Unprotected
-from secure_triplay.ledger.entries import KINDS, Decided, Settled
+from secure_triplay.ledger.entries import Anchored, Decided
 from secure_triplay.ledger.ledger import NAME, TRAINING, Ledger, Release
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.mechanisms import DpSgdCharge, GaussianCharge
@@ -278,10 +278,27 @@ def test_the_ledger_of_another_key_is_refused_in_words(ledger, folder):
 
 
 def test_charges_and_releases_are_never_written_by_hand(ledger):
-    with pytest.raises(PrivacyError, match="by hand"):
-        ledger.record(Settled(reservation=1, released_sha256="a" * 64))
-    ledger.record(Decided(what="a member left", by="Dr. Officer"))
-    assert set(KINDS) >= {entry.kind for entry in ledger.chain.entries}
+    ledger.settle(reserve(ledger), b"bytes")
+    receipt = Anchored(counter=1, head="a" * 64, time="x", receipts={})
+    bodies = {body.kind: body for body in (*(entry.body for entry in ledger.chain.entries), receipt)}
+    assert set(bodies) == {"opened", "policy adopted", "study approved", "reserved", "settled", "anchored"}
+    before = len(ledger.chain.entries)
+    for body in bodies.values():
+        with pytest.raises(PrivacyError, match="by hand"):
+            ledger.record(body)
+    assert len(ledger.chain.entries) == before
+    assert ledger.record(Decided(what="a member left", by="Dr. Officer")).counter == before + 1
+
+
+def test_nothing_is_settled_in_a_ledger_that_was_replaced_under_the_running_study(ledger, make):
+    """The other ledger has a charge at the very same place, of another release."""
+    made = reserve(ledger, 1)
+    with make("other") as other:
+        there = reserve(other, 2)
+        assert there.counter == made.counter
+        with pytest.raises(PrivacyError, match="replaced under the running study"):
+            other.settle(made, b"bytes")
+        assert other.books.reservations[there.counter].released_sha256 is None
 
 
 def test_the_settled_hash_is_of_what_leaves(ledger):
