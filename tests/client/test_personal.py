@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from secure_triplay.client.kept import carry_own, count_own, keep_update, kept_update
+from secure_triplay.client.kept import ROUND, carry_own, carry_update, count_own, keep_update, kept_update
+from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import OwnUpdates, personal_adapter, why_none
 from secure_triplay.client.round import Learned
 from secure_triplay.client.vault import Vault, new_storage_key
@@ -207,3 +208,22 @@ def test_a_study_that_begins_anew_in_the_next_epoch_begins_with_no_updates(vault
     carry_own(vault, later[0], 2, N)
     carry_own(vault, later[1], 0, N)
     assert (count_own(later[0], 2, N).count, count_own(later[1], 0, N).count) == (2, 0)
+
+
+@pytest.mark.parametrize("upload", [None, 1])
+def test_an_update_that_never_left_is_trained_anew_in_the_next_epoch_where_it_is_settled(
+    vault, tmp_path, upload
+):
+    """What is carried goes out under the old charge, so nothing is that no charge was settled with."""
+    later = Vault(tmp_path / "later", new_storage_key(), study="ab" * 32, epoch=2)
+    state = GlobalState(1, np.zeros(N), np.zeros(N), np.zeros(N))
+    keep_update(vault, 2, kept(updates(1)[0]))
+    if upload is not None:  # of the round before
+        vault.save("upload", ROUND.pack(upload) + b"ciphertext")
+    carry_update(vault, later, state)
+    assert later.load("carried") is None
+    assert kept_update(later) is None
+    vault.save("upload", ROUND.pack(2) + b"ciphertext")
+    carry_update(vault, later, state)
+    assert later.load("carried") == ROUND.pack(2)
+    assert (kept_update(later, 2)[1].integers == kept(None).integers).all()
