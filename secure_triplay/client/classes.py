@@ -14,14 +14,17 @@ its first round, so the first head of its ledger that others countersign has the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secure_triplay.client.journal import Journal
 from secure_triplay.client.vault import Vault
+from secure_triplay.config import Study
 from secure_triplay.errors import CryptoError, PrivacyError
 from secure_triplay.ledger.books import Reservation
+from secure_triplay.prepare import class_count_rule
 from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
 from secure_triplay.privacy.noise import NoiseSource
 
@@ -36,6 +39,24 @@ class Charges(Protocol):
 
     def settle(self, reservation: Reservation, content: bytes) -> None:
         """Note the hash of what was made under a reservation. Raises PrivacyError for a second one."""
+
+
+@runtime_checkable
+class KnowsClasses(Protocol):
+    """Whatever can say what classes this site trains on."""
+
+    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
+        """Labels (n,) of its training records, at most so many of each patient."""
+
+
+def count_own_classes(
+    study: Study, vault: Vault, accounts: Charges, learns: object, journal: Journal
+) -> None:
+    """Count the site's classes where the study asks for it: charged, noised, kept in the vault. Raises CryptoError."""
+    rule = class_count_rule(study)
+    if rule is not None and isinstance(learns, KnowsClasses):
+        labels = learns.class_labels(rule.records_per_unit)
+        count_classes(vault, accounts, rule, labels, len(study.classes), NoiseSource(), journal.write)
 
 
 def count_classes(

@@ -22,8 +22,10 @@ from secure_triplay.client.accounts import SimulatedAccounts
 from secure_triplay.client.job import Job
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import EpochKeys, Roster, make_keys, open_keys
+from secure_triplay.client.learns import SiteLearner, load_site
+from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import FOLDER
-from secure_triplay.client.serve import SiteSetup, load_site, serve_site
+from secure_triplay.client.serve import SiteSetup, serve_site
 from secure_triplay.client.vault import Vault, new_storage_key
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.envelope import EnvelopeKey
@@ -98,19 +100,14 @@ def _take_part(job: Job, control: Connection, journal: Journal) -> None:
         keys=keys,
         vault=Vault(vault, new_storage_key(), study=study.sha256, epoch=job.epoch),
         accounts=accounts,
-        folder=job.folder,
         socket_path=job.socket_path,
-        quorum=len(study.sites),
-        threads=job.threads,
-        stop_on_refusal=True,
-        reply_after_s=0.0,
     )
-    outcome = serve_site(setup, loaded, journal, lambda: control.send("ready"))
+    learns = SiteLearner(loaded, journal)
+    outcome = serve_site(setup, learns, journal, lambda: control.send("ready"))
     shutil.rmtree(vault)
-    loaded.model.adapter.save(job.folder / "adapter")
+    learns.save(outcome.state, job.folder / "adapter")
     if outcome.personal is not None:
-        loaded.model.adapter.load_vector(outcome.personal.adapter)
-        loaded.model.adapter.save(job.folder / FOLDER)
+        learns.save(GlobalState.start(outcome.personal.adapter), job.folder / FOLDER)
         write_personal_card(study, job.site, outcome.own_rounds, job.folder / FOLDER, outcome.personal.bias)
     accounts.export(job.folder / "evidence")
     journal.write(

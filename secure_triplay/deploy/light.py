@@ -16,7 +16,7 @@ from secure_triplay.client.journal import Journal
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.published import Published
 from secure_triplay.config import Study
-from secure_triplay.deploy.answering import ending_plainly
+from secure_triplay.deploy.ending import ending_plainly
 from secure_triplay.deploy.site import start_site
 from secure_triplay.deploy.worker import run_worker
 from secure_triplay.federation.join import JoinedStudy

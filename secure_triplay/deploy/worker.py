@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.client.accounts import LedgerAccounts
+from secure_triplay.client.answering import listening, serve_one
+from secure_triplay.client.classes import count_own_classes
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.kept import carry_own, carry_update, forget_carried, require_unopened
 from secure_triplay.client.keys import EpochKeys
@@ -34,10 +36,10 @@ from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
-from secure_triplay.deploy.answering import ending_plainly, listening, serve_one
 from secure_triplay.deploy.ceremony import SiteCeremony, end_epoch
+from secure_triplay.deploy.ending import ending_plainly
 from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
-from secure_triplay.deploy.own import count_own_classes, write_personal
+from secure_triplay.deploy.own import write_personal
 from secure_triplay.errors import ProtocolError, SecureTriplayError
 from secure_triplay.federation.ceremony import Deliver, MakeKeys, Opened, Summon
 from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted, needed
@@ -401,7 +403,7 @@ def run_worker(
 
 def main() -> None:
     """Body of the process that `secure-triplay site start` keeps alive."""
-    from secure_triplay.deploy.learns import load_learner
+    from secure_triplay.client.learns import load_learner
 
     folder, study = sys.argv[1:3]
     with ending_plainly():

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from secure_triplay.client.answering import listening
 from secure_triplay.client.app import ask_worker
 from secure_triplay.client.frames import receive_frame, send_frame
-from secure_triplay.deploy.answering import listening
 from secure_triplay.deploy.processes import Kept
 from secure_triplay.deploy.superlinkmain import may_pass
 from secure_triplay.errors import RunError

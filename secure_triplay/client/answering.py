@@ -1,17 +1,15 @@
-"""The socket on which a site's resident worker answers its shim, and how its process ends."""
+"""The socket on which a site's resident worker answers its shim, in a simulation as in a real federation."""
 
 from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from secure_triplay.client.frames import receive_frame, send_frame
-from secure_triplay.errors import ProtocolError, SecureTriplayError
+from secure_triplay.errors import ProtocolError
 from secure_triplay.wire import Witness
 from secure_triplay.wireformat import MAGIC, VERSION
 
@@ -45,15 +43,3 @@ def listening(path: Path) -> socket.socket:
     path.chmod(0o600)
     listener.listen(16)
     return listener
-
-
-@contextmanager
-def ending_plainly() -> Iterator[None]:
-    """The body of a worker's process: what fails in it is one line and its exit code, and Ctrl-C is 130."""
-    try:
-        yield
-    except SecureTriplayError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
