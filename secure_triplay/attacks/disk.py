@@ -21,7 +21,6 @@ from secure_triplay.attacks.key_recovery import key_coefficients
 from secure_triplay.attacks.memory import Needle, Searched, search_folder
 from secure_triplay.attacks.scene import Sites, key_ceremony
 from secure_triplay.client.keys import EpochKeys
-from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import unpack60
 from secure_triplay.crypto.parameters import ID_BYTES
 from secure_triplay.privacy.noise import NoiseSource
@@ -45,8 +44,8 @@ def key_needles(keys: EpochKeys) -> tuple[Needle, ...]:
     )
 
 
-def update_needles(updates: Mapping[str, Vector], codec: Codec) -> tuple[Needle, ...]:
-    """SECRET. Each site's update as float32, float64, and as integers (those that rounding cannot change)."""
+def update_needles(updates: Mapping[str, Vector]) -> tuple[Needle, ...]:
+    """SECRET. Each site's update as float32, as float64, and its first values as they are printed."""
     found: list[Needle] = []
     for site, update in updates.items():
         what = f"the update of {site}"
@@ -56,11 +55,9 @@ def update_needles(updates: Mapping[str, Vector], codec: Codec) -> tuple[Needle,
     return tuple(found)
 
 
-def search_server_folder(
-    folder: Path, keys: EpochKeys, updates: Mapping[str, Vector], codec: Codec
-) -> Searched:
+def search_server_folder(folder: Path, keys: EpochKeys, updates: Mapping[str, Vector]) -> Searched:
     """What a server's folder, such as `server/` of a run, holds of the sites' secrets."""
-    return search_folder(folder, (*key_needles(keys), *update_needles(updates, codec)), "server")
+    return search_folder(folder, (*key_needles(keys), *update_needles(updates)), "server")
 
 
 def serve_a_round(sites: Sites, updates: Mapping[str, Vector], folder: Path) -> None:
@@ -78,17 +75,17 @@ def run(setting: Setting) -> Outcome:
     """Search the disk of an honest server, and of one on which a debugging line left an update."""
     started = time.perf_counter()
     sites = key_ceremony(setting.study, N_PARAMS)
-    rng, codec = np.random.default_rng(setting.seed), sites.codec
-    updates = {site: rng.normal(0, codec.limit / 16, N_PARAMS).astype(np.float32) for site in sites.signers}
+    rng, limit = np.random.default_rng(setting.seed), sites.codec.limit
+    updates = {site: rng.normal(0, limit / 16, N_PARAMS).astype(np.float32) for site in sites.signers}
     with tempfile.TemporaryDirectory(prefix="secure-triplay-disk-") as name:
         folder = Path(name) / "server"
         serve_a_round(sites, updates, folder)
         setting.tell(1, 3)
-        honest = search_server_folder(folder, sites.keys, updates, codec)
+        honest = search_server_folder(folder, sites.keys, updates)
         setting.tell(2, 3)
         (folder / "debug.npy").write_bytes(next(iter(updates.values())).tobytes())
         (folder / "context.bin").write_bytes(sites.keys.ckks.to_envelope_bytes())
-        careless = search_server_folder(folder, sites.keys, updates, codec)
+        careless = search_server_folder(folder, sites.keys, updates)
         setting.tell(3, 3)
     found = {hit.where for hit in careless.hits}
     control = Control(
@@ -108,7 +105,7 @@ def run(setting: Setting) -> Outcome:
         bound_is="the server has ciphertexts, signatures and counts, and no key",
         note="; ".join(f"{hit.what} as {hit.form} in {hit.where}" for hit in honest.hits)
         or "every received byte and the sum were kept, and searched with the event log",
-        figures={"needles": len(key_needles(sites.keys)) + len(update_needles(updates, codec))},
+        figures={"needles": len(key_needles(sites.keys)) + len(update_needles(updates))},
     )
     return Outcome((control,), (finding,), ("swap space and core dumps of the server",))
 

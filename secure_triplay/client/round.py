@@ -76,9 +76,8 @@ class Member:
     """What one site works with in every round.
 
     `weights` are public constants of the study, by site. `quorum` is the fewest sites of a sum and of signatures
-    under it; `witnesses` the fewest peers that countersigned a charge before it is spent. `allow` is the site's own
-    policy: the reasons for which it refuses to train a round, none to go on. `base` is the last round of the key
-    epoch before this one.
+    under it. `allow` is the site's own policy: the reasons for which it refuses to train a round, none to go on. `base`
+    is the last round of the key epoch before this one.
     Where sites train different `ranks`, each column's mean is over those that train it.
     Where an accuracy is `published`, the last of the `rounds` counts and trains nothing. `masking` are the masks'
     parameters; None is a shared key. With `keeps_own` the site remembers its own updates, for a personal adapter.
@@ -99,7 +98,6 @@ class Member:
     keys: EpochKeys
     accounts: Accounts
     note: Callable[..., None]
-    witnesses: int = 1
     allow: Callable[[int], Iterable[str]] = _allow_everything
     base: int = 0
     published: Published | None = None
@@ -113,8 +111,8 @@ class Member:
 
     @property
     def witnesses_due(self) -> int:
-        """`witnesses`, or as many as there are others."""
-        return min(self.witnesses, len(self.plan.sites) - 1)
+        """How many peers have to countersign a charge before it is spent: one, where there is another site."""
+        return min(1, len(self.plan.sites) - 1)
 
     def counts_in(self, round_number: int) -> Published | None:
         """What is released in the count round; None in a round that trains."""

@@ -30,7 +30,7 @@ from secure_triplay.crypto.double import DoubleIdentity, DoubleSigner
 from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.errors import CryptoError, ProtocolError
 from secure_triplay.federation.ceremony import Deliver, MakeKeys, Offer, Offers, Opened, Sealed, Summon
-from secure_triplay.wire import SessionPlan, Site
+from secure_triplay.wire import SessionPlan
 
 RECIPIENT, OFFER, SEALED, PLAN, DELIVERED = "recipient-key", "offer", "sealed", "plan", "delivered"
 
@@ -171,7 +171,7 @@ class SiteCeremony:
             name=head.key_id,
             key=EnvelopeKey.from_private_bytes(kept),
         )
-        return keys, self._plan(head.key_id)
+        return keys, roster.plan(head.key_id, self.codec.n_chunks)
 
     def _roster(self, offers: Offers) -> Roster:
         offers.require_all(self.study, self.epoch, self.bundle_sha256, self.members)
@@ -183,10 +183,6 @@ class SiteCeremony:
             site: (both.identity.public_bytes, by_site[site].recipient) for site, both in self.members.items()
         }
         return Roster.of(self.study, self.epoch, keys)
-
-    def _plan(self, key_id: bytes) -> SessionPlan:
-        sites = tuple(Site(name, both.identity) for name, both in self.members.items())
-        return SessionPlan(self.study, key_id, self.epoch, self.codec.n_chunks, sites)
 
 
 def end_epoch(vault: Vault) -> None:

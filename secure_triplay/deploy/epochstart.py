@@ -25,7 +25,7 @@ from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffer
 from secure_triplay.federation.relay import Relay
 from secure_triplay.server.archive import Archive
 from secure_triplay.server.carrier import Carrier
-from secure_triplay.wire import MAX_CATCH_UP_BYTES, Behind, CatchUp, SessionPlan
+from secure_triplay.wire import Behind, SessionPlan
 
 EVENTS, NODES = "ceremony.jsonl", "nodes.json"
 DECLINED_S = 5.0
@@ -150,20 +150,15 @@ class EpochStart:
 
     def _catch_up(self, node: int, behind: Behind) -> bytes:
         """The closed rounds of the epoch before that a site still has to apply, or the summons once it has all."""
-        study, base = self._relay.bundle.study_sha256, self._relay.base
+        base = self._relay.base
         if behind.epoch != self._before or self._archive is None:
             self._fresh.add(node)
             return self._relay.summon_fresh
         if behind.round >= base:
             return self._relay.summon
-        closed, size = [], 0
-        for number in range(behind.round + 1, base + 1):
-            closed.append(self._archive.closed(number))
-            size += len(closed[-1].total.to_bytes())
-            if size > MAX_CATCH_UP_BYTES:
-                break
-        self._note("catching up", bytes=size)
-        return CatchUp(study, self._before, tuple(closed)).to_bytes()
+        missing = self._archive.catch_up(behind.round, base).to_bytes()
+        self._note("catching up", bytes=len(missing))
+        return missing
 
     def _sealed(self, node: int, content: bytes) -> None:
         self._relay = self._relay.take_sealed(content)

@@ -341,7 +341,6 @@ class SiteWorker:
             keys=keys,
             accounts=accounts,
             note=self._journal.write,
-            witnesses=min(1, len(plan.sites) - 1),
             allow=self._allow,
             base=base,
             published=self._learns.published,

@@ -114,15 +114,6 @@ def unregister_node(node_id: str, scratch: Path, env: dict[str, str]) -> None:
         raise _refused("a SuperNode could not be removed from the SuperLink", done)
 
 
-def list_nodes(scratch: Path, env: dict[str, str]) -> list[dict[str, str]]:
-    """The registered SuperNodes as Flower lists them. Raises RunError."""
-    done = _flwr(["supernode", "list", _CONNECTION, "--format", "json"], scratch, env)
-    try:
-        return list(json.loads(done.stdout)["nodes"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _refused("the SuperLink does not list its SuperNodes", done) from error
-
-
 def start_run(scratch: Path, env: dict[str, str]) -> str:
     """Start the study's app by its address in the hub, and return the run's id. Raises RunError."""
     done = _flwr(["run", APP_SPEC, _CONNECTION, "--format", "json"], scratch, env)

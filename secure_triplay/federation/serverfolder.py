@@ -22,7 +22,6 @@ from secure_triplay.federation.files import (
     make_folder,
     read_public,
     read_secret,
-    sync_folder,
     write_public,
     write_secret,
 )
@@ -186,7 +185,6 @@ class ServerFolder:
         joined = Joined.read(raw, where=str(file))
         joined.require_for(self.bundle)
         write_public(self.path / CONFIRMED / f"{joined.site}.joined", raw)
-        sync_folder(self.path / CONFIRMED)
         return joined
 
     def approvals(self) -> dict[str, Joined]:

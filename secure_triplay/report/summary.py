@@ -192,11 +192,6 @@ class Timing(Part):
         """Encoding, encryption, the server's sum and decryption together."""
         return self.encode_encrypt_s + self.server_sum_s + self.decrypt_apply_s
 
-    @property
-    def rounds_s(self) -> float:
-        """Elapsed seconds inside rounds."""
-        return sum(entry.wall_s for entry in self.by_round)
-
 
 class Memory(Part):
     """Peak resident memory of one client process and of the process that receives and sums."""

@@ -16,7 +16,15 @@ import msgpack
 
 from secure_triplay.crypto.masking.messages import MaskKeys, SealedShares
 from secure_triplay.errors import ProtocolError, RunError
-from secure_triplay.wire import Closed, Endorsement, MemberSeed, SessionPlan, SumMessage
+from secure_triplay.wire import (
+    MAX_CATCH_UP_BYTES,
+    CatchUp,
+    Closed,
+    Endorsement,
+    MemberSeed,
+    SessionPlan,
+    SumMessage,
+)
 from secure_triplay.wire.masks import shares_from_list, shares_to_list
 from secure_triplay.wire.records import as_lists, from_lists
 from secure_triplay.wireformat import list_of
@@ -92,6 +100,16 @@ class Archive:
         total = self.total(round)
         seeds = from_lists(self._listed(round, "seeds"), MemberSeed, Closed) if total.members else ()
         return Closed(total, signed, seeds)
+
+    def catch_up(self, applied: int, wanted: int) -> CatchUp:
+        """The closed rounds after `applied` up to `wanted`, as many as one message carries. Raises RunError."""
+        closed, size = [], 0
+        for number in range(applied + 1, wanted + 1):
+            closed.append(self.closed(number))
+            size += len(closed[-1].total.to_bytes())
+            if size > MAX_CATCH_UP_BYTES:
+                break
+        return CatchUp(self._plan.study, self._plan.epoch, tuple(closed))
 
     # of masked rounds
 

@@ -24,11 +24,8 @@ from secure_triplay.server.inbox import Admitted, Refusal
 from secure_triplay.server.masks import Masked, Masks, SharedKey
 from secure_triplay.server.relayed import Relayed
 from secure_triplay.wire import (
-    MAX_CATCH_UP_BYTES,
     Approval,
     Behind,
-    CatchUp,
-    Closed,
     Declined,
     Done,
     Endorsement,
@@ -290,14 +287,7 @@ class Rounds:
         if applied == wanted:
             return self._train(node)
         self._sums.note("catching up", round=applied)
-        rounds: list[Closed] = []
-        size = 0
-        for number in range(applied + 1, wanted + 1):
-            rounds.append(self._archive.closed(number))
-            size += len(rounds[-1].total.to_bytes())
-            if size > MAX_CATCH_UP_BYTES:
-                break
-        return CatchUp(self._plan.study, self._plan.epoch, tuple(rounds)).to_bytes()
+        return self._archive.catch_up(applied, wanted).to_bytes()
 
     # what comes in
 

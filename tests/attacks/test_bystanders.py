@@ -71,12 +71,12 @@ def test_the_servers_disk_holds_no_secret_and_the_search_finds_those_that_are_le
     updates = {site: rng.normal(0, 0.1, 5_000).astype(np.float32) for site in sites.signers}
     folder = tmp_path / "server"
     disk.serve_a_round(sites, updates, folder)
-    searched = disk.search_server_folder(folder, sites.keys, updates, sites.codec)
+    searched = disk.search_server_folder(folder, sites.keys, updates)
     assert searched.hits == ()
     assert searched.bytes_searched > 4 * 30_000
     (folder / "log.txt").write_text(f"tag key {sites.keys.tag.to_envelope_bytes().hex()}")
     (folder / "update.bin").write_bytes(b"junk" + updates["west"].tobytes()[1_000:3_000])
-    hits = disk.search_server_folder(folder, sites.keys, updates, sites.codec).hits
+    hits = disk.search_server_folder(folder, sites.keys, updates).hits
     assert {(hit.what, hit.where) for hit in hits} == {
         ("the tag key", "server/log.txt"),
         ("the update of west", "server/update.bin"),
