@@ -105,8 +105,17 @@ def _data(study: Study) -> str:
         )
     return (
         f"{data.manifest}, divided over the simulated sites by {data.partition.kind}; no patient is at two sites; "
-        f"{data.test_fraction:.0%} of patients are the public test set."
+        f"{_test_set(data)}."
     )
+
+
+def _test_set(data: Manifest) -> str:
+    """In the order in which `data.split` decides."""
+    if data.test_domain is not None:
+        return f"all of domain {data.test_domain} is the public test set"
+    if data.test_manifest is not None:
+        return f"{data.test_manifest} is the public test set"
+    return f"{data.test_fraction:.0%} of patients are the public test set"
 
 
 def _model(study: Study) -> str:

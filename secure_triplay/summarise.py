@@ -14,6 +14,7 @@ from typing import Any
 from secure_triplay import __version__
 from secure_triplay.config import DpOn, Study
 from secure_triplay.crypto.masking.study import choose_masking
+from secure_triplay.crypto.parameters import MODULUS_BITS
 from secure_triplay.errors import RunError
 from secure_triplay.prepare import (
     charges_of,
@@ -141,7 +142,7 @@ def _accuracy(run: Collected) -> report.Accuracy:
         baseline=shares[0],
         final=shares[-1],
         test_records=public[0][1],
-        baseline_is=_baseline(run.study),
+        baseline_is=_baseline(run.study, run.of(run.sites[0], "loaded")[0]["aligned_on"]),
         per_round=tuple(shares[1:]),
         per_site={
             site: report.SiteAccuracy(
@@ -291,10 +292,10 @@ def _backbone(study: Study, loaded: Event) -> report.BackboneUsed:
     )
 
 
-def _baseline(study: Study) -> str:
+def _baseline(study: Study, aligned_on: int) -> str:
     if study.backbone.source != "packaged":
         return "the model without adapter"
-    return f"the model without adapter, its projection aligned on {study.data.public_images} public images"
+    return f"the model without adapter, its projection aligned on {aligned_on} public images"
 
 
 def _data(study: Study) -> str:
@@ -305,8 +306,8 @@ def _encryption(study: Study, n_params: int) -> dict[str, str | int | float]:
     codec = choose_codec(study, n_params)
     return {
         "scheme": "CKKS, symmetric, seeded; exact integer sums",
-        "degree": 4096,
-        "modulus_bits": 60,
+        "degree": codec.parameters.degree,
+        "modulus_bits": MODULUS_BITS,
         "scale_bits": codec.scale_bits,
         "value_bits": codec.value_bits,
         "field_bits": codec.field_bits,

@@ -9,7 +9,7 @@ import yaml
 from secure_triplay.config import parse_study
 from secure_triplay.describe import describe
 
-HOSPITAL = Path(__file__).parents[1] / "configs" / "hospital.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def said(content: dict, topic: str) -> str:
@@ -33,6 +33,16 @@ def test_everything_that_is_trained_is_said(demo):
 
 
 def test_how_records_are_held_back_at_a_site_of_its_own_is_said():
-    content = yaml.safe_load(HOSPITAL.read_text())
+    content = yaml.safe_load((CONFIGS / "hospital.yaml").read_text())
     content["data"]["holdout_fraction"] = 0.15
     assert "About 15% of its patients" in said(content, "Data")
+
+
+def test_what_is_tested_on_is_said_where_one_manifest_is_divided():
+    content = yaml.safe_load((CONFIGS / "experiments" / "pacs.yaml").read_text())
+    content["data"]["manifest"] = "manifest.csv"
+    assert "all of domain sketch is the public test set" in said(content, "Data")
+    del content["data"]["test_domain"]
+    assert "20% of patients are the public test set" in said(content, "Data")
+    content["data"]["test_manifest"] = "test.csv"
+    assert "test.csv is the public test set" in said(content, "Data")

@@ -1,8 +1,8 @@
 """What a round of a real federation costs beyond training: stock SuperLink and SuperNodes on loopback, light sites.
 
 Everything is a process of its own, as `server start`, `site start` and `study run` start them; only training is
-left out. A round is counted from its first message to the first one of the next round, so that both exchanges,
-the quorum's signatures and the opening of the sum are in it.
+left out. A round is counted from its first message to the first one of the next round, so that every exchange, the
+quorum's signatures and the opening of the sum are in it.
 """
 
 from __future__ import annotations
