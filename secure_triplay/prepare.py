@@ -11,14 +11,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secure_triplay.config import Study, load_study
+from secure_triplay.config import DpOn, Study, load_study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.masking.parameters import MaskingParameters
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.crypto.wrapping import WrappingCodec
 from secure_triplay.errors import AssetError, ConfigError, DataError
 from secure_triplay.privacy.counts import ClassCountRule, CountRule
-from secure_triplay.privacy.mechanisms import Charge, DpSgd, DpSgdCharge, GaussianCharge
+from secure_triplay.privacy.mechanisms import Charge, DpSgd, GaussianCharge
 from secure_triplay.privacy.shares import ShareRule
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ class Model:
 
 @lru_cache(maxsize=8)
 def noise_multiplier(study: Study) -> float:
-    """The noise that keeps a whole study within its epsilon. Raises PrivacyError where none does."""
+    """The noise that keeps a whole study within its epsilon.
+
+    Raises PrivacyError where none does, and ConfigError without privacy.
+    """
     from secure_triplay.privacy.accounting import noise_multiplier_for
 
-    if study.dp is None:
-        raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
-    dp = study.dp
+    dp = _privacy(study)
     if study.shared_noise is not None:
         from secure_triplay.privacy.renyi import shared_noise_multiplier_for
 
@@ -89,9 +90,7 @@ def _counts_of(study: Study) -> tuple[GaussianCharge, ...]:
 
 def round_rule(study: Study) -> DpSgd:
     """DP-SGD of one round at one site: public constants only. Raises PrivacyError or ConfigError."""
-    dp, training = study.dp, study.training
-    if dp is None:
-        raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
+    dp, training = _privacy(study), study.training
     require_own_noise(study)
     return DpSgd(
         noise_multiplier=noise_multiplier(study),
@@ -116,27 +115,30 @@ def update_noise_std(study: Study) -> float:
     return noise_std
 
 
+def charge_of_rounds(study: Study, rounds: int) -> Charge:
+    """What a site is charged for so many training rounds. Raises PrivacyError, and ConfigError without privacy."""
+    _privacy(study)
+    rule = share_rule(study) or round_rule(study)
+    return replace(rule.charge, steps=rounds * study.training.steps_per_round)
+
+
 def charges_of(study: Study) -> tuple[Charge, ...]:
     """What a site is charged for a whole study. Raises PrivacyError, and ConfigError without privacy."""
-    if study.dp is None:
-        raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
-    shares = share_rule(study)
-    step = (
-        DpSgdCharge(noise_multiplier(study), study.dp.sampling_rate, 1, study.dp.unit)
-        if shares is None
-        else shares.charge
-    )
-    training: Charge = replace(step, steps=study.total_steps)
-    return (training, *_counts_of(study))
+    return (charge_of_rounds(study, study.training.rounds), *_counts_of(study))
 
 
 def epsilon_of_study(study: Study) -> float:
     """Epsilon that a site has spent at the end of a study. Raises PrivacyError, and ConfigError without privacy."""
     from secure_triplay.privacy.accounting import epsilon
 
-    charges = charges_of(study)
-    assert study.dp is not None  # it was charged
-    return epsilon(list(charges), study.dp.delta)
+    return epsilon(charges_of(study), _privacy(study).delta)
+
+
+def _privacy(study: Study) -> DpOn:
+    """The study's privacy rule. Raises ConfigError where it runs without."""
+    if study.dp is None:
+        raise ConfigError("this study runs without privacy", where="privacy", fix="remove unsafe_dp_off")
+    return study.dp
 
 
 def require_own_noise(study: Study) -> None:

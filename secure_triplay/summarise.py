@@ -7,7 +7,7 @@ import importlib.metadata
 import math
 import platform
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.crypto.parameters import MODULUS_BITS
 from secure_triplay.errors import RunError
 from secure_triplay.prepare import (
+    charge_of_rounds,
     charges_of,
     choose_codec,
     count_rule,
@@ -25,7 +26,6 @@ from secure_triplay.prepare import (
     share_rule,
 )
 from secure_triplay.privacy import accounting
-from secure_triplay.privacy.mechanisms import DpSgdCharge
 from secure_triplay.privacy.shares import ShareRule
 from secure_triplay.report import summary as report
 from secure_triplay.report.card import write_adapter_card
@@ -193,8 +193,7 @@ def _privacy(study: Study, site: str, n_params: int) -> report.SitePrivacy:
             steps=study.total_steps,
         )
     dp, noise, shares = study.privacy, noise_multiplier(study), share_rule(study)
-    step = DpSgdCharge(noise, dp.sampling_rate, 1, dp.unit) if shares is None else shares.charge
-    per_round, whole = study.training.steps_per_round, list(charges_of(study))
+    whole = charges_of(study)
     return report.SitePrivacy(
         site=site,
         epsilon=accounting.epsilon(whole, dp.delta),
@@ -208,7 +207,7 @@ def _privacy(study: Study, site: str, n_params: int) -> report.SitePrivacy:
         epsilon_check_prv=None if shares else accounting.epsilon_prv_check(whole, dp.delta),
         l2_clip_norm=dp.l2_clip_norm,
         epsilon_by_round=tuple(
-            accounting.epsilon([replace(step, steps=per_round * done)], dp.delta)
+            accounting.epsilon([charge_of_rounds(study, done)], dp.delta)
             for done in range(1, study.training.rounds + 1)
         ),
         shared_noise=None if shares is None else _shared_noise(study, shares, n_params),
