@@ -1,1 +1,1 @@
-"""SECRET KEY AND PLAINTEXT: the only package that decrypts or sees a site's data."""
+"""SECRET KEY AND PLAINTEXT: what a site's own process does with its keys, its records and its updates."""

@@ -1,1 +1,1 @@
-"""The public half of the cryptography: codec, parameters, tags, identities and envelopes."""
+"""Codec, packing, parameters, identities and envelopes; what encrypts, decrypts and tags is in `client`."""

@@ -1,1 +1,1 @@
-"""Flower around the round: the app bundle and the local SuperLink; no key and no data."""
+"""Folders and signed documents of sites and coordinator, and Flower's processes; a site's keys: `sitefolder`."""
