@@ -10,15 +10,12 @@ OUT    ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(READY)            ## four simulated sites on Fashion-MNIST, end to end
 	$(BIN)/secure-triplay simulate configs/demo.yaml --out $(OUT)
 
-test: $(READY)            ## lint, types, layering and every test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+test: check               ## lint, types, layering and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(READY)           ## the quick half of `make test`, for before a commit
+check: $(READY)           ## all of `make test` but its tests, for before a commit
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
