@@ -9,7 +9,6 @@ import math
 
 from secure_triplay.config import DpOff, FashionMnist, Manifest, Study
 from secure_triplay.crypto.masking.study import choose_masking
-from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.prepare import (
     choose_codec,
     class_count_rule,
@@ -19,7 +18,7 @@ from secure_triplay.prepare import (
     share_rule,
 )
 from secure_triplay.privacy.shares import holds_against
-from secure_triplay.wire import TAG_BYTES
+from secure_triplay.wire import upload_bytes
 
 
 def describe(study: Study, n_params: int | None = None) -> list[tuple[str, str]]:
@@ -222,7 +221,7 @@ def _upload(study: Study, n_params: int | None) -> str:
         bits = "sums of shared noise" if study.shared_noise else f"{study.codec.value_bits} bits a value"
         return f"{bits}, exact sums in CKKS ciphertexts."
     codec = choose_codec(study, n_params)
-    upload = codec.n_chunks * (PACKED_BYTES + SEED_BYTES + TAG_BYTES)
+    upload = upload_bytes(codec.n_chunks)
     bits_each = codec.field_bits if study.shared_noise else codec.value_bits
     return (
         f"{n_params:,} values of {bits_each} bits in {codec.n_chunks} ciphertext(s): {upload:,} bytes "

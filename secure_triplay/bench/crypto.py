@@ -36,11 +36,10 @@ from secure_triplay.client.tag import TagKey
 from secure_triplay.config import Codec as CodecSettings
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import add_mod, pack60, unpack60
-from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.wire import sum_bytes
 
 TENSOR_VALUES = 12_288
-TAG_BYTES = 8
 UPDATE_STD = 0.01
 RANGE_STDS = 5.0
 DEFAULT_BITS = CodecSettings().value_bits
@@ -188,7 +187,7 @@ def _measure_ours(codec: Codec, seed: int) -> dict[str, Any]:
 
     sums = clock.time("decrypt", receive, _DECRYPTIONS)
     decoded = clock.time("decrypt", lambda: codec.mean(sums, codec.n_sites), _DECRYPTIONS)
-    download_bytes = codec.n_chunks * (PACKED_BYTES + TAG_BYTES + codec.n_sites * SEED_BYTES)
+    download_bytes = sum_bytes(codec.n_chunks, codec.n_sites)
     error = float(np.abs(decoded - mean).max())
     return {
         "way": OURS, "n_params": codec.n_params, "n_sites": codec.n_sites, "measured_params": codec.n_params,

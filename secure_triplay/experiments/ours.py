@@ -14,7 +14,6 @@ import numpy as np
 from secure_triplay.client.learner import counted_records
 from secure_triplay.client.personal import OwnUpdates, personal_adapter
 from secure_triplay.config import Study
-from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.experiments import tail
 from secure_triplay.experiments.alternating import alternate
 from secure_triplay.experiments.federation import federate
@@ -24,6 +23,7 @@ from secure_triplay.prepare import Model, choose_codec, class_count_rule, round_
 from secure_triplay.privacy.accounting import epsilon
 from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
 from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.wire import sum_bytes, upload_bytes
 
 
 def start(setting: Setting, study: Study) -> Result:
@@ -139,13 +139,12 @@ def _telling(setting: Setting, study: Study, model: Model) -> Callable[[int, Any
 
 
 def _sent(answers: Answers, study: Study, model: Model, values: int | None = None) -> Result:
-    """Bytes are those of ciphertexts and seeds; tags and signatures add less than a kilobyte.
+    """Bytes are those of ciphertexts, seeds and tags; signatures add less than a kilobyte.
 
     `values`: how many travel in a round; left out: the whole adapter.
     """
     n_params = model.adapter.n_params
     values = n_params if values is None else values
     chunks = choose_codec(study, values).n_chunks
-    seeds = len(study.sites) * chunks * SEED_BYTES  # c1 of the sum is expanded from every site's
-    up, down = chunks * (PACKED_BYTES + SEED_BYTES), chunks * PACKED_BYTES + seeds
+    up, down = upload_bytes(chunks), sum_bytes(chunks, len(study.sites))
     return Result(answers, study.training.rounds, n_params, up, down)

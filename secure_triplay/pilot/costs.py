@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from secure_triplay.config import Study
-from secure_triplay.crypto.parameters import PACKED_BYTES, SEED_BYTES
 from secure_triplay.errors import ConfigError
 from secure_triplay.pilot.choices import Choice, site_units
 from secure_triplay.prepare import choose_codec, noise_multiplier
-from secure_triplay.wire import TAG_BYTES
+from secure_triplay.wire import sum_bytes, upload_bytes
 
 _ACTIVATIONS = 14
 """Float32 numbers a token, channel and adapted block that a step keeps for its gradients: norms, q, k, v, attention,
@@ -105,8 +104,7 @@ def cost(study: Study, choice: Choice, speeds: Speeds, limits: SiteLimits) -> Co
     """The cost of a study that has this choice in it. Raises PrivacyError where no noise is enough."""
     n_params, n_sites = speeds.params_of(choice), len(study.sites)
     codec = choose_codec(study, n_params)
-    up = codec.n_chunks * (PACKED_BYTES + SEED_BYTES + TAG_BYTES)
-    down = codec.n_chunks * (PACKED_BYTES + TAG_BYTES + n_sites * SEED_BYTES)
+    up, down = upload_bytes(codec.n_chunks), sum_bytes(codec.n_chunks, n_sites)
     dp = study.dp
     assert dp is not None  # `own_choice` refused it
     per_unit = dp.max_records_per_patient or 1

@@ -25,7 +25,7 @@ from secure_triplay.wire.exchange import (
 )
 from secure_triplay.wire.heads import Countersignature, HeldHead, LedgerHead
 from secure_triplay.wire.masks import HeldShares, MemberSeed, mask_context, names_of
-from secure_triplay.wire.plan import TAG_BYTES, SessionPlan, Site, require_quorum
+from secure_triplay.wire.plan import TAG_BYTES, SessionPlan, Site, require_quorum, sum_bytes, upload_bytes
 from secure_triplay.wire.unmask import Unmask, Unmasked
 from secure_triplay.wire.upload import SignedHeader, SumMessage, Then, Upload, pack_tags, unpack_tags
 
@@ -61,7 +61,9 @@ __all__ = [
     "names_of",
     "pack_tags",
     "require_quorum",
+    "sum_bytes",
     "unpack_tags",
+    "upload_bytes",
     "verify_endorsement",
     "verify_quorum",
 ]

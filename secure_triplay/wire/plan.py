@@ -30,6 +30,16 @@ TAG_BYTES = 8
 HEAD_BYTES_BUT_SEEDS = 512
 
 
+def upload_bytes(n_chunks: int) -> int:
+    """Bytes of one upload: c0, seeds and tags; without signatures and frame."""
+    return n_chunks * (PACKED_BYTES + SEED_BYTES + TAG_BYTES)
+
+
+def sum_bytes(n_chunks: int, n_sites: int) -> int:
+    """Bytes of one sum: c0, tags, and the seeds of every site in it; without signatures and frame."""
+    return n_chunks * (PACKED_BYTES + TAG_BYTES + n_sites * SEED_BYTES)
+
+
 def require_quorum(quorum: int, n_sites: int) -> None:
     """Return nothing if two sums of one round cannot both find a quorum: more than half of the roster is needed.
 
@@ -120,7 +130,7 @@ class SessionPlan(Message):
     @property
     def max_upload_bytes(self) -> int:
         """No upload of this plan is larger."""
-        return PREFIX_BYTES + HEAD_BYTES_BUT_SEEDS + self.n_chunks * (SEED_BYTES + PACKED_BYTES + TAG_BYTES)
+        return PREFIX_BYTES + HEAD_BYTES_BUT_SEEDS + upload_bytes(self.n_chunks)
 
     @property
     def max_sum_bytes(self) -> int:
