@@ -64,6 +64,10 @@ def test_every_shipped_study_loads(name, root, monkeypatch):
         ("adapter.target_modules", "attn.(", "not a regular expression"),
         ("server_optimiser.average_last", 99, "average_last is larger than training.rounds"),
         ("codec.value_bits", 1, "codec.value_bits"),
+        ("aggregation", {"kind": {}}, "aggregation is masked or shared-key"),
+        pytest.param("privacy.epsilon", 10**400, "privacy.epsilon", id="epsilon has no float"),
+        pytest.param("privacy.delta", 10**400, "privacy.delta", id="delta has no float"),
+        pytest.param("privacy.sampling_rate", -(10**400), "sampling_rate", id="rate has no float"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_mend(demo, path, value, expected):
@@ -166,6 +170,12 @@ def test_config_sha256_is_that_of_the_file(root):
         ("study: [1, 2\n", "not YAML", "line"),
         ("study: demo\nstudy: other\n", "given twice", "line 2"),
         ("study: !!python/object/apply:os.system ['true']\n", "not YAML", "line 1"),
+        ("study: demo\napproved_on: 2026-02-30\n", "day is out of range", "line 2"),
+        ("study: demo\nseed: " + 5000 * "9", "4300 digits", "line 2"),
+        ("study: !!int several\n", "not YAML", "line 1"),
+        ("study: !!bool several\n", "not YAML", "line 1"),
+        ("study: demo\n? [a, b]\n: 1\n", "where a key is due", "line 2"),
+        ("study: " + 2000 * "[" + 2000 * "]", "nested too deep", ""),
     ],
 )
 def test_a_file_that_is_no_study_is_refused_with_the_line(tmp_path, text, what, where):

@@ -56,7 +56,7 @@ class Study(Frozen):
         if value is None or isinstance(value, (Masked, SharedKey)):
             return value
         kind = value.get("kind", "masked") if isinstance(value, dict) else value
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ValueError("aggregation is masked or shared-key, or `{kind: masked, colluders: ...}`")
         return kinds[kind].model_validate(value if isinstance(value, dict) else {})
 
