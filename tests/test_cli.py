@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -66,6 +67,61 @@ def test_a_folder_that_cannot_be_made_is_no_traceback(tmp_path, root):
     (tmp_path / "taken").write_text("a file, where a folder is asked for")
     asked = ("budget", "plan", str(root / "configs" / "demo.yaml"), "--epsilon", "3")
     assert_plain_error(run(*asked, "--out", str(tmp_path / "taken" / "out")), 9, "cannot be used", "taken")
+
+
+@pytest.mark.parametrize(
+    ("closed", "asked", "code"),
+    [
+        (">&-", ("config", "schema"), 0),
+        ("<&- >&- 2>&-", ("config", "schema"), 0),
+        ("2>&-", ("config", "check", "none.yaml"), 3),
+    ],
+)
+def test_a_stream_that_the_caller_closed_is_no_traceback(closed, asked, code):
+    told = [sys.executable, "-c", "from secure_triplay.cli import main; main()", *asked]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *told],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_letters_that_a_terminal_lacks_are_no_traceback(root):
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = run("config", "check", str(root / "configs" / "demo.yaml"), env=ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "epsilon 8" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["check", "schema"])
+def test_a_reader_that_went_away_is_told_from_a_finding_by_the_exit_code(root, command):
+    asked = ["config", command, *([str(root / "configs" / "demo.yaml")] if command == "check" else [])]
+    told = [sys.executable, "-c", "from secure_triplay.cli import main; main()", *asked]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(told, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_brackets_in_a_path_or_a_study_are_shown_as_they_are(tmp_path, demo):
+    demo["adapter"]["target_modules"] = "attn.[a-z]+"
+    path = tmp_path / "[old] study.yaml"
+    path.write_text(yaml.safe_dump(demo))
+    done = run("config", "check", str(path))
+    assert "[old] study.yaml" in done.stdout
+    assert "attn.[a-z]+" in done.stdout
+    assert_plain_error(run("config", "check", r"none\[/b].yaml"), 3, r"none\[/b].yaml")
+
+
+def test_a_command_to_run_next_can_be_pasted_where_a_path_has_spaces(tmp_path, root):
+    policy = root / "configs" / "policies" / "public-data.yaml"
+    asked = ("--policy", str(policy), "--approved-by", "Dr. Weber")
+    done = run("site", "init", "--name", "north", "--dir", "ward [a] 3", *asked, cwd=tmp_path)
+    assert "--site 'ward [a] 3'" in done.stdout
 
 
 @pytest.mark.parametrize("most", [500, 20_000])

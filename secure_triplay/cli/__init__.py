@@ -5,6 +5,7 @@ One module a group of commands, each with an `app` of its own.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import Annotated, NoReturn
 import click
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from secure_triplay import __version__
 from secure_triplay.cli import (
@@ -56,7 +58,7 @@ app.add_typer(study.app, name="study")
 app.add_typer(server.app, name="server")
 app.add_typer(doctor.app)
 
-STOPPED = 130
+STOPPED, CLOSED = 130, 141
 _STOPPED = "[bold]Stopped.[/] Nothing half-written was left; what was charged to a budget stays charged."
 
 
@@ -71,6 +73,7 @@ def _root(
 
 def main() -> None:
     """Entry point: errors become three plain parts and an exit code, never a traceback."""
+    _require_streams()
     console = Console(stderr=True, highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is being stopped
     try:
@@ -88,19 +91,36 @@ def main() -> None:
         sys.exit(STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.exit(CLOSED)
+    except SystemExit as stop:  # what click and rich make of a BrokenPipeError, with the 1 of a finding
+        sys.exit(CLOSED if isinstance(stop.__context__, BrokenPipeError) else stop.code)
     except OSError as error:  # a disk that is full, a folder that may not be written
         _fail(console, unusable_file(error))
 
 
 def _fail(console: Console, error: SecureTriplayError) -> NoReturn:
-    console.print(f"[bold red]Error:[/] {_escaped(error.what)}", soft_wrap=True)
+    console.print(Text.assemble(("Error:", "bold red"), " ", error.what), soft_wrap=True)
     if error.where:
-        console.print(f"[bold]Where:[/] {_escaped(error.where)}", soft_wrap=True)
+        console.print(Text.assemble(("Where:", "bold"), " ", error.where), soft_wrap=True)
     if error.fix:
-        console.print(f"[bold]What to do:[/] {_escaped(error.fix)}", soft_wrap=True)
+        console.print(Text.assemble(("What to do:", "bold"), " ", error.fix), soft_wrap=True)
     sys.exit(error.exit_code)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+def _require_streams() -> None:
+    """Streams that take whatever is written to them.
+
+    One that the caller closed becomes the null device: else the next file that is opened, such as a ledger, has its
+    number. Letters that a terminal's encoding lacks are written as escapes.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -173,7 +173,9 @@ def _print_report(report: AttackReport, out: Path, console: Console) -> None:
         ),
     }
     console.print(last[report.exit_code])
-    console.print(f"Written to [bold]{out}[/]: report.html to read, report.json, pictures/")
+    console.print(
+        Text.assemble("Written to ", (str(out), "bold"), ": report.html to read, report.json, pictures/")
+    )
 
 
 def _word(verdict: str) -> Text:

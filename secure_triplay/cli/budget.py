@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from secure_triplay.cli.common import AsJson, StudyFile, print_json
+from secure_triplay.cli.common import AsJson, StudyFile, print_json, quoted
 
 app = typer.Typer(
     help="Plan a privacy budget, start it, follow it, and hand over the evidence.", no_args_is_help=True
@@ -74,10 +74,13 @@ def budget_start(
         site, policy_file, name=name or site.resolve().name, approved_by=approved_by, replaces=replaces
     )
     Console(highlight=False).print(
-        f"The ledger of {name or site.resolve().name} is started: epsilon {limits.epsilon_per_study:g} a study and "
-        f"{limits.epsilon_per_year:g} a year, per {limits.unit}, at delta {limits.delta:.2g}.\n"
-        f"Back up [bold]{site}[/] as a whole. An older copy of the ledger is refused by the other sites.\n"
-        f"Next:  secure-triplay budget status --site {site}",
+        Text.assemble(
+            f"The ledger of {name or site.resolve().name} is started: epsilon {limits.epsilon_per_study:g} a study "
+            f"and {limits.epsilon_per_year:g} a year, per {limits.unit}, at delta {limits.delta:.2g}.\nBack up ",
+            (str(site), "bold"),
+            " as a whole. An older copy of the ledger is refused by the other sites.\n"
+            f"Next:  secure-triplay budget status --site {quoted(site)}",
+        ),
         soft_wrap=True,
     )
 
@@ -127,7 +130,7 @@ def budget_export(
     sys.stdout.write(
         f"Written to {out}: evidence.html to read, charges.csv for another accountant, evidence.json (signed).\n"
         f"Signed by {identity.identity.fingerprint}\n"
-        f"Whoever receives it runs:  secure-triplay audit verify {out}\n"
+        f"Whoever receives it runs:  secure-triplay audit verify {quoted(out)}\n"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,11 @@ def unusable_file(error: OSError) -> RunError:
         where=str(error.filename or ""),
         fix="check that its folder exists and is yours, and that the disk has room",
     )
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it, in a command that the reader is to run next."""
+    return shlex.quote(str(path))
 
 
 def print_json(content: Any) -> None:

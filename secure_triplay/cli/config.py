@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from secure_triplay.cli.common import AsJson, StudyFile, print_json
 
@@ -25,10 +27,10 @@ def config_check(study_file: StudyFile, as_json: AsJson = False) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for topic, sentence in lines:
-        table.add_row(topic, sentence)
+        table.add_row(topic, escape(sentence))
     console = Console()
     console.print(table)
-    console.print(f"[green]{study_file} is a study that can run.[/]")
+    console.print(Text(f"{study_file} is a study that can run.", style="green"))
 
 
 @app.command("schema", epilog="Example:  secure-triplay config schema > study.schema.json")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from secure_triplay.cli.common import AsJson, print_json
 
@@ -39,4 +40,6 @@ def experiment(
         printer.print(table)
     if result["missing"]:
         printer.print(f"{len(result['missing'])} cells are not measured yet; run the same command to go on.")
-    printer.print(f"Written to [bold]{out}[/]: result.json, table.txt, accuracy.svg, cells/")
+    printer.print(
+        Text.assemble("Written to ", (str(out), "bold"), ": result.json, table.txt, accuracy.svg, cells/")
+    )

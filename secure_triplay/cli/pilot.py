@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from secure_triplay.cli.common import AsJson, StudyFile, print_json
+from secure_triplay.cli.common import AsJson, StudyFile, print_json, quoted
 from secure_triplay.errors import ConfigError
 
 app = typer.Typer()
@@ -123,10 +124,12 @@ def pilot(
         else f"Charged to {charged['site']}: epsilon {charged['epsilon']:.3g}, besides the study's own."
     )
     (chosen,) = [trial for trial in result["trials"] if trial["chosen"]]
-    console.print(f"[bold]Chosen: {chosen['words']}.[/] {result['reason']}")
+    console.print(Text.assemble((f"Chosen: {chosen['words']}.", "bold"), f" {result['reason']}"))
     if result["untried"]:
         console.print(
             f"Trials ran out before other values of {', '.join(result['untried'])} were tried (--trials)."
         )
-    console.print(f"Written to [bold]{out}[/]: study.yaml, pilot.json, pilot.html, frontier.svg")
-    console.print(f"Next:  secure-triplay config check {out / 'study.yaml'}", soft_wrap=True)
+    console.print(
+        Text.assemble("Written to ", (str(out), "bold"), ": study.yaml, pilot.json, pilot.html, frontier.svg")
+    )
+    console.print(Text(f"Next:  secure-triplay config check {quoted(out / 'study.yaml')}"), soft_wrap=True)

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from secure_triplay.cli.common import quoted
+
 app = typer.Typer(
     help="The machine in the middle: it carries and adds, and opens nothing.", no_args_is_help=True
 )
@@ -31,7 +33,7 @@ def server_start(
 
     out = Console(highlight=False)
     server = ServerFolder.open(folder)
-    out.print(Text(f"Starting. Next, elsewhere:  secure-triplay study run --dir {folder}"))
+    out.print(Text(f"Starting. Next, elsewhere:  secure-triplay study run --dir {quoted(folder)}"))
     start_server(server, lambda event: say(out, event), host=host)
 
 

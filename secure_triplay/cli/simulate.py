@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from secure_triplay.cli.common import AsJson, StudyFile
 
@@ -52,6 +53,5 @@ def simulate(
         sys.stdout.write(summary.to_json())
         return
     console.print(closing_table(summary))
-    console.print(
-        f"Written to [bold]{folder}[/]: summary.json, report.html, adapter/ (PEFT), sites/ (each site's journal)"
-    )
+    files = "summary.json, report.html, adapter/ (PEFT), sites/ (each site's journal)"
+    console.print(Text.assemble("Written to ", (str(folder), "bold"), f": {files}"))

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from secure_triplay.cli.common import quoted
+
 app = typer.Typer(help="A hospital's own side: keys, policy, joining, taking part.", no_args_is_help=True)
 
 SiteDir = Annotated[
@@ -41,23 +43,30 @@ def site_init(
     site = SiteFolder.init(where, name, policy, with_ledger=approved_by is not None)
     out = Console(highlight=False, soft_wrap=True)
     out.print(
-        f"Made {where}: keys of {name}, which never leave it, and policy.yaml, which only people here write.\n"
-        "Key files have no passphrase, so that the site starts by itself; full-disk encryption protects them.\n"
-        f"Send to the coordinator:  {site.enrolment_file}  (public)\n"
-        f"Its fingerprint, to read out over the phone:\n  [bold]{site.enrolment.fingerprint}[/]"
+        Text.assemble(
+            f"Made {where}: keys of {name}, which never leave it, and policy.yaml, which only people here write.\n"
+            "Key files have no passphrase, so that the site starts by itself; full-disk encryption protects them.\n"
+            f"Send to the coordinator:  {site.enrolment_file}  (public)\n"
+            "Its fingerprint, to read out over the phone:\n  ",
+            (site.enrolment.fingerprint, "bold"),
+        )
     )
     if approved_by is None:
         out.print(
-            "Next: read policy.yaml, then start the privacy ledger under it, once:\n"
-            f"  secure-triplay budget start --site {where} --name {name} --policy {site.policy_file} "
-            "--approved-by NAME"
+            Text(
+                "Next: read policy.yaml, then start the privacy ledger under it, once:\n"
+                f"  secure-triplay budget start --site {quoted(where)} --name {name} "
+                f"--policy {quoted(site.policy_file)} --approved-by NAME"
+            )
         )
         return
     limits = start(where, site.policy_file, name=name, approved_by=approved_by)
     out.print(
-        f"Ledger started by {approved_by}: epsilon {limits.epsilon_per_study:g} a study and "
-        f"{limits.epsilon_per_year:g} a year, per {limits.unit}.\n"
-        f"Next, when the coordinator's bundle comes:  secure-triplay site join BUNDLE --site {where}"
+        Text(
+            f"Ledger started by {approved_by}: epsilon {limits.epsilon_per_study:g} a study and "
+            f"{limits.epsilon_per_year:g} a year, per {limits.unit}.\n"
+            f"Next, when the coordinator's bundle comes:  secure-triplay site join BUNDLE --site {quoted(where)}"
+        )
     )
 
 
@@ -124,8 +133,9 @@ def site_join(
             out.print(
                 Text(
                     "Nothing was agreed yet. Next, once it was compared:\n  secure-triplay site join "
-                    f"{bundle_file} --site {site_dir} --confirm-roster-code CODE --approved-by NAME"
-                )
+                    f"{quoted(bundle_file)} --site {quoted(site_dir)} --confirm-roster-code CODE --approved-by NAME"
+                ),
+                soft_wrap=True,
             )
             raise typer.Exit(2)
         confirm_roster_code = confirm_roster_code or typer.prompt("The code, as the other sites read it")
@@ -134,8 +144,9 @@ def site_join(
     out.print(
         Text(
             f"{site.name} takes part in {asked.study.study}; {approved_by} stands in the ledger for it.\n"
-            f"Send to the coordinator:  {path}  (public)\nNext:  secure-triplay site start --site {site_dir}"
-        )
+            f"Send to the coordinator:  {path}  (public)\nNext:  secure-triplay site start --site {quoted(site_dir)}"
+        ),
+        soft_wrap=True,
     )
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from secure_triplay.cli.common import AsJson, StudyFile, print_json
+from secure_triplay.cli.common import AsJson, StudyFile, print_json, quoted
 
 app = typer.Typer(
     help="The coordinator's side: make a study, run it, change who takes part.", no_args_is_help=True
@@ -87,7 +87,8 @@ def study_confirm(
     else:
         out.print(
             Text(
-                f"All {len(server.bundle.members)} sites confirmed. Next:  secure-triplay server start --dir {folder}"
+                f"All {len(server.bundle.members)} sites confirmed. "
+                f"Next:  secure-triplay server start --dir {quoted(folder)}"
             )
         )
 
@@ -113,7 +114,7 @@ def _print_roster(out: Console, folder: object, where: Path) -> None:
             "Hand this file to every site:  ",
             (str(folder.public_bundle), "bold"),
             f"\nEach runs:  secure-triplay site join {folder.public_bundle.name} --site ITS-FOLDER\n"
-            f"Next, with what they send back:  secure-triplay study confirm *.joined --dir {where}",
+            f"Next, with what they send back:  secure-triplay study confirm *.joined --dir {quoted(where)}",
         )
     )
 
@@ -211,6 +212,6 @@ def _print_epoch(epoch: int, members: list[str], folder: Path) -> None:
     Console(highlight=False, soft_wrap=True).print(
         Text(
             f"Key epoch {epoch}: {', '.join(members)}. Nobody is new, so the sites go on by themselves.\n"
-            f"Next:  secure-triplay study run --dir {folder}"
+            f"Next:  secure-triplay study run --dir {quoted(folder)}"
         )
     )
