@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+from typing import get_type_hints
 
 import pytest
+import typer
 import yaml
+from click.testing import CliRunner
+
+from secure_triplay import cli
 
 
 def run(*arguments: str, cwd=None, env=None) -> subprocess.CompletedProcess[str]:
@@ -169,6 +175,25 @@ def test_every_command_has_help(command):
     done = run(*command, "--help")
     assert done.returncode == 0
     assert "secure-triplay" in done.stdout or "Usage" in done.stdout
+
+
+def test_help_says_of_every_parameter_what_it_is_and_what_holds_without_it():
+    """Nothing of it may be taken for markup, or be lost on its way to the terminal."""
+    for command in _leaves(typer.main.get_command(cli.app)):
+        shown = _words(CliRunner().invoke(command, ["--help"], env={"COLUMNS": "200"}).stdout)
+        for hint in get_type_hints(inspect.unwrap(command.callback), include_extras=True).values():
+            for parameter in getattr(hint, "__metadata__", ()):
+                if not parameter.hidden:
+                    assert parameter.help is None or _words(parameter.help.replace("\\[", "[")) in shown
+
+
+def _leaves(command):
+    inside = getattr(command, "commands", None)
+    return [command] if inside is None else [leaf for each in inside.values() for leaf in _leaves(each)]
+
+
+def _words(text: str) -> str:
+    return "".join(letter for letter in text if letter.isalnum() or letter == "[")
 
 
 def test_version_is_printed():

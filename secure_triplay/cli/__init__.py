@@ -9,12 +9,13 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperArgument
 
 from secure_triplay import __version__
 from secure_triplay.cli import (
@@ -69,6 +70,20 @@ def _root(
     if version:
         sys.stdout.write(f"secure-triplay {__version__}\n")
         raise typer.Exit
+
+
+def _keep_help_of_arguments() -> None:
+    """click 8.5 gives an argument a help of its own, and typer 0.20 does not hand over the one that stands here."""
+    make = TyperArgument.__init__
+
+    def with_help(self: TyperArgument, **given: Any) -> None:
+        make(self, **given)
+        self.help = given.get("help")
+
+    TyperArgument.__init__ = with_help  # type: ignore[method-assign]
+
+
+_keep_help_of_arguments()
 
 
 def main() -> None:

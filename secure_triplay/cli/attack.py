@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 ThreatModels = Annotated[
-    Path | None, typer.Option("--threat-models", help="Folder of the threat models. [default: threat_models]")
+    Path | None,
+    typer.Option("--threat-models", help=r"Folder of the threat models. \[default: threat_models]"),
 ]
 _STYLES = {
     "invalid": "bold red reverse",
@@ -57,7 +58,7 @@ def attack(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Attacks at a time; figures do not depend on it. [default: cores, at most 4]"
+            min=1, help=r"Attacks at a time; figures do not depend on it. \[default: cores, at most 4]"
         ),
     ] = None,
     folder: ThreatModels = None,
@@ -111,7 +112,7 @@ def attack(
 def threats(
     folder: ThreatModels = None,
     audits: Annotated[
-        Path | None, typer.Option(help="Folder of committed results. [default: audits]")
+        Path | None, typer.Option(help=r"Folder of committed results. \[default: audits]")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

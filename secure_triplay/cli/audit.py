@@ -124,7 +124,7 @@ def audit_planted(
         typer.Option(help="Folder for result.json and the table; it must not exist.", show_default=False),
     ],
     only: Annotated[
-        list[str] | None, typer.Option(help="One mistake by name; repeat it for several. [default: all]")
+        list[str] | None, typer.Option(help=r"One mistake by name; repeat it for several. \[default: all]")
     ] = None,
     clean_runs: Annotated[
         int, typer.Option(min=0, help="Runs of the same tests on clean code, where an alarm is false.")

@@ -160,7 +160,7 @@ def bench_federation(
     sites: Annotated[int, typer.Option("--sites", min=2, max=20, help="Number of light sites.")] = 3,
     rounds: Annotated[int, typer.Option("--rounds", min=2, max=100, help="Number of rounds.")] = 6,
     aggregation: Annotated[
-        str | None, typer.Option(help="masked or shared-key. [default: as the study says]")
+        str | None, typer.Option(help=r"masked or shared-key. \[default: as the study says]")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -62,7 +62,7 @@ def budget_start(
     site: SiteFolder,
     policy_file: Annotated[Path, typer.Option("--policy", help="The site's policy, whose limits bind.")],
     approved_by: Annotated[str, typer.Option(help="The person who answers for this.")],
-    name: Annotated[str | None, typer.Option(help="The site's name. [default: the folder's]")] = None,
+    name: Annotated[str | None, typer.Option(help=r"The site's name. \[default: the folder's]")] = None,
     replaces: Annotated[
         str, typer.Option(help="Where a ledger was lost: why a new one starts. It stands in every export.")
     ] = "",

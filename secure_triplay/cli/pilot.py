@@ -31,7 +31,7 @@ def pilot(
     memory: Annotated[float, typer.Option(help="GiB for the site's process.", rich_help_panel=_LIMITS)] = 4.0,
     hours: Annotated[float, typer.Option(help="Hours for the whole study.", rich_help_panel=_LIMITS)] = 12.0,
     epsilon: Annotated[
-        float | None, typer.Option(help="Budget. [default: the study's]", rich_help_panel=_LIMITS)
+        float | None, typer.Option(help=r"Budget. \[default: the study's]", rich_help_panel=_LIMITS)
     ] = None,
     round_overhead: Annotated[
         float, typer.Option(help="Seconds of a round's messages beyond their bytes.", rich_help_panel=_LIMITS)

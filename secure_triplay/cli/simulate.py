@@ -23,7 +23,7 @@ app = typer.Typer()
 def simulate(
     study_file: StudyFile,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; it must not exist. [default: runs/STUDY-TIME]")
+        Path | None, typer.Option(help=r"Folder of the run; it must not exist. \[default: runs/STUDY-TIME]")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Overrides the study's seed (partition and public draw).")

@@ -18,7 +18,7 @@ app = typer.Typer(help="A hospital's own side: keys, policy, joining, taking par
 SiteDir = Annotated[
     Path, typer.Option("--site", help="The site's folder, which `site init` made.", show_default=False)
 ]
-StudyName = Annotated[str | None, typer.Option("--study", help="Which study. [default: the only one]")]
+StudyName = Annotated[str | None, typer.Option("--study", help=r"Which study. \[default: the only one]")]
 
 
 @app.command("init", epilog="Example:  secure-triplay site init --name st-mary --approved-by 'Dr. Weber'")
@@ -26,9 +26,9 @@ def site_init(
     name: Annotated[
         str, typer.Option("--name", help="The site's name in studies: a-z, 0-9 and -.", show_default=False)
     ],
-    folder: Annotated[Path | None, typer.Option("--dir", help="A new folder. [default: ./NAME]")] = None,
+    folder: Annotated[Path | None, typer.Option("--dir", help=r"A new folder. \[default: ./NAME]")] = None,
     policy: Annotated[
-        Path | None, typer.Option("--policy", help="The site's policy. [default: a copy of the strict one]")
+        Path | None, typer.Option("--policy", help=r"The site's policy. \[default: a copy of the strict one]")
     ] = None,
     approved_by: Annotated[
         str | None,
@@ -79,10 +79,10 @@ def site_join(
     site_dir: SiteDir,
     confirm_roster_code: Annotated[
         str | None,
-        typer.Option(help="The code, once it was compared with the other sites. [default: ask]"),
+        typer.Option(help=r"The code, once it was compared with the other sites. \[default: ask]"),
     ] = None,
     approved_by: Annotated[
-        str | None, typer.Option(help="The person who decides. [default: ask; nothing is agreed without]")
+        str | None, typer.Option(help=r"The person who decides. \[default: ask; nothing is agreed without]")
     ] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="This site's manifest.csv, where the study is on manifests.")

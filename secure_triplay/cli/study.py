@@ -39,7 +39,7 @@ def study_create(
     quorum: Annotated[
         int | None,
         typer.Option(
-            help="Sites without which no sum is opened. [default: the masks' threshold, or more than half]"
+            help=r"Sites without which no sum is opened. \[default: the masks' threshold, or more than half]"
         ),
     ] = None,
     started_by: Annotated[
