@@ -37,8 +37,11 @@ def site_init(
 ) -> None:
     """Make the site's keys, here, and one public file to enrol with."""
     from secure_triplay.federation.sitefolder import SiteFolder
+    from secure_triplay.ledger.entries import require_person
     from secure_triplay.ledger.start import start
 
+    if approved_by is not None:
+        require_person(approved_by, "--approved-by")
     where = Path(name) if folder is None else folder
     site = SiteFolder.init(where, name, policy, with_ledger=approved_by is not None)
     out = Console(highlight=False, soft_wrap=True)

@@ -58,8 +58,8 @@ def study_create(
     from secure_triplay.federation.studybundle import Rules, least_quorum
 
     sites += more_sites or []  # what a shell makes of --sites *.enrol
-    least = quorum or least_quorum(load_study(study_file), len(sites))
-    rules = Rules(quorum=least, deadline_s=deadline_s)
+    least = least_quorum(load_study(study_file), len(sites)) if quorum is None else quorum
+    rules = Rules.stated(least, deadline_s)
     folder = ServerFolder.create(
         out_folder, study_file, sites, server=server, rules=rules, started_by=started_by
     )

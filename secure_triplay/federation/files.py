@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from secure_triplay.errors import ConfigError, CryptoError, RunError
@@ -26,6 +29,27 @@ def make_folder(path: Path) -> None:
             where=str(path),
             fix=f"chmod 700 {path}, or name a new folder",
         )
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A draft to write into, which becomes `path` when the block ends: that folder is there whole, or not at all.
+
+    `path` may be there if it is empty. Raises RunError where it cannot be made or others can open it.
+    """
+    if path.exists():
+        make_folder(path)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        make_folder(draft)
+        yield draft
+        try:
+            draft.replace(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_secret(path: Path, content: bytes) -> None:

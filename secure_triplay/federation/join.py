@@ -21,7 +21,7 @@ from secure_triplay.federation.files import make_folder, read_public, write_publ
 from secure_triplay.federation.joined import Joined
 from secure_triplay.federation.sitefolder import STUDIES, SiteFolder
 from secure_triplay.federation.studybundle import SitePaths, StudyBundle
-from secure_triplay.ledger.entries import Decided
+from secure_triplay.ledger.entries import Decided, require_person
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import study_releases
 from secure_triplay.policy import Refusal, SitePolicy, check_participants, check_terms
@@ -109,10 +109,12 @@ def refusals(policy: SitePolicy, study: Study, bundle: StudyBundle) -> list[Refu
 def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> Path:
     """Bind the site: approve the charges, record who confirmed what, and pin the app. Returns the confirmation file.
 
-    Raises CryptoError for another roster code, PrivacyError where the policy refuses or the budget is too small.
+    Raises CryptoError for another roster code, ConfigError where nobody is named, PrivacyError where the policy
+    refuses or the budget is too small.
     """
     bundle, study = asked.bundle, asked.study
     bundle.require_code(code)
+    require_person(approved_by, "--approved-by")
     if asked.refusals:
         raise PrivacyError(
             f"this site's policy refuses the study: {asked.refusals[0]}",

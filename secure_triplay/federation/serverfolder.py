@@ -6,6 +6,8 @@ what the README's table says a server learns.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +21,7 @@ from secure_triplay.errors import ConfigError, RunError
 from secure_triplay.federation.ca import Issued, make_ca, make_server_certificate
 from secure_triplay.federation.enrolment import Enrolment
 from secure_triplay.federation.files import (
-    make_folder,
+    new_folder,
     read_public,
     read_secret,
     write_public,
@@ -35,11 +37,14 @@ from secure_triplay.federation.studybundle import (
     make_bundle,
     without_paths,
 )
+from secure_triplay.ledger.entries import require_person
 from secure_triplay.ledger.log import AuditLog
 from secure_triplay.prepare import compute_basis
 
 CA_CERTIFICATE, CA_KEY, CERTIFICATE, KEY = "ca.crt", "ca.key", "server.crt", "server.key"
 EPOCHS, CONFIRMED, FLOWER, ROUNDS = "epochs", "confirmed", "flower", "rounds"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class ServerFolder:
         path = path.absolute()
         if path.exists() and any(path.iterdir()):
             raise RunError("this folder is not empty", where=str(path), fix="name a new folder with --out")
+        require_person(started_by, "--started-by")
+        _require_address(server)
         study, members = load_study(study_file), read_enrolments(enrolments)
         chosen = rules or Rules(quorum=least_quorum(study, len(members)), deadline_s=3600.0)
         signer, ca = DoubleSigner.generate(), make_ca(f"{study.study} study")
@@ -81,20 +88,19 @@ class ServerFolder:
             rules=chosen,
             basis=compute_basis(study),
         )
-        make_folder(path)
-        save_identity(path, signer.signer)
-        write_secret(path / MLDSA_KEY, signer.to_private_bytes())
-        write_public(path / CA_CERTIFICATE, ca.certificate)
-        write_secret(path / CA_KEY, ca.key)
-        write_public(path / CERTIFICATE, certificate.certificate)
-        write_secret(path / KEY, certificate.key)
-        for name in (EPOCHS, CONFIRMED, ROUNDS):
-            (path / name).mkdir(mode=0o700)
-        shutil.copyfile(study_file, path / "study.yaml")
-        AuditLog.create(path, signer.signer, party="coordinator", started_by=started_by).close()
-        folder = cls(path)
-        folder.add_epoch(bundle)
-        return folder
+        with new_folder(path) as draft:
+            save_identity(draft, signer.signer)
+            write_secret(draft / MLDSA_KEY, signer.to_private_bytes())
+            write_public(draft / CA_CERTIFICATE, ca.certificate)
+            write_secret(draft / CA_KEY, ca.key)
+            write_public(draft / CERTIFICATE, certificate.certificate)
+            write_secret(draft / KEY, certificate.key)
+            for name in (EPOCHS, CONFIRMED, ROUNDS):
+                (draft / name).mkdir(mode=0o700)
+            shutil.copyfile(study_file, draft / "study.yaml")
+            AuditLog.create(draft, signer.signer, party="coordinator", started_by=started_by).close()
+            cls(draft).add_epoch(bundle)
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> ServerFolder:
@@ -218,6 +224,23 @@ class ServerFolder:
         write_secret(draft, issued.key)
         draft.replace(self.path / KEY)
         write_public(self.path / CERTIFICATE, issued.certificate)
+
+
+def _require_address(server: str) -> None:
+    """Return nothing if it is HOST:PORT. Raises ConfigError otherwise: sites would look for it in vain."""
+    host, _, port = server.rpartition(":")
+    host = host.strip("[]")
+    try:
+        address = bool(ipaddress.ip_address(host))
+    except ValueError:
+        address = len(host) <= 253 and _HOST.fullmatch(host) is not None
+    if not (address and re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65_535):
+        raise ConfigError(
+            f"{server!r} is no address at which sites could reach a server",
+            where="--server",
+            fix="give HOST:PORT, such as fl.example.org:8443; the port is 1 to 65535, and a name with other letters "
+            "than a-z stands in its xn-- form",
+        )
 
 
 def _hosts(server: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from secure_triplay.errors import ConfigError, CryptoError, RunError
 from secure_triplay.federation.approval import public_line
 from secure_triplay.federation.documents import keys_of
 from secure_triplay.federation.enrolment import Enrolment
-from secure_triplay.federation.files import make_folder, read_public, read_secret, write_public, write_secret
+from secure_triplay.federation.files import new_folder, read_public, read_secret, write_public, write_secret
 from secure_triplay.ledger.start import LEDGER
 from secure_triplay.ledger.study import policy_limits
 from secure_triplay.policy import SitePolicy, load_policy
@@ -53,7 +53,7 @@ class SiteFolder:
     def init(
         cls, path: Path, name: str, policy: Path | None = None, *, with_ledger: bool = False
     ) -> SiteFolder:
-        """Make the folder, every key and the enrolment file. Raises ConfigError, CryptoError or RunError.
+        """Make the folder, every key and the enrolment file: all of it, or nothing. Raises ConfigError or RunError.
 
         Without `policy` the site starts with the strict one of this package. `with_ledger`: the caller goes on
         to start the ledger under it, so a policy that gives no limits is an error before anything is made.
@@ -69,7 +69,6 @@ class SiteFolder:
         limits = load_policy(source)
         if with_ledger:
             policy_limits(limits)
-        make_folder(path)
         signer = DoubleSigner.generate()
         supernode, approval = ec.generate_private_key(ec.SECP384R1()), Ed25519PrivateKey.generate()
         try:
@@ -87,14 +86,15 @@ class SiteFolder:
                 where="--name",
                 fix="use a-z, 0-9 and -, at most 48 of them",
             ) from error
-        save_identity(path, signer.signer)
-        write_secret(path / MLDSA_KEY, signer.to_private_bytes())
-        write_secret(path / SUPERNODE_KEY, supernode.private_bytes(*_OPENSSH))
-        write_secret(path / APPROVAL_KEY, approval.private_bytes(*_OPENSSH))
-        write_secret(path / STORAGE_KEY, os.urandom(STORAGE_KEY_BYTES))
-        shutil.copyfile(source, path / POLICY)
-        (path / STUDIES).mkdir(mode=0o700)
-        write_public(path / f"{name}.enrol", enrolment.signed(signer))
+        with new_folder(path) as draft:
+            save_identity(draft, signer.signer)
+            write_secret(draft / MLDSA_KEY, signer.to_private_bytes())
+            write_secret(draft / SUPERNODE_KEY, supernode.private_bytes(*_OPENSSH))
+            write_secret(draft / APPROVAL_KEY, approval.private_bytes(*_OPENSSH))
+            write_secret(draft / STORAGE_KEY, os.urandom(STORAGE_KEY_BYTES))
+            shutil.copyfile(source, draft / POLICY)
+            (draft / STUDIES).mkdir(mode=0o700)
+            write_public(draft / f"{name}.enrol", enrolment.signed(signer))
         return cls(path, enrolment)
 
     @classmethod

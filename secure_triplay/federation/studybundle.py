@@ -14,7 +14,7 @@ import json
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from secure_triplay import __version__
 from secure_triplay.config import Manifest, Sha256, Study, parse_study
@@ -27,7 +27,7 @@ from secure_triplay.federation.documents import Document, keys_of
 from secure_triplay.federation.enrolment import Enrolment
 from secure_triplay.matrices import from_bytes
 from secure_triplay.prepare import masks_for
-from secure_triplay.schema import Frozen, lists_to_tuples
+from secure_triplay.schema import Frozen, lists_to_tuples, readable_error
 
 AT_THE_SITE = "at-the-site"
 """Stands where a path would; each site puts its own in its place."""
@@ -42,6 +42,19 @@ class Rules(Frozen):
 
     quorum: int = Field(ge=1)
     deadline_s: float = Field(gt=0, le=7 * 24 * 3600)
+
+    @classmethod
+    def stated(cls, quorum: int, deadline_s: float) -> Rules:
+        """The rules that a person asks for. Raises ConfigError where rounds could not end by them."""
+        try:
+            return cls(quorum=quorum, deadline_s=deadline_s)
+        except ValidationError as error:
+            raise ConfigError(
+                readable_error(error, "", __name__).what,
+                where="--quorum and --deadline",
+                fix="a quorum is more than half of the sites and no more than all; a deadline is a number of seconds, "
+                "a week at most",
+            ) from error
 
 
 def least_quorum(study: Study, n_sites: int) -> int:

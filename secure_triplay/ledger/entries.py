@@ -24,7 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity, transcript
-from secure_triplay.errors import CryptoError, PrivacyError
+from secure_triplay.errors import ConfigError, CryptoError, PrivacyError
 
 HEAD_BYTES = 32
 MAX_BODY_BYTES = 1 << 20
@@ -331,6 +331,16 @@ def in_words() -> Iterator[None]:
             where=error.title,
             fix="state it as the message says",
         ) from error
+
+
+def require_person(name: str, where: str) -> None:
+    """Return nothing if it names somebody, who then stands in the ledger. Raises ConfigError."""
+    if not name.strip():
+        raise ConfigError(
+            "nobody is named, and a person answers for this",
+            where=where,
+            fix="give the name of the person who does",
+        )
 
 
 def genesis(identity: Identity) -> bytes:

@@ -12,8 +12,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from secure_triplay.errors import ConfigError, CryptoError, RunError
+from secure_triplay.federation import join
 from secure_triplay.federation.enrolment import Enrolment
+from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
+from secure_triplay.federation.studybundle import Rules
+from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.start import start
 
 from .conftest import ROOT, make_site, policy_content
@@ -84,6 +88,80 @@ def test_a_policy_without_limits_leaves_nothing_behind(tmp_path):
 def test_a_name_that_is_no_name_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no name for a site"):
         SiteFolder.init(tmp_path / "a", "St. Mary")
+
+
+@pytest.mark.parametrize("name", ["North Clinic", "../north", "ward/north", ""])
+def test_a_name_that_is_no_name_leaves_nothing_behind(tmp_path, name):
+    with pytest.raises(ConfigError, match="no name for a site"):
+        SiteFolder.init(tmp_path / "sites" / name, name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("nobody", ["", "  "])
+def test_nothing_is_started_where_nobody_answers_for_it(empty, world, nobody):
+    with pytest.raises(ConfigError, match="nobody is named"):
+        start(empty / "site", world.sites["north"].policy_file, name="north", approved_by=nobody)
+    with pytest.raises(ConfigError, match="nobody is named"):
+        create(empty / "coordinator", world, started_by=nobody)
+    assert not list(empty.iterdir())
+    entries = Ledger.open(world.sites["north"].ledger, None).chain.entries
+    asked = world.look("north")
+    with pytest.raises(ConfigError, match="nobody is named"):
+        join.confirm(world.sites["north"], asked, code=asked.bundle.code, approved_by=nobody)
+    assert Ledger.open(world.sites["north"].ledger, None).chain.entries == entries
+
+
+@pytest.mark.parametrize(
+    "server",
+    ["fl.example.org", ":8443", "fl.example.org:0", "fl.example.org:65536", "fl.example.org:", "a..b:8443",
+     "klinik-süd.example.org:8443", "https://fl.example.org:8443", "fl.example.org:8443 ", "-:1"],
+)  # fmt: skip
+def test_an_address_at_which_nobody_can_be_reached_makes_no_study(empty, world, server):
+    with pytest.raises(ConfigError, match="no address"):
+        create(empty / "coordinator", world, server=server)
+    assert not list(empty.iterdir())
+
+
+@pytest.mark.parametrize("server", ["10.0.0.1:8443", "[::1]:8443", "localhost:1", "fl-1.Example.org:65535"])
+def test_names_and_addresses_of_both_kinds_make_a_study(empty, world, server):
+    assert create(empty / "coordinator", world, server=server).bundle.server == server
+
+
+@pytest.mark.parametrize(
+    ("quorum", "deadline_s"), [(0, 60.0), (-1, 60.0), (2, float("nan")), (2, 0.0), (2, 1e9)]
+)
+def test_rules_by_which_no_round_could_end_are_refused_in_words(quorum, deadline_s):
+    with pytest.raises(ConfigError, match="must be") as refused:
+        Rules.stated(quorum, deadline_s)
+    assert "quorum" in refused.value.where
+
+
+def test_a_coordinators_folder_is_there_whole_or_not_at_all(empty, world, monkeypatch):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ServerFolder, "add_epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        create(empty / "coordinator", world)
+    assert not list(empty.iterdir())
+    monkeypatch.undo()
+    (empty / "coordinator").mkdir(mode=0o700)
+    create(empty / "coordinator", world)
+    assert ServerFolder.open(empty / "coordinator").bundle.epoch == 1
+    assert [path.name for path in empty.iterdir()] == ["coordinator"]
+
+
+@pytest.fixture
+def empty(tmp_path):
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+def create(path, world, **given):
+    enrolments = [site.enrolment_file for site in world.sites.values()]
+    return ServerFolder.create(
+        path, world.server.path / "study.yaml", enrolments, **{"server": "fl.example.org:8443", **given}
+    )
 
 
 def test_a_changed_enrolment_is_refused(world):
