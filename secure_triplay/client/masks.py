@@ -177,11 +177,10 @@ class Masked:
         return lambda sums: remove_masks(context, codec, keys, members, total.names, recovered, sums)
 
     def close(self, number: int) -> None:
-        """Forget the round's secrets, and that there was one before it."""
+        """Forget the round's secrets."""
         self._applied = max(self._applied, number)
         self._sites.pop(number, None)
-        for done in (number - 1, number):
-            self._vault.destroy(_file(done))
+        self._vault.destroy(_file(number))
 
     def forget(self) -> None:
         """Forget the rounds that were begun."""
