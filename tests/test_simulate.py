@@ -279,8 +279,8 @@ def test_adapter_loads_with_plain_peft_without_a_missing_key(run, tmp_path, made
     assert all(float(value.abs().max()) > 0 for value in loaded.values())
 
 
-def test_each_site_has_a_personal_adapter_of_its_own_that_lies_a_thousandth_from_the_shared_one(run):
-    """Two rounds of updates that are nearly all noise: one standard deviation of it is 0.001 a coordinate."""
+def test_each_site_has_a_personal_adapter_of_its_own_that_lies_two_thousandths_from_the_shared_one(run):
+    """Two rounds of updates that are nearly all noise: one standard deviation of it is 0.002 a coordinate."""
     folder, _ = run
     shared = load_file(folder / "adapter" / "adapter_model.safetensors")
     names = [name for name in shared if "lora_B" in name]
@@ -289,7 +289,7 @@ def test_each_site_has_a_personal_adapter_of_its_own_that_lies_a_thousandth_from
         own = load_file(site / "personal" / "adapter_model.safetensors")
         assert all((own[name] == shared[name]).all() for name in shared if name not in names)
         moved[site.name] = np.concatenate([(own[name] - shared[name]).ravel() for name in names])
-        assert moved[site.name].std() == pytest.approx(0.001, rel=0.25)
+        assert moved[site.name].std() == pytest.approx(0.002, rel=0.25)
         front, body = (site / "personal" / "README.md").read_text().split("---\n", 2)[1:]
         said = yaml.safe_load(front)["secure_triplay"]
         (claim,) = [one for one in run[1]["privacy"] if one["site"] == site.name]

@@ -1,10 +1,10 @@
 """A second adapter for one site alone, out of updates that it has paid for.
 
-    personal = published + rate * sum_t u_t / (s * sqrt(T))
+    personal = published + RATE * sum_t u_t / (s * sqrt(T))
 
 u_t is the update of round t as it came out of this site's training: float32 (n_params,), noise included, before
 weights and rounding. T is the number of rounds in which the site trained. s is the public standard deviation of the
-noise that one coordinate of one update carries (`prepare.update_noise_std`), so that the rate is in units of one
+noise that one coordinate of one update carries (`prepare.update_noise_std`), so that RATE is in units of one
 coordinate of the adapter, whatever the clip norm.
 
 It costs nothing. Each u_t is the output of a mechanism that was charged before its first gradient, and the charge of
@@ -47,7 +47,7 @@ from secure_triplay.prepare import class_count_rule, update_noise_std
 from secure_triplay.privacy.counts import log_shares
 
 FOLDER = "personal"
-RATE, RATE_BESIDE_BIAS = 0.002, 0.001
+RATE = 0.002
 """How far a coordinate moves by T rounds whose updates are noise alone: this standard deviation."""
 BIAS_WEIGHT = 1.5
 
@@ -78,9 +78,7 @@ class OwnUpdates:
             return self
         return OwnUpdates(self.total + update.astype(np.float64), self.count + 1, round_number)
 
-    def personal(
-        self, published: NDArray[np.float32], noise_std: float, rate: float = RATE
-    ) -> NDArray[np.float32]:
+    def personal(self, published: NDArray[np.float32], noise_std: float) -> NDArray[np.float32]:
         """The personal adapter (n_params,) beside the published one (n_params,).
 
         `noise_std` is `prepare.update_noise_std`. Raises PrivacyError without an update, or without noise.
@@ -91,7 +89,7 @@ class OwnUpdates:
                 where="personal adapter",
                 fix="use the published adapter",
             )
-        moved = published.astype(np.float64) + rate * self.total / (noise_std * self.count**0.5)
+        moved = published.astype(np.float64) + RATE * self.total / (noise_std * self.count**0.5)
         made: NDArray[np.float32] = moved.astype(np.float32)
         return made
 
@@ -143,11 +141,10 @@ def personal_adapter(
     if reason is not None:
         note("no personal adapter", what=reason)
         return None
-    rule, noise_std = class_count_rule(study), update_noise_std(study)
+    adapter, rule = own.personal(published, update_noise_std(study)), class_count_rule(study)
     if rule is None or counts is None:
-        return Personal(own.personal(published, noise_std))
-    bias = np.float32(BIAS_WEIGHT) * log_shares(counts, rule.noise_std)
-    return Personal(own.personal(published, noise_std, RATE_BESIDE_BIAS), bias)
+        return Personal(adapter)
+    return Personal(adapter, np.float32(BIAS_WEIGHT) * log_shares(counts, rule.noise_std))
 
 
 def _refused(what: str) -> CryptoError:
