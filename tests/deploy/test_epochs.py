@@ -20,8 +20,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from secure_triplay import parcel
 from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.journal import Journal
-from secure_triplay.client.kept import ROUND, keep_revealed
+from secure_triplay.client.kept import ROUND, keep_revealed, keep_update
 from secure_triplay.client.keys import load_keys
+from secure_triplay.client.round import Learned
 from secure_triplay.client.vault import Vault
 from secure_triplay.crypto.double import DoubleSigner
 from secure_triplay.crypto.masking.messages import MaskKeys
@@ -33,7 +34,7 @@ from secure_triplay.deploy.worker import STATE, SiteWorker
 from secure_triplay.errors import ProtocolError, RunError
 from secure_triplay.federation.ceremony import Deliver, Summon
 from secure_triplay.federation.documents import keys_of
-from secure_triplay.federation.handover import StateGiven, StateWanted
+from secure_triplay.federation.handover import StateGiven, StateWanted, needed
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.books import Reservation
@@ -177,11 +178,17 @@ def test_a_study_goes_on_over_a_new_key_as_if_nothing_had_happened(grid):
 def test_the_old_epochs_keys_are_gone_once_the_new_one_begins(grid):
     grid.run(until=2)
     assert key(grid, "east", 1) is not None
+    folders = [JoinedStudy.open(grid.made.sites[name]).folder / STATE / "epoch-1" for name in NAMES[:3]]
+    held = ("update", "upload", "sum", "mask-*")  # what may lie there while a round is open
+    assert {what for what in held for folder in folders if list(folder.glob(what))} >= {"upload", "mask-*"}
+    keep_update(
+        vault(grid, "east", 1), ROUNDS, Learned(np.zeros(N_PARAMS, np.int64))
+    )  # of no round that comes
     change_roster(grid.made.server)
     grid.run(until=3)
-    for name in NAMES[:3]:
+    for name, folder in zip(NAMES[:3], folders, strict=True):
         assert key(grid, name, 1) is None
-        assert vault(grid, name, 1).load("upload") is None
+        assert not [path.name for what in held for path in folder.glob(what)]
         assert vault(grid, name, 2).load(RECIPIENT) is None
 
 
@@ -256,6 +263,11 @@ def test_a_new_site_takes_no_state_that_a_quorum_did_not_confirm(grid):
     grid.run(until=2)
     assert grid.workers["west"].session is None
     assert grid.made.survivors()[1] == ["east", "north", "south"]
+
+
+def test_a_state_is_confirmed_by_more_than_half_of_those_that_have_it():
+    for sites in range(1, 60):
+        assert sites < 2 * needed(sites) <= sites + 2
 
 
 def test_a_new_site_takes_no_state_that_was_changed_on_its_way(grid):

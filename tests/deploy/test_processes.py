@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from secure_triplay.client.answering import listening
+from secure_triplay.client import answering
+from secure_triplay.client.answering import listening, serve_one
 from secure_triplay.client.app import ask_worker
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.deploy.processes import Kept
 from secure_triplay.deploy.superlinkmain import may_pass
+from secure_triplay.deploy.worker import REPLY_AFTER_S
 from secure_triplay.errors import RunError
+from secure_triplay.wire import Declined, Train, Witness
 
 
 def kept(tmp_path, code: str) -> Kept:
@@ -135,6 +140,35 @@ def test_the_serverapp_loads_nothing_that_trains_or_decrypts(fresh_imports):
     assert "secure_triplay.federation.relay" in loaded
     forbidden = ("torch", "tenseal", "peft", "opacus", "PIL", "secure_triplay.client", "secure_triplay.model")
     assert not [name for name in loaded if name.startswith(forbidden)]
+
+
+@pytest.mark.parametrize("took", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("reply", [b"signed", Declined().to_bytes()])
+def test_a_real_sites_answer_to_a_sum_leaves_at_a_fixed_time_however_long_its_checks_took(
+    monkeypatch, took, reply
+):
+    """On a clock of the test's own. Other questions are answered at once: their answers tell of no check."""
+    now = [100.0]
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    def answer(request: bytes) -> bytes:
+        pass_by(took)
+        return reply
+
+    def left_after(request: bytes) -> float:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            send_frame(ours, request)
+            arrived = now[0]
+            serve_one(SimpleNamespace(accept=lambda: (theirs, None)), answer, REPLY_AFTER_S)
+            assert receive_frame(ours) == reply
+        return now[0] - arrived
+
+    monkeypatch.setattr(answering, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=pass_by))
+    assert left_after(Witness("ab" * 32, 1, 1, ()).to_bytes()) == pytest.approx(REPLY_AFTER_S)
+    assert left_after(Train("ab" * 32, 1, 1).to_bytes()) == pytest.approx(took)
 
 
 def test_a_site_may_lie_in_a_folder_with_a_long_path(tmp_path):
