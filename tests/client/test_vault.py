@@ -107,6 +107,33 @@ def test_a_write_that_fails_leaves_what_was_there(vault, tmp_path, monkeypatch):
     assert vault.load("state") == b"before"
 
 
+def test_what_was_saved_or_destroyed_is_so_on_the_disk_before_the_call_returns(vault, tmp_path, monkeypatch):
+    """Content first, then its name, then the folder that holds the name: else a power cut takes one of them back."""
+    happened: list[str] = []
+    sync, rename, unlink = os.fsync, Path.rename, Path.unlink
+
+    def synced(descriptor):
+        happened.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    def renamed(self, target):
+        happened.append(f"rename {self.name}")
+        return rename(self, target)
+
+    def unlinked(self, missing_ok=False):
+        happened.append(f"unlink {self.name}")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    vault.save("keys", SECRET)
+    assert happened == ["sync keys.part", "rename keys.part", "sync state"]
+    happened.clear()
+    vault.destroy("keys")
+    assert happened == ["unlink keys", "sync state"]
+
+
 def test_a_key_of_another_length_is_refused(tmp_path):
     with pytest.raises(CryptoError):
         Vault(tmp_path, b"short", study=STUDY, epoch=1)
