@@ -7,17 +7,20 @@ import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from secure_triplay.client.learner import Encoded, Score
 from secure_triplay.config import parse_study
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.keyfile import save_identity
 from secure_triplay.data.records import ArrayRecords
 from secure_triplay.data.split import SiteData, Split
 from secure_triplay.errors import AssetError, ConfigError, DataError, PrivacyError, RunError
-from secure_triplay.ledger.budget import Limits
+from secure_triplay.ledger.budget import Limits, figures
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.pilot import paid, private
 from secure_triplay.pilot.choices import own_choice, with_choice
@@ -25,6 +28,7 @@ from secure_triplay.pilot.costs import Cost, SiteLimits
 from secure_triplay.pilot.private import Private, clearly_better, private_trials
 from secure_triplay.pilot.search import Decision, Trial
 from secure_triplay.privacy.counts import CountRule
+from secure_triplay.privacy.mechanisms import DpSgdCharge
 
 ROOMY = SiteLimits(hours=1000, memory_gib=100)
 COST = Cost(n_params=1, noise_multiplier=1.0, upload_bytes_per_round=1, download_bytes_per_round=1, hours=1.0,
@@ -196,6 +200,57 @@ def test_a_result_that_the_ledger_has_not_settled_is_not_read(searching, measure
     file.write_text(file.read_text().replace("11.0", "19.0"))
     with pytest.raises(PrivacyError, match="not one that the site's ledger has a charge for"):
         searching(asked)
+
+
+def test_what_a_search_says_it_cost_is_what_the_ledger_was_charged_for_every_round_and_count(
+    searching, measured, content, tmp_path
+):
+    asked = Private("north", ledger_at(tmp_path / "north", 50.0), "Dr. Weber", trials=2, rounds=3)
+    found, _ = searching(asked)
+    spends = books_of(tmp_path / "north").spends
+    steps = [spend.charge.steps for spend in spends if isinstance(spend.charge, DpSgdCharge)]
+    assert steps == [3 * parse_study(content).training.steps_per_round] * 2
+    assert len(spends) == 4
+    assert found["epsilon"] == pytest.approx(figures(spends, found["delta"]).pld, abs=1e-4)
+
+
+def test_no_more_records_of_a_patient_are_counted_than_the_noise_is_made_for(content, monkeypatch):
+    """Five records held back of one patient, one of another, and two of each may count."""
+    patients = torch.tensor([0, 0, 0, 0, 0, 1])
+    encoded = Encoded(torch.zeros(6, 1, 1), torch.zeros(6, dtype=torch.int64), patients)
+    counted, trained = [], []
+
+    class Right:
+        def __init__(self, *_):
+            pass
+
+        def score(self, adapter, records):
+            return Score(len(records), len(records))
+
+    def counts(correct, total, rule, noise):
+        counted.append((correct, total))
+        return np.array([correct, total], np.float64)
+
+    def one_round(state, *_):
+        trained.append(state)
+        return state
+
+    adapter = SimpleNamespace(vector=lambda: np.zeros(1, np.float32), n_params=1)
+    for name, made in {
+        "load_model": lambda *_: SimpleNamespace(adapter=adapter),
+        "encode_records": lambda *_: encoded,
+        "choose_codec": lambda *_: None,
+        "one_round": one_round,
+        "Learner": Right,
+        "noised_counts": counts,
+    }.items():
+        monkeypatch.setattr(private, name, made)
+    nothing = ArrayRecords(np.zeros((0, 8, 8), np.uint8), np.zeros(0, np.int64))
+    split = Split(nothing, nothing, {"north": SiteData(nothing, nothing)})
+    asked = Private("north", Path(), "Dr. Weber", rounds=3)
+    private._measure(parse_study(content), split, asked, CountRule(5.0, 2, 100, "patient"))
+    assert counted == [(3, 3)]
+    assert len(trained) == 3  # as many as are charged
 
 
 def test_a_charge_that_no_other_site_countersigns_says_so(searching, measured, tmp_path):
