@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +13,14 @@ import torch
 from torch import nn
 
 from secure_triplay.client.learner import Encoded
-from secure_triplay.experiments import tail
+from secure_triplay.experiments import ours, tail
 from secure_triplay.experiments.grid import load_grid
+from secure_triplay.experiments.procedures import PROCEDURES
+from secure_triplay.experiments.scores import Result
 from secure_triplay.experiments.tail import Adjusted, Directions, noised_sums, synthesise
+from secure_triplay.prepare import round_rule
+from secure_triplay.privacy.accounting import epsilon
+from secure_triplay.privacy.mechanisms import GaussianCharge
 from secure_triplay.privacy.noise import NoiseSource
 
 
@@ -54,6 +62,24 @@ def test_a_patients_records_beyond_the_bound_are_not_counted():
     assert noised_sums(patients, where, 2, 3, Silent())[:, -1].tolist() == [5.0, 0.0]
 
 
+def test_a_patients_records_beyond_the_bound_do_not_adjust_the_logits(monkeypatch):
+    @dataclass(frozen=True)
+    class Model:
+        classifier: nn.Module
+
+    seen = []
+
+    def bias(labels, n_classes, noise_std):
+        seen.append((labels.tolist(), noise_std))
+        return np.zeros(n_classes, np.float32)
+
+    monkeypatch.setattr(tail, "class_bias", bias)
+    own = blobs([5, 1])
+    patients = Encoded(own.tokens, own.labels, torch.tensor([0, 0, 0, 0, 0, 1]))
+    tail.adjusted_models(Model(nn.Linear(8, 2)), {"north": patients}, 2, 3)
+    assert seen == [([0, 0, 0, 1], 3 * tail.NOISE)]
+
+
 def test_the_noise_on_every_figure_is_what_is_charged():
     public = blobs([10, 10])
     where = Directions.of(public, k=3)
@@ -86,13 +112,44 @@ def test_adjusted_logits_differ_by_the_bias_and_no_weight_is_added():
     assert len(list(adjusted.parameters())) == 2
 
 
+@pytest.mark.parametrize(("name", "releases"), [("adjusted", 1), ("synthesised", 1), ("tail-aware", 2)])
+def test_a_cells_epsilon_is_that_of_its_training_and_of_each_release_that_a_site_made_besides(
+    grid_file, monkeypatch, name, releases
+):
+    """Releases are counted where their noise is drawn; nothing is trained."""
+    (cell,) = load_grid(grid_file(methods=[name], seeds=[1])).cells
+    made, draw = [], NoiseSource.gaussian
+
+    def drawn(self, shape, std):
+        made.append(std)
+        return draw(self, shape, std)
+
+    monkeypatch.setattr(NoiseSource, "gaussian", drawn)
+    monkeypatch.setattr(ours, "federate", lambda *_, **__: SimpleNamespace(published=None))
+    monkeypatch.setattr(ours, "_telling", lambda *_: None)
+    monkeypatch.setattr(ours, "_sent", lambda answers, *_: Result(answers))
+    monkeypatch.setattr(tail, "adjusted_models", partial(_biases, tail.class_bias))
+    setting = SimpleNamespace(
+        model=lambda study: SimpleNamespace(),
+        train=lambda model: {"north": blobs([4, 8])},
+        start=lambda model: None,
+        encoded=lambda model, what: blobs([10, 10]),
+        answers=lambda *_: None,
+    )
+    found = PROCEDURES[cell.method.procedure](setting, cell.study)
+    assert len(made) == releases
+    training = replace(round_rule(cell.study).charge, steps=cell.study.total_steps)
+    charges = [training, *[GaussianCharge(tail.NOISE)] * releases]
+    assert found.epsilon == pytest.approx(epsilon(charges, cell.study.dp.delta))
+
+
+def _biases(class_bias, model, records, n_classes, per_unit):
+    """`adjusted_models` without models."""
+    for own in records.values():
+        class_bias(own.labels.numpy(), n_classes, tail.NOISE * per_unit)
+
+
 def test_what_is_released_for_rare_classes_stays_within_the_methods_epsilon(grid_file):
-    from dataclasses import replace
-
-    from secure_triplay.prepare import round_rule
-    from secure_triplay.privacy.accounting import epsilon
-    from secure_triplay.privacy.mechanisms import GaussianCharge
-
     grid = load_grid(grid_file(methods=["adjusted", "synthesised", "tail-aware"], seeds=[1]))
     for cell in grid.cells:
         releases = 2 if cell.method.name == "tail-aware" else 1
