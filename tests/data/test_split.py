@@ -86,6 +86,17 @@ def test_public_images_and_all_sites_are_disjoint_and_as_large_as_the_study_says
     assert len(of_training_split) == len(set(of_training_split)) == 50 + 3 * 240
 
 
+def test_images_to_spare_are_all_that_are_neither_public_nor_at_any_site(
+    fashion: Any, make_study: Any
+) -> None:
+    split = fashion()
+    settings = {"kind": "fashion-mnist", "public_images": 50, "test_images": 100, "records_per_site": 200,
+                "holdout_per_site": 40}  # fmt: skip
+    spare = image_numbers(split_module.spare_fashion(make_study(settings, sites=3, classes=FASHION)))
+    used = [number for name, part in parts(split).items() if name != "test" for number in image_numbers(part)]
+    assert sorted(spare + used) == list(range(2000))
+
+
 def test_scanners_change_pixels_at_the_sites_and_nothing_else(fashion: Any) -> None:
     plain, scanned = fashion(), fashion(partition={"kind": "iid", "scanners": "differ"})
     for name, part in parts(scanned).items():
