@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import resource
 import shutil
 import signal
 import tempfile
@@ -32,6 +31,7 @@ from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.keyfile import save_identity
 from secure_triplay.errors import RunError, SecureTriplayError
+from secure_triplay.memory import peak_bytes
 from secure_triplay.report.card import write_personal_card
 from secure_triplay.wire import SessionPlan
 
@@ -113,7 +113,7 @@ def _take_part(job: Job, control: Connection, journal: Journal) -> None:
     journal.write(
         "finished",
         adapter_sha256=hashlib.sha256(outcome.state.published.tobytes()).hexdigest(),
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_bytes(),
     )
     control.send("finished")
 

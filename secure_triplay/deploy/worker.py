@@ -10,7 +10,6 @@ reason goes to the journal, which the operator reads.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -49,6 +48,7 @@ from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.export import export
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import study_releases
+from secure_triplay.memory import peak_bytes
 from secure_triplay.model.ranks import Ranks
 from secure_triplay.policy import check_hours
 from secure_triplay.prepare import masks_for
@@ -396,8 +396,7 @@ def run_worker(
         evidence = joined.folder / EVIDENCE
         if not evidence.exists():
             export(site.ledger, evidence, site.identity, purpose=f"end of study {joined.study.study}")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        journal.write("finished", peak_rss_bytes=peak)
+        journal.write("finished", peak_rss_bytes=peak_bytes())
 
 
 def main() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secure_triplay import memory
 from secure_triplay.errors import ConfigError, DataError, RunError
 from secure_triplay.experiments.collect import collect
 from secure_triplay.experiments.grid import Cell, load_grid
@@ -120,7 +120,7 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
     started, worked = time.perf_counter(), time.process_time()
     images, encoding = setting.encoded_images, setting.encoding_cpu_seconds
     setting.begin()
-    _forget_peak()
+    memory.restart_peak()
     found = PROCEDURES[cell.method.procedure](setting, cell.study)
     images, encoding = setting.encoded_images - images, setting.encoding_cpu_seconds - encoding
     dp = cell.study.dp
@@ -140,7 +140,7 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "download_bytes": found.download_bytes,
         "curve": setting.curve,
         "class_counts": setting.class_counts,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": memory.peak_bytes(),
         "seconds": round(time.perf_counter() - started, 2),
         "cpu_seconds": round(time.process_time() - worked, 2),
         # of it, what the frozen blocks took; a data set's first method encodes for those after it
@@ -148,20 +148,6 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "encoded_images": images,
         "image_frozen_bytes": setting.image_frozen_bytes,
     }
-
-
-def _forget_peak() -> None:
-    """Let the kernel's note of this process's largest memory begin anew (proc(5), clear_refs)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_bytes() -> int | None:
-    """The most memory of this process since `_forget_peak`, tokens of all sites included; None where none is told."""
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-    return None
 
 
 def _read(out: Path, cell: Cell) -> dict[str, Any] | None:

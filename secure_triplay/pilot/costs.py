@@ -1,8 +1,8 @@
 """What a choice costs a site: bytes, hours and memory; and which of its limits that breaks.
 
 Bytes follow from the encoding, exactly. Hours and memory are estimates from what was measured here: seconds of
-one image in one private step, of one image through the frozen blocks, of one ciphertext; the frozen weights. All
-sites are taken to be like this machine.
+one image in one private step, of one image through the frozen blocks, of one ciphertext; what the process held while
+it loaded the model, and after. All sites are taken to be like this machine.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class Speeds:
     """What was measured on this machine for one quantization, at `blocks` adapted blocks of rank `rank`.
 
     `params` is the adapter's size there (with all of B, where any choice has that), `layers` the adapted layers of a
-    block, `tokens` what an image is after the cut. Seconds are of processor time a thread: by the clock on a
-    machine that does nothing else.
+    block, `tokens` what an image is after the cut. `loading_bytes` is the most that the process held while it loaded
+    the model, `loaded_bytes` what it held then, its libraries in both. Seconds are of processor time a thread: by the
+    clock on a machine that does nothing else.
     """
 
     blocks: int
@@ -68,9 +69,8 @@ class Speeds:
     width: int
     step_s_per_image: float
     encode_s_per_image: float
-    frozen_bytes: int
     loading_bytes: int
-    process_bytes: int
+    loaded_bytes: int
     encrypt_s_per_chunk: float
     open_s_per_chunk: float
 
@@ -130,15 +130,13 @@ def cost(study: Study, choice: Choice, speeds: Speeds, limits: SiteLimits) -> Co
 
 
 def _memory(study: Study, choice: Choice, speeds: Speeds, n_params: int, per_unit: int) -> float:
-    """The larger of loading the model and training on it, above a process with its libraries."""
+    """The larger of what loading the model takes and of training on it, both with the process and its libraries."""
     together = min(study.training.physical_batch_size, 2 * choice.batch * per_unit)
     token_bytes = 4 * speeds.tokens * speeds.width
     cached = site_units(study) * per_unit * token_bytes
     gradients = together * 4 * gradient_values(study, choice, speeds, n_params)
     activations = together * token_bytes * choice.blocks * _ACTIVATIONS
-    return speeds.process_bytes + max(
-        speeds.loading_bytes, speeds.frozen_bytes + cached + gradients + activations
-    )
+    return max(speeds.loading_bytes, speeds.loaded_bytes + cached + gradients + activations)
 
 
 def gradient_values(study: Study, choice: Choice, speeds: Speeds, n_params: int) -> float:

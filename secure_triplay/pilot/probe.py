@@ -1,4 +1,4 @@
-"""How fast this machine is, and how much memory the frozen weights take: measured once for each quantization."""
+"""How fast this machine is, and how much memory a loaded model takes: measured once for each quantization."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import time
 from dataclasses import replace
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
+from secure_triplay import memory
 from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
@@ -24,9 +23,11 @@ _IMAGES = 128
 _STEPS = 2
 
 
-def measure_speeds(setting: PublicSetting, study: Study, process_bytes: int) -> Speeds:
-    """Speeds of a study's model on the sample: a few real private steps, the frozen blocks, one ciphertext."""
+def measure_speeds(setting: PublicSetting, study: Study) -> Speeds:
+    """What a study's model takes to load, and its speeds on the sample: a few real private steps, one ciphertext."""
+    memory.restart_peak()
     model = setting.model(study)
+    loading, loaded = memory.peak_bytes(), memory.resident_bytes()
     before = (setting.encoding_cpu_seconds, setting.encoded_images)
     records = [own for own in setting.train(model).values() if len(own)]
     setting.encoded(model, "test")
@@ -54,29 +55,11 @@ def measure_speeds(setting: PublicSetting, study: Study, process_bytes: int) -> 
         encode_s_per_image=(setting.encoding_cpu_seconds - before[0])
         / max(1, encoded)
         / torch.get_num_threads(),
-        frozen_bytes=model.backbone.frozen_bytes,
-        loading_bytes=_full_precision_bytes(model.backbone.model),
-        process_bytes=process_bytes,
+        loading_bytes=loading,
+        loaded_bytes=loaded,
         encrypt_s_per_chunk=encrypt,
         open_s_per_chunk=opened,
     )
-
-
-def process_bytes() -> int:
-    """Resident memory of this process with its libraries, before it holds a model."""
-    from secure_triplay.model import backbone  # noqa: F401  (what a site imports)
-
-    return int(psutil.Process().memory_info().rss)
-
-
-def _full_precision_bytes(model: nn.Module) -> int:
-    """What the weights take while they are loaded: four bytes each, whatever they become afterwards."""
-    linear = {
-        id(part.weight): part.in_features * part.out_features
-        for part in model.modules()
-        if isinstance(part, nn.Linear)
-    }
-    return 4 * sum(linear.get(id(weight), weight.numel()) for weight in model.parameters())
 
 
 def crypto_seconds(codec: Codec) -> tuple[float, float]:

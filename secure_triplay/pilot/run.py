@@ -16,7 +16,7 @@ from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
 from secure_triplay.pilot.files import STUDY, kept, locked, study_text
 from secure_triplay.pilot.private import Private, private_trials
-from secure_triplay.pilot.probe import measure_speeds, process_bytes
+from secure_triplay.pilot.probe import measure_speeds
 from secure_triplay.pilot.sample import Sample, public_sample
 from secure_triplay.pilot.search import (
     PRICES,
@@ -79,7 +79,6 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
     with locked(out):
         tell("drawing public images", 0, asked.trials)
         sample = public_sample(study, asked.sample, use_test_images=asked.use_test_images)
-        process = process_bytes()
         setting = PublicSetting(study, sample)
         key = _key(study, epsilon, sample)
         speeds = _speeds(
@@ -87,7 +86,6 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
             space,
             study_of,
             own,
-            process,
             out / "trials",
             key,
             lambda text: tell(text, 0, asked.trials),
@@ -136,7 +134,6 @@ def _speeds(
     space: Space,
     study_of: Callable[[Choice], Study],
     own: Choice,
-    process: int,
     trials: Path,
     key: str,
     tell: Callable[[str], None],
@@ -154,7 +151,7 @@ def _speeds(
         path = trials / f"speeds-{_hash([key, plain(choice)])[:20]}.json"
         found = kept(path, (one.name for one in fields(Speeds)))
         if found is None:
-            found = asdict(measure_speeds(setting, study_of(choice), process))
+            found = asdict(measure_speeds(setting, study_of(choice)))
             write_text(path, json.dumps(found, indent=2) + "\n")
         speeds[quantization] = Speeds(**found)
     return speeds

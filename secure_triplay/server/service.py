@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from secure_triplay.errors import RunError
+from secure_triplay.memory import peak_bytes
 from secure_triplay.server.inbox import Admitted, Reason, Refusal
 from secure_triplay.server.round import Round
 from secure_triplay.wire import SessionPlan
@@ -166,7 +167,7 @@ class Service:
     def stats(self) -> ServerStats:
         """Counts so far."""
         return ServerStats(
-            peak_rss_bytes(),
+            peak_bytes(),
             self._sum_s,
             self._received_bytes,
             self._accepted,
@@ -189,14 +190,6 @@ class Service:
             return Refusal(Reason.NO_OPEN_ROUND)
         self._round, refusal = self._round.offer(content)
         return refusal
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process ever held at once, as the kernel counted it since it was started."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RunError("the kernel does not tell the peak memory", where="/proc/self/status", fix="run on Linux")
 
 
 def _private_file(path: str, flags: int) -> int:
