@@ -69,6 +69,7 @@ class Speeds:
     width: int
     step_s_per_image: float
     encode_s_per_image: float
+    frozen_bytes: int
     loading_bytes: int
     loaded_bytes: int
     encrypt_s_per_chunk: float

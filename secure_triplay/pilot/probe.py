@@ -23,11 +23,19 @@ _IMAGES = 128
 _STEPS = 2
 
 
-def measure_speeds(setting: PublicSetting, study: Study) -> Speeds:
-    """What a study's model takes to load, and its speeds on the sample: a few real private steps, one ciphertext."""
+def measure_speeds(setting: PublicSetting, study: Study, first: Speeds | None = None) -> Speeds:
+    """What a study's model takes to load, and its speeds on the sample: a few real private steps, one ciphertext.
+
+    Memory is measured for the `first` model of a process, which then holds more than a site would. What others take
+    follows from it and their frozen weights: they are loaded in full precision likewise.
+    """
     memory.restart_peak()
     model = setting.model(study)
+    frozen = model.backbone.frozen_bytes
     loading, loaded = memory.peak_bytes(), memory.resident_bytes()
+    if first is not None:
+        loaded = first.loaded_bytes + frozen - first.frozen_bytes
+        loading = max(first.loading_bytes, loaded)
     before = (setting.encoding_cpu_seconds, setting.encoded_images)
     records = [own for own in setting.train(model).values() if len(own)]
     setting.encoded(model, "test")
@@ -55,6 +63,7 @@ def measure_speeds(setting: PublicSetting, study: Study) -> Speeds:
         encode_s_per_image=(setting.encoding_cpu_seconds - before[0])
         / max(1, encoded)
         / torch.get_num_threads(),
+        frozen_bytes=frozen,
         loading_bytes=loading,
         loaded_bytes=loaded,
         encrypt_s_per_chunk=encrypt,

@@ -144,14 +144,14 @@ def _speeds(
         own, blocks=max(space.axes["blocks"]), rank=max(space.axes["rank"]),
         output_rank=None if None in directions else max(directions),
     )  # fmt: skip
-    speeds = {}
+    speeds: dict[str, Speeds] = {}
     for quantization in space.axes["quantization"]:
         tell(f"measuring this machine with {quantization} weights")
         choice = replace(largest, quantization=quantization)
         path = trials / f"speeds-{_hash([key, plain(choice)])[:20]}.json"
         found = kept(path, (one.name for one in fields(Speeds)))
         if found is None:
-            found = asdict(measure_speeds(setting, study_of(choice)))
+            found = asdict(measure_speeds(setting, study_of(choice), next(iter(speeds.values()), None)))
             write_text(path, json.dumps(found, indent=2) + "\n")
         speeds[quantization] = Speeds(**found)
     return speeds

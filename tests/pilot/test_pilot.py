@@ -35,7 +35,8 @@ from secure_triplay.simulate import simulate
 
 SPEEDS = Speeds(
     blocks=1, rank=64, params=2 * 64 * 384, layers=2, tower_blocks=12, tokens=17, width=384, step_s_per_image=0.002,
-    encode_s_per_image=0.005, loading_bytes=880_000_000, loaded_bytes=766_000_000,
+    encode_s_per_image=0.005, frozen_bytes=66_000_000, loading_bytes=880_000_000,
+    loaded_bytes=766_000_000,
     encrypt_s_per_chunk=0.002, open_s_per_chunk=0.01,
 )  # fmt: skip
 ROOMY = SiteLimits(hours=1000, memory_gib=100)
