@@ -215,3 +215,21 @@ def test_the_schema_names_every_key_of_the_demo(demo):
     schema = study_schema()
     assert set(demo) <= set(schema["properties"])
     assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("partition", {"kind": "patient", "scanners": "differ"}),
+        ("public_images", 50),
+        ("test_fraction", 0.5),
+        ("test_domain", "photo"),
+    ],
+)
+def test_what_divides_one_manifest_is_refused_where_each_site_has_its_own(demo, name, value):
+    demo["data"] = {"kind": "manifest", "test_manifest": "t.csv", "public_manifest": "p.csv"}
+    demo["sites"] = [{"name": each["name"], "manifest": f"{each['name']}.csv"} for each in demo["sites"]]
+    parse_study(demo)
+    demo["data"][name] = value
+    with pytest.raises(ConfigError, match=rf"data\.{name}: each site brings a manifest of its own"):
+        parse_study(demo)

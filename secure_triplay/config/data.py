@@ -66,6 +66,12 @@ class Manifest(Frozen):
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="kept back at each site")
     partition: Partition = Partition(kind="patient")
 
+    @property
+    def only_for_one_manifest(self) -> tuple[str, ...]:
+        """What was set that says how `manifest` is divided, by name."""
+        names = ("partition", "public_images", "test_fraction", "test_domain")
+        return tuple(name for name in names if getattr(self, name) != type(self).model_fields[name].default)
+
 
 class Site(Frozen):
     """One site; its weight in the mean is a public constant, never a record count."""

@@ -127,6 +127,12 @@ class Study(Frozen):
                 raise ValueError(
                     "give either data.manifest, or a manifest for every site, not both or neither"
                 )
+            ignored = self.data.only_for_one_manifest
+            if self.data.manifest is None and ignored:
+                raise ValueError(
+                    f"{', '.join(f'data.{name}' for name in ignored)}: each site brings a manifest of its own, and "
+                    "this says how one is divided; leave it out, and name data.public_manifest or data.test_manifest"
+                )
         elif most is not None:
             raise ValueError("unit: patient needs data that name patients; Fashion-MNIST has none")
         elif any(site.manifest for site in self.sites):
