@@ -175,8 +175,9 @@ def _outcome(losses: Array, noise: float, weights: Array) -> Array:
         # log(w0 + w1 e^t) = loss solved for t; expm1 keeps the digits near loss 0, where w0 + w1 = 1
         out[real] = noise**2 * np.log((np.expm1(wanted) + weights[1]) / weights[1]) + 0.5
         return out
-    # From where one term alone is as large as wanted, Newton falls onto the root from the right.
-    x = alone.min(axis=0)
+    # From where one term alone is as large as wanted, Newton falls onto the root from the right. With much noise that
+    # is noise^2 away, further than the steps reach, while no loss of the grid lies beyond a few times _Z noise.
+    x = np.minimum(alone.min(axis=0), times[-1] + 3 * _Z * noise)
     for _ in range(60):
         nudge = 1e-6 * noise
         value, ahead = _loss(x, noise, weights), _loss(x + nudge, noise, weights)

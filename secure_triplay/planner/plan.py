@@ -39,6 +39,7 @@ EPSILONS = (0.5, 1.0, 3.0, 8.0, 16.0)
 FAMILIES = (2, 3, 4)
 MOST_ROUNDS = 10_000  # as in a study file
 MOST_EPSILON = 100.0  # as in a study file
+MAX_NOISE = 1e4  # gives an epsilon that no study may ask for
 
 _ROUND_FACTORS = (0.5, 1, 4)
 _SIZE_FACTORS = (0.5, 1, 2, 5)
@@ -240,6 +241,13 @@ def _noise_of(epsilon: float, delta: float, rate: float, steps: int) -> float:
 
 def _epsilon_of(noise_multiplier: float, delta: float, rate: float, steps: int) -> float:
     charge = DpSgdCharge(noise_multiplier, rate, steps)  # refuses a noise that is none
+    if noise_multiplier > MAX_NOISE:
+        raise PrivacyError(
+            f"a noise multiplier of {noise_multiplier:g} leaves nothing to learn, and its epsilon is smaller than the "
+            "accountant resolves",
+            where="noise_multiplier",
+            fix=f"give {MAX_NOISE:g} or less; 0.5 to 10 is usual",
+        )
     from secure_triplay.privacy.accounting import epsilon
 
     spent = epsilon([charge], delta)

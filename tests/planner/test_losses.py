@@ -130,3 +130,11 @@ def test_noise_for_a_target_keeps_it_and_wastes_less_than_one_percent(target, ra
 
 def test_too_little_noise_is_no_protection_rather_than_a_wrong_figure():
     assert composed(0.01, 0.5, 10) is None
+
+
+@pytest.mark.parametrize("noise", [450.0, 700.0, 10_000.0])
+@pytest.mark.parametrize("group", [2, 3, 4])
+def test_groups_have_their_epsilon_under_any_noise_that_an_epsilon_asks_for(noise, group):
+    """The root of a group's loss lies some noises away, and where one term stands alone, noise^2 away."""
+    alone = composed(noise, 0.5, 30).epsilon(5e-6)
+    assert group * alone <= composed(noise, 0.5, 30, group).epsilon(5e-6) <= 2 * group * alone

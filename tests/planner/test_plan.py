@@ -54,6 +54,15 @@ def test_a_noise_gives_the_epsilon_of_the_authoritative_accountant(study):
     assert plan.question == "epsilon of a noise"
 
 
+def test_the_smallest_epsilons_that_a_study_may_ask_for_have_a_plan(study):
+    assert plan_budget(study, epsilon=0.01).families[0].epsilon < 0.1
+
+
+def test_more_noise_than_any_epsilon_asks_for_is_refused_in_words(study):
+    with pytest.raises(PrivacyError, match="nothing to learn"):
+        plan_budget(study, noise_multiplier=1e300)
+
+
 def test_every_cell_of_the_table_keeps_its_epsilon(plan):
     for cell in plan.table[::7]:
         spent = authoritative(
