@@ -31,6 +31,7 @@ MAX_BODY_BYTES = 1 << 20
 NONCE_BYTES = 16
 TIME_FORMAT = "%Y-%m-%dT%H:00:00Z"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:00:00Z")
+MAX_NAME = 200
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -340,6 +341,12 @@ def require_person(name: str, where: str) -> None:
             "nobody is named, and a person answers for this",
             where=where,
             fix="give the name of the person who does",
+        )
+    if not name.isprintable() or len(name) > MAX_NAME:
+        raise ConfigError(
+            f"{name[:40]!r} cannot stand in a ledger as somebody's name",
+            where=where,
+            fix=f"give a name on one line, in UTF-8, of at most {MAX_NAME} letters",
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from secure_triplay import __version__
 from secure_triplay.crypto.identity import Purpose, SigningIdentity
 from secure_triplay.errors import RunError
-from secure_triplay.ledger.entries import Exported, canonical
+from secure_triplay.ledger.entries import Exported, canonical, in_words
 from secure_triplay.ledger.evidence import charges_csv, statement
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.store import Clock, utc_now
@@ -37,15 +37,17 @@ def export(
 ) -> Path:
     """Write the evidence bundle of the ledger in `folder` to the new folder `out`, whole or not at all.
 
-    The export is itself an entry of the ledger. Raises RunError where `out` exists or cannot be written, and
-    what `Ledger.open` and `statement` raise.
+    The export is itself an entry of the ledger. Raises PrivacyError where the purpose cannot be recorded, RunError
+    where `out` exists or cannot be written, and what `Ledger.open` and `statement` raise.
     """
     if out.exists():
         raise RunError(
             "the output folder exists, and nothing is overwritten", where=str(out), fix="give another --out"
         )
+    with in_words():
+        exported = Exported(purpose=purpose)
     with Ledger.open(folder, identity, clock=clock) as ledger:
-        ledger.record(Exported(purpose=purpose))
+        ledger.record(exported)
         entries = ledger.chain.entries
     evidence = {
         "software": __version__,

@@ -97,16 +97,16 @@ def test_a_name_that_is_no_name_leaves_nothing_behind(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("nobody", ["", "  "])
+@pytest.mark.parametrize("nobody", ["", "  ", "Dr.\x1b[2J", "Dr. M\udcfcller", "x" * 201])
 def test_nothing_is_started_where_nobody_answers_for_it(empty, world, nobody):
-    with pytest.raises(ConfigError, match="nobody is named"):
+    with pytest.raises(ConfigError, match="name"):
         start(empty / "site", world.sites["north"].policy_file, name="north", approved_by=nobody)
-    with pytest.raises(ConfigError, match="nobody is named"):
+    with pytest.raises(ConfigError, match="name"):
         create(empty / "coordinator", world, started_by=nobody)
     assert not list(empty.iterdir())
     entries = Ledger.open(world.sites["north"].ledger, None).chain.entries
     asked = world.look("north")
-    with pytest.raises(ConfigError, match="nobody is named"):
+    with pytest.raises(ConfigError, match="name"):
         join.confirm(world.sites["north"], asked, code=asked.bundle.code, approved_by=nobody)
     assert Ledger.open(world.sites["north"].ledger, None).chain.entries == entries
 

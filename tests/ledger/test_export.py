@@ -331,6 +331,14 @@ def test_an_export_is_recorded_and_overwrites_nothing(bundle, folder, identity, 
     assert (bundle / JSON_NAME).read_bytes() == before
 
 
+def test_an_export_for_no_purpose_is_refused_and_leaves_nothing(folder, tmp_path, identity, clock):
+    entries = Ledger.open(folder, None).chain.entries
+    with pytest.raises(PrivacyError, match="purpose"):
+        export(folder, tmp_path / "none", identity, purpose="", second_accountant=False, clock=clock)
+    assert Ledger.open(folder, None).chain.entries == entries
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_moved_bundle_still_verifies(bundle, tmp_path):
     shutil.move(bundle, tmp_path / "elsewhere")
     verify(tmp_path / "elsewhere")
