@@ -52,6 +52,7 @@ def site_init(
             f"Send to the coordinator:  {site.enrolment_file}  (public)\n"
             "Its fingerprint, to read out over the phone:\n  ",
             (site.enrolment.fingerprint, "bold"),
+            f"\nEvidence of its budget is signed as, for auditors:\n  {site.identity.identity.fingerprint}",
         )
     )
     if approved_by is None:

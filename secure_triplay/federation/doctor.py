@@ -53,7 +53,13 @@ def examine_site(site: SiteFolder, study: str | None = None) -> list[Finding]:
     joined = JoinedStudy.open(site, study)
     return [
         *_here(site.path, joined.bundle),
-        _tried("keys", lambda: f"{site.name}, {site.signer.identity.fingerprint}"),
+        _tried(
+            "keys",
+            lambda: (
+                f"{site.name}, enrolled as {site.enrolment.fingerprint}; evidence is signed as "
+                f"{site.identity.identity.fingerprint}"
+            ),
+        ),
         _tried("ledger", lambda: _ledger(site)),
         _tried("policy", lambda: _policy(site, joined)),
         _tried("app", lambda: _app(site, joined)),

@@ -103,7 +103,8 @@ def verify(
     known = tuple(peer for peer in anchors["peers"] if peers is None or peer in peers)
     if site is None:
         notes.append(
-            f"Signed by {identity.fingerprint}: compare this with the site's own fingerprint, out of band."
+            f"Signed by {identity.fingerprint}: compare this with what the site signs evidence as "
+            "(`site init` and `doctor` say it there), out of band."
         )
     return Verified(
         evidence["site"],

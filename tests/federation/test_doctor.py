@@ -16,6 +16,8 @@ from secure_triplay.federation import doctor
 from secure_triplay.federation.ca import make_ca, make_server_certificate
 from secure_triplay.federation.doctor import examine_server, examine_site, reach
 from secure_triplay.federation.processes import free_port
+from secure_triplay.ledger.export import export
+from secure_triplay.ledger.verify import verify
 
 
 @contextmanager
@@ -88,6 +90,17 @@ def test_at_a_site_everything_but_the_missing_server_is_well(world):
     world.join("north")
     found = verdicts(examine_site(world.sites["north"]))
     assert [what for what, verdict in found.items() if verdict != "ok"] == ["server"]
+
+
+def test_a_site_can_read_out_both_fingerprints_for_which_others_ask(world, tmp_path):
+    """A coordinator has that of the enrolment, an auditor that of the key which signs evidence."""
+    world.join("north")
+    site = world.sites["north"]
+    (keys,) = [finding.words for finding in examine_site(site) if finding.what == "keys"]
+    assert site.enrolment.fingerprint in keys
+    export(site.ledger, tmp_path / "evidence", site.identity, second_accountant=False)
+    (note,) = [note for note in verify(tmp_path / "evidence").notes if "Signed by" in note]
+    assert note.partition("Signed by ")[2][:39] in keys
 
 
 def test_what_was_broken_at_a_site_is_named(world, monkeypatch):
