@@ -86,6 +86,12 @@ def pilot(
 
     if private is not None and site is None:
         raise ConfigError("--private needs the name of the site", where="--site", fix="give --site NAME")
+    if private is None and (site is not None or approved_by):
+        raise ConfigError(
+            "--site and --approved-by are for trials on a site's own records, and no ledger is named for them",
+            where="--private",
+            fix="give --private FOLDER too, or leave both out: public images cost nothing",
+        )
     given: dict[str, Any] = {
         "rank": rank, "blocks": blocks, "quantization": quantization, "value_bits": bits, "batch": batch,
         "rounds": rounds, "output_rank": [one or None for one in output_rank or ()],

@@ -27,6 +27,7 @@ from secure_triplay.crypto.keyfile import load_identity
 from secure_triplay.data.split import Split
 from secure_triplay.errors import ConfigError, DataError, PrivacyError
 from secure_triplay.experiments.federation import one_round
+from secure_triplay.ledger.entries import require_person
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.start import LEDGER
 from secure_triplay.pilot.choices import Choice
@@ -57,6 +58,30 @@ class Private:
     count_noise: float = 5.0
 
 
+def require_payer(study: Study, asked: Private) -> None:
+    """Return nothing if somebody allows the charge and the site's own ledger can pay it; before hours of public trials.
+
+    Raises ConfigError where nobody answers for it or the study has no such site, PrivacyError where the ledger is
+    another site's or the study has no privacy, RunError where there is no ledger.
+    """
+    if not asked.approved_by.strip():
+        raise ConfigError(
+            "trials on a site's own records cost its budget, and nobody allows them",
+            where="--private",
+            fix="name the person who does, with --approved-by, and who knows that no other site countersigns this "
+            "charge; or leave --private out: public images cost nothing",
+        )
+    require_person(asked.approved_by, "--approved-by")
+    names = [site.name for site in study.sites]
+    if asked.site not in names:
+        raise ConfigError(
+            f"the study has no site {asked.site}", where="--site", fix=f"name one of {', '.join(names)}"
+        )
+    _rule(study, asked)
+    with Ledger.open(asked.folder / LEDGER, load_identity(asked.folder)) as ledger:
+        _require_payer(ledger, asked)
+
+
 def private_trials(
     study_of: StudyOf,
     public: list[Trial],
@@ -68,16 +93,10 @@ def private_trials(
     """Try the publicly best choices on the site's records -> what was charged and found, and the decision.
 
     The decision changes only where the counts say so by more than noise and chance. No other site countersigns
-    these charges. Raises PrivacyError where the ledger refuses, is another site's, or has settled a result that is
-    not in `out`; RunError where there is no ledger, ConfigError where nobody answers for the charge.
+    these charges. Raises what `require_payer` raises, and PrivacyError where the ledger refuses, or has settled a
+    result that is not in `out`.
     """
-    if not asked.approved_by.strip():
-        raise ConfigError(
-            "trials on a site's own records cost its budget, and nobody allows them",
-            where="--private",
-            fix="name the person who does, with --approved-by, and who knows that no other site countersigns this "
-            "charge; or leave --private out: public images cost nothing",
-        )
+    require_payer(study_of(decision.trial.choice), asked)
     fitting = [one for one in public if max(one.cost.shares(limits).values()) <= 1]
     ranked = sorted(fitting, key=lambda one: (one is not decision.trial, -one.accuracy))[: asked.trials]
     studies = [study_of(trial.choice) for trial in ranked]

@@ -15,7 +15,7 @@ from secure_triplay.config import Study, load_study, parse_study
 from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_choice
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
 from secure_triplay.pilot.files import STUDY, kept, locked, study_text
-from secure_triplay.pilot.private import Private, private_trials
+from secure_triplay.pilot.private import Private, private_trials, require_payer
 from secure_triplay.pilot.probe import measure_speeds
 from secure_triplay.pilot.sample import Sample, public_sample
 from secure_triplay.pilot.search import (
@@ -76,6 +76,8 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
     for axis in space.axes:  # a value that no study may have leaves no folder behind, and is not measured for
         for choice in space.beside(own, axis):
             study_of(choice)
+    if asked.private is not None:
+        require_payer(study, asked.private)
     with locked(out):
         tell("drawing public images", 0, asked.trials)
         sample = public_sample(study, asked.sample, use_test_images=asked.use_test_images)

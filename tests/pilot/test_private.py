@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from secure_triplay.client.learner import Encoded, Score
 from secure_triplay.config import parse_study
@@ -22,10 +23,11 @@ from secure_triplay.data.split import SiteData, Split
 from secure_triplay.errors import AssetError, ConfigError, DataError, PrivacyError, RunError
 from secure_triplay.ledger.budget import Limits, figures
 from secure_triplay.ledger.ledger import Ledger
-from secure_triplay.pilot import paid, private
+from secure_triplay.pilot import paid, private, run
 from secure_triplay.pilot.choices import own_choice, with_choice
 from secure_triplay.pilot.costs import Cost, SiteLimits
 from secure_triplay.pilot.private import Private, clearly_better, private_trials
+from secure_triplay.pilot.run import Request, run_pilot
 from secure_triplay.pilot.search import Decision, Trial
 from secure_triplay.privacy.counts import CountRule
 from secure_triplay.privacy.mechanisms import DpSgdCharge
@@ -326,6 +328,27 @@ def test_a_search_that_nobody_allows_or_no_ledger_pays_for_is_refused(searching,
     shutil.rmtree(tmp_path / "north" / "ledger")
     with pytest.raises(RunError, match="no privacy ledger"):
         searching(Private("north", tmp_path / "north", "Dr. Weber"))
+
+
+@pytest.mark.parametrize(
+    ("site", "approved_by", "kind"),
+    [("north", " ", ConfigError), ("south", "Dr. Weber", ConfigError), ("east", "Dr. Weber", PrivacyError),
+     ("north", "Dr. Weber", RunError)],
+)  # fmt: skip
+def test_who_cannot_pay_is_told_before_hours_go_into_public_trials(
+    content, tmp_path, monkeypatch, site, approved_by, kind
+):
+    """Nobody allows it; the study has no such site; the ledger is another's; there is none."""
+    monkeypatch.setattr(run, "public_sample", lambda *_, **__: pytest.fail("public images were drawn"))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    folder = ledger_at(tmp_path / "north", 50.0)
+    if kind is RunError:
+        shutil.rmtree(folder / "ledger")
+    with pytest.raises(kind):
+        run_pilot(
+            tmp_path / "study.yaml", tmp_path / "out", Request(private=Private(site, folder, approved_by))
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def switched(shares: list[float], records: int, draws: int = 3000) -> float:
