@@ -140,6 +140,20 @@ def test_a_file_that_cannot_grow_is_no_traceback(tmp_path, root, most):
     assert_plain_error(done, 9, "cannot be", "the disk has room")
 
 
+@pytest.mark.parametrize("wrong", ["study.yaml", "policy.yaml"])
+def test_a_bench_of_a_federation_says_which_of_its_files_is_wrong(tmp_path, root, wrong):
+    (tmp_path / "study.yaml").write_bytes((root / "configs" / "demo.yaml").read_bytes())
+    (tmp_path / "policy.yaml").write_bytes((root / "configs" / "policies" / "public-data.yaml").read_bytes())
+    (tmp_path / wrong).write_text("- a list\n")
+    done = run("bench", "federation", str(tmp_path / "study.yaml"), str(tmp_path / "policy.yaml"))
+    assert_plain_error(done, 3, "a mapping of keys", str(tmp_path / wrong))
+
+
+@pytest.mark.parametrize("option", ["--audits", "--threat-models"])
+def test_a_folder_of_results_that_is_not_there_is_no_lack_of_results(tmp_path, option):
+    assert_plain_error(run("threats", option, str(tmp_path / "none")), 3, "no such folder", "none")
+
+
 def test_an_output_folder_that_exists_is_left_alone(tmp_path, root):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("kept")

@@ -145,6 +145,8 @@ def _folder(name: str, given: Path | None) -> Path:
     import secure_triplay
 
     if given is not None:
+        if not given.is_dir():
+            raise ConfigError("there is no such folder", where=str(given), fix=f"name one like {name}/")
         return given
     here = Path(name)
     return here if here.is_dir() else Path(secure_triplay.__file__).parent.parent / name

@@ -24,15 +24,17 @@ import psutil
 import yaml
 from rich.table import Table
 
+from secure_triplay.config import load_study
 from secure_triplay.deploy.server import finished
 from secure_triplay.deploy.serverapp import epoch_folder
-from secure_triplay.errors import RunError
+from secure_triplay.errors import ConfigError, RunError
 from secure_triplay.federation import join
 from secure_triplay.federation.processes import free_port, stop_group
 from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import Rules, SitePaths
 from secure_triplay.ledger.start import start
+from secure_triplay.policy import load_policy
 from secure_triplay.server.service import EVENT_LOG
 
 GOAL_S = 15.0
@@ -47,9 +49,17 @@ def run_federation_bench(
     """Run this study with light sites, and time its rounds -> what `result.json` holds.
 
     Of the study stand its privacy, its classes and, where no other `aggregation` is named, how it aggregates; sites,
-    rounds, optimiser and codec are the bench's. Raises RunError where it does not end, ConfigError where the policy
-    does not allow it.
+    rounds, optimiser and codec are the bench's. Raises RunError where it does not end, ConfigError where a file is
+    wrong or the policy does not allow it.
     """
+    load_study(
+        study_file
+    )  # what is wrong with a file is said of the file itself, and not of our changed copy
+    load_policy(policy_file)
+    if aggregation not in (None, "masked", "shared-key"):
+        raise ConfigError(
+            f"there is no aggregation {aggregation!r}", where="--aggregation", fix="give masked or shared-key"
+        )
     os.umask(0o077)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="triplay-bench-") as scratch:
