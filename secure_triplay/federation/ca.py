@@ -43,13 +43,20 @@ def make_ca(name: str) -> Issued:
 
 
 def make_server_certificate(ca: Issued, hosts: tuple[str, ...]) -> Issued:
-    """A TLS server certificate for these host names and addresses. Raises ConfigError where there are none."""
+    """A TLS server certificate for these hosts. Raises ConfigError without any, and for a CA that is none."""
     if not hosts:
         raise ConfigError(
             "a server certificate needs a host", where="hosts", fix="name the host that sites connect to"
         )
-    authority = x509.load_pem_x509_certificate(ca.certificate)
-    ca_key = serialization.load_pem_private_key(ca.key, None)
+    try:
+        authority = x509.load_pem_x509_certificate(ca.certificate)
+        ca_key = serialization.load_pem_private_key(ca.key, None)
+    except ValueError as error:
+        raise ConfigError(
+            "the authority's certificate or key is damaged",
+            where="certificate authority",
+            fix="restore the folder as a whole from its backup",
+        ) from error
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP384R1())
     builder = (

@@ -53,13 +53,7 @@ def examine_site(site: SiteFolder, study: str | None = None) -> list[Finding]:
     joined = JoinedStudy.open(site, study)
     return [
         *_here(site.path, joined.bundle),
-        _tried(
-            "keys",
-            lambda: (
-                f"{site.name}, enrolled as {site.enrolment.fingerprint}; evidence is signed as "
-                f"{site.identity.identity.fingerprint}"
-            ),
-        ),
+        _tried("keys", lambda: _keys(site)),
         _tried("ledger", lambda: _ledger(site)),
         _tried("policy", lambda: _policy(site, joined)),
         _tried("app", lambda: _app(site, joined)),
@@ -213,6 +207,14 @@ def _skew(head: str) -> Finding:
 
 class _NotWellError(SecureTriplayError):
     """Something is not well, in words."""
+
+
+def _keys(site: SiteFolder) -> str:
+    site.require_keys()
+    return (
+        f"{site.name}, enrolled as {site.enrolment.fingerprint}; evidence is signed as "
+        f"{site.identity.identity.fingerprint}"
+    )
 
 
 def _tried(what: str, look: Callable[[], str]) -> Finding:

@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -138,9 +139,9 @@ class SiteFolder:
     @property
     def approval_key(self) -> Ed25519PrivateKey:
         """The key under which this site's SuperNode runs an app bundle."""
-        key = serialization.load_ssh_private_key(read_secret(self.path / APPROVAL_KEY), None)
-        if not isinstance(key, Ed25519PrivateKey):
-            raise CryptoError("this is no Ed25519 key", where=APPROVAL_KEY, fix="restore the folder's backup")
+        key = self._openssh(APPROVAL_KEY)
+        if not isinstance(key, Ed25519PrivateKey) or public_line(key) != self.enrolment.approval_key:
+            raise _other_key(APPROVAL_KEY)
         return key
 
     @property
@@ -152,6 +153,26 @@ class SiteFolder:
                 "the storage key is damaged", where=STORAGE_KEY, fix="restore the folder's backup"
             )
         return key
+
+    def require_keys(self) -> None:
+        """Return nothing if each key of the folder can be used and is the enrolled one. Raises CryptoError."""
+        _ = self.storage_key, self.approval_key
+        supernode = self._openssh(SUPERNODE_KEY)
+        if (
+            not isinstance(supernode, ec.EllipticCurvePrivateKey)
+            or _line(supernode) != self.enrolment.supernode_key
+        ):
+            raise _other_key(SUPERNODE_KEY)
+
+    def _openssh(self, name: str) -> object:
+        try:
+            return serialization.load_ssh_private_key(read_secret(self.path / name), None)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise CryptoError(
+                "a key of this folder is damaged",
+                where=str(self.path / name),
+                fix="restore the folder's backup",
+            ) from error
 
     @property
     def policy_file(self) -> Path:
@@ -170,7 +191,7 @@ class SiteFolder:
 
     def study(self, name: str | None = None) -> Path:
         """Folder of a joined study; without a name, of the only one. Raises RunError."""
-        joined = sorted(folder.name for folder in (self.path / STUDIES).iterdir())
+        joined = sorted(folder.name for folder in (self.path / STUDIES).iterdir() if folder.is_dir())
         if name is None and len(joined) == 1:
             name = joined[0]
         if name is None or name not in joined:
@@ -182,6 +203,10 @@ class SiteFolder:
                 else "join one: secure-triplay site join BUNDLE",
             )
         return self.path / STUDIES / name
+
+
+def _other_key(name: str) -> CryptoError:
+    return CryptoError("this is not the key that was enrolled", where=name, fix="restore the folder's backup")
 
 
 def _line(key: ec.EllipticCurvePrivateKey) -> str:

@@ -12,6 +12,7 @@ from email.utils import formatdate
 
 import pytest
 
+from secure_triplay.errors import ConfigError
 from secure_triplay.federation import doctor
 from secure_triplay.federation.ca import make_ca, make_server_certificate
 from secure_triplay.federation.doctor import examine_server, examine_site, reach
@@ -111,6 +112,39 @@ def test_what_was_broken_at_a_site_is_named(world, monkeypatch):
     monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 1 << 60)
     found = verdicts(examine_site(site))
     assert (found["app"], found["ledger"], found["free disk"]) == ("wrong", "wrong", "warning")
+
+
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        ("storage.key", 20),
+        ("approval.key", 20),
+        ("supernode.key", 20),
+        ("approval.key", None),
+        ("supernode.key", None),
+    ],
+)
+def test_every_key_of_a_site_is_looked_at(world, name, length):
+    """Cut short, or another site's."""
+    world.join("north")
+    site = world.sites["north"]
+    (site.path / name).write_bytes((world.sites["east"].path / name).read_bytes()[:length])
+    assert verdicts(examine_site(site))["keys"] == "wrong"
+
+
+def test_a_file_among_the_studies_is_no_study(world):
+    world.join("north")
+    (world.sites["north"].path / "studies" / ".DS_Store").write_text("made by a file browser")
+    assert world.joined("north").study.study == world.server.study.study
+
+
+@pytest.mark.parametrize("name", ["ca.crt", "ca.key"])
+def test_a_damaged_authority_renews_nothing_and_says_so(world, name):
+    before = [path.read_bytes() for path in world.server.tls[1:]]
+    (world.server.path / name).write_bytes((world.server.path / name).read_bytes()[:20])
+    with pytest.raises(ConfigError, match="authority"):
+        world.server.renew_certificate()
+    assert [path.read_bytes() for path in world.server.tls[1:]] == before
 
 
 def test_at_the_server_a_missing_confirmation_is_named(world):
