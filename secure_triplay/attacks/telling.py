@@ -19,6 +19,7 @@ from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import load_keys
 from secure_triplay.client.learns import SiteLearner, load_learner
 from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.protocols import Learns
 from secure_triplay.client.published import Published
 from secure_triplay.client.round import Trains
 from secure_triplay.client.vault import Vault
@@ -27,7 +28,7 @@ from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import unpack60
 from secure_triplay.crypto.parameters import ID_BYTES
 from secure_triplay.deploy.ending import ending_plainly
-from secure_triplay.deploy.worker import STATE, Learns, run_worker
+from secure_triplay.deploy.worker import STATE, run_worker
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.model.ranks import Ranks

@@ -14,12 +14,13 @@ its first round, so the first head of its ledger that others countersign has the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.client.journal import Journal
+from secure_triplay.client.protocols import KnowsClasses
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.errors import CryptoError, PrivacyError
@@ -39,14 +40,6 @@ class Charges(Protocol):
 
     def settle(self, reservation: Reservation, content: bytes) -> None:
         """Note the hash of what was made under a reservation. Raises PrivacyError for a second one."""
-
-
-@runtime_checkable
-class KnowsClasses(Protocol):
-    """Whatever can say what classes this site trains on."""
-
-    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
-        """Labels (n,) of its training records, at most so many of each patient."""
 
 
 def count_own_classes(

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol, runtime_checkable
-
 from secure_triplay.client.classes import kept_classes
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.optimiser import GlobalState
-from secure_triplay.client.personal import FOLDER, Personal, personal_adapter
+from secure_triplay.client.personal import FOLDER, personal_adapter
+from secure_triplay.client.protocols import Learns, MeasuresOwn
 from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.report.card import write_personal_card
 
 
-class Saves(Protocol):
-    """Whatever writes an adapter down."""
-
-    def save(self, state: GlobalState, folder: Path) -> None:
-        """Write the adapter that a state publishes."""
-
-
-@runtime_checkable
-class MeasuresOwn(Protocol):
-    """Whatever can say how good a personal adapter is here."""
-
-    def measure_own(self, personal: Personal, rounds: int) -> None:
-        """Note it in the site's own journal; it is made of updates of so many rounds."""
-
-
 def write_personal(
-    joined: JoinedStudy, site: str, session: Session, vault: Vault, learns: Saves, journal: Journal
+    joined: JoinedStudy, site: str, session: Session, vault: Vault, learns: Learns, journal: Journal
 ) -> None:
     """Write the site's personal adapter with its card; where there is none, the journal says why.
 

@@ -12,14 +12,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TypeAlias, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypeAlias, get_args
 
 from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.answering import listening, serve_one
@@ -29,12 +26,10 @@ from secure_triplay.client.kept import carry_own, carry_update, forget_carried, 
 from secure_triplay.client.keys import EpochKeys
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import why_none
-from secure_triplay.client.published import Published
-from secure_triplay.client.round import Member, Trains
+from secure_triplay.client.protocols import Learns, Load
+from secure_triplay.client.round import Member
 from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
-from secure_triplay.config import Study
-from secure_triplay.crypto.codec import Codec
 from secure_triplay.deploy.ceremony import SiteCeremony, end_epoch
 from secure_triplay.deploy.ending import ending_plainly
 from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
@@ -49,7 +44,6 @@ from secure_triplay.ledger.export import export
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import study_releases
 from secure_triplay.memory import peak_bytes
-from secure_triplay.model.ranks import Ranks
 from secure_triplay.policy import check_hours
 from secure_triplay.prepare import masks_for
 from secure_triplay.privacy.noise import NoiseSource
@@ -65,39 +59,7 @@ LINGER_S = 45.0
 _START_STATE = "start"
 
 
-class Learns(Protocol):
-    """What a site brings to a study: it trains, measures and writes down the adapter."""
-
-    @property
-    def codec(self) -> Codec:
-        """How its updates become integers."""
-
-    @property
-    def trainer(self) -> Trains:
-        """What turns a global adapter into a private update."""
-
-    @property
-    def published(self) -> Published | None:
-        """What it releases after the last training round; None where the study publishes no accuracy."""
-
-    @property
-    def ranks(self) -> Ranks | None:
-        """Who trains which value, where sites' ranks differ."""
-
-    def start(self) -> NDArray[np.float32]:
-        """The fresh adapter (n_params,)."""
-
-    def measure(self, state: GlobalState) -> None:
-        """Note how good a state is, in the site's own journal."""
-
-    def save(self, state: GlobalState, folder: Path) -> None:
-        """Write the published adapter."""
-
-
 _Asked: TypeAlias = Summon | MakeKeys | Deliver | StateWanted | StateGiven
-
-Load = Callable[[Study, str, bytes, Journal, bytes | None], Learns]
-"""(study, site, adapter seed, journal, the bundle's basis) -> what the site trains with."""
 
 
 class SiteWorker:

@@ -1,0 +1,68 @@
+"""What a site brings to a study, as its worker sees it; `learns.SiteLearner` is the real one. It imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_triplay.client.journal import Journal
+from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.personal import Personal
+from secure_triplay.client.published import Published
+from secure_triplay.client.round import Trains
+from secure_triplay.config import Study
+from secure_triplay.crypto.codec import Codec
+from secure_triplay.model.ranks import Ranks
+
+
+class Learns(Protocol):
+    """It trains, measures and writes down the adapter."""
+
+    @property
+    def codec(self) -> Codec:
+        """How its updates become integers."""
+
+    @property
+    def trainer(self) -> Trains:
+        """What turns a global adapter into a private update."""
+
+    @property
+    def published(self) -> Published | None:
+        """What it releases after the last training round; None where the study publishes no accuracy."""
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """Who trains which value, where sites' ranks differ."""
+
+    def start(self) -> NDArray[np.float32]:
+        """The fresh adapter (n_params,)."""
+
+    def measure(self, state: GlobalState) -> None:
+        """Note how good a state is, in the site's own journal."""
+
+    def save(self, state: GlobalState, folder: Path) -> None:
+        """Write the published adapter."""
+
+
+@runtime_checkable
+class MeasuresOwn(Protocol):
+    """It can say how good a personal adapter is here."""
+
+    def measure_own(self, personal: Personal, rounds: int) -> None:
+        """Note it in the site's own journal; it is made of updates of so many rounds."""
+
+
+@runtime_checkable
+class KnowsClasses(Protocol):
+    """It can say what classes this site trains on."""
+
+    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
+        """Labels (n,) of its training records, at most so many of each patient."""
+
+
+Load = Callable[[Study, str, bytes, Journal, bytes | None], Learns]
+"""(study, site, adapter seed, journal, the bundle's basis) -> what the site trains with."""
