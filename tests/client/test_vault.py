@@ -131,7 +131,7 @@ def test_what_was_saved_or_destroyed_is_so_on_the_disk_before_the_call_returns(v
     assert happened == ["sync keys.part", "rename keys.part", "sync state"]
     happened.clear()
     vault.destroy("keys")
-    assert happened == ["unlink keys", "sync state"]
+    assert happened == ["unlink keys", "unlink keys.part", "sync state"]
 
 
 def test_a_key_of_another_length_is_refused(tmp_path):

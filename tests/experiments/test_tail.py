@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +19,7 @@ from secure_triplay.experiments.scores import Result
 from secure_triplay.experiments.tail import Adjusted, Directions, noised_sums, synthesise
 from secure_triplay.prepare import round_rule
 from secure_triplay.privacy.accounting import epsilon
+from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
 from secure_triplay.privacy.mechanisms import GaussianCharge
 from secure_triplay.privacy.noise import NoiseSource
 
@@ -69,14 +69,15 @@ def test_a_patients_records_beyond_the_bound_do_not_adjust_the_logits(monkeypatc
 
     seen = []
 
-    def bias(labels, n_classes, noise_std):
-        seen.append((labels.tolist(), noise_std))
-        return np.zeros(n_classes, np.float32)
+    def counts(labels, n_classes, rule, noise):
+        seen.append((labels.tolist(), rule.noise_std))
+        return np.ones(n_classes)
 
-    monkeypatch.setattr(tail, "class_bias", bias)
+    monkeypatch.setattr(tail, "noised_class_counts", counts)
     own = blobs([5, 1])
     patients = Encoded(own.tokens, own.labels, torch.tensor([0, 0, 0, 0, 0, 1]))
-    tail.adjusted_models(Model(nn.Linear(8, 2)), {"north": patients}, 2, 3)
+    rule = ClassCountRule(tail.NOISE, 3, "patient")
+    tail.adjusted_models(Model(nn.Linear(8, 2)), {"north": patients}, 2, rule)
     assert seen == [([0, 0, 0, 1], 3 * tail.NOISE)]
 
 
@@ -128,7 +129,7 @@ def test_a_cells_epsilon_is_that_of_its_training_and_of_each_release_that_a_site
     monkeypatch.setattr(ours, "federate", lambda *_, **__: SimpleNamespace(published=None))
     monkeypatch.setattr(ours, "_telling", lambda *_: None)
     monkeypatch.setattr(ours, "_sent", lambda answers, *_: Result(answers))
-    monkeypatch.setattr(tail, "adjusted_models", partial(_biases, tail.class_bias))
+    monkeypatch.setattr(tail, "adjusted_models", _biases)
     setting = SimpleNamespace(
         model=lambda study: SimpleNamespace(),
         train=lambda model: {"north": blobs([4, 8])},
@@ -143,10 +144,10 @@ def test_a_cells_epsilon_is_that_of_its_training_and_of_each_release_that_a_site
     assert found.epsilon == pytest.approx(epsilon(charges, cell.study.dp.delta))
 
 
-def _biases(class_bias, model, records, n_classes, per_unit):
+def _biases(model, records, n_classes, rule):
     """`adjusted_models` without models."""
     for own in records.values():
-        class_bias(own.labels.numpy(), n_classes, tail.NOISE * per_unit)
+        noised_class_counts(own.labels.numpy(), n_classes, rule, NoiseSource())
 
 
 def test_what_is_released_for_rare_classes_stays_within_the_methods_epsilon(grid_file):

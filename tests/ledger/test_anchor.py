@@ -182,14 +182,14 @@ def test_a_peer_forgets_no_head_over_a_restart(ledger, folder, tmp_path, identit
 
 
 def test_a_head_that_says_it_follows_a_later_one_is_not_countersigned(ledger, peer):
-    """An older copy that was told what the peer holds, and puts it in front of itself."""
+    """An older copy that was told what the peer holds, and signs that it follows it."""
     reserve(ledger, 1)
     old = ledger.statement()
     reserve(ledger, 2)
     late = ledger.statement()
     assert old.counter < late.counter
     assert isinstance(peer.countersign(late.to_bytes()), Receipt)
-    lie = dataclasses.replace(old, previous_counter=late.counter, previous_head=late.head)
+    lie = old.following(ledger.chain, late.counter, late.head)
     held = peer.countersign(lie.to_bytes())
     assert isinstance(held, Held)
     assert (held.counter, held.head) == (late.counter, late.head)
