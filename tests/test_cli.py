@@ -213,3 +213,13 @@ def _words(text: str) -> str:
 
 def test_version_is_printed():
     assert run("--version").stdout.startswith("secure-triplay ")
+
+
+def test_an_enrolment_file_that_is_none_is_named_before_sites_are_counted(root, tmp_path):
+    (tmp_path / "st-mary.enrol").write_text("")
+    done = run(
+        *("study", "create", str(root / "configs" / "demo.yaml"), "--sites", str(tmp_path / "st-mary.enrol")),
+        *("--server", "fl.example.org:8443", "--out", str(tmp_path / "coordinator")),
+    )
+    assert_plain_error(done, 3, "st-mary.enrol")
+    assert not (tmp_path / "coordinator").exists()

@@ -54,11 +54,12 @@ def study_create(
     For `adapter.basis: public` this computes A, and needs the study's backbone and public images here.
     """
     from secure_triplay.config import load_study
-    from secure_triplay.federation.serverfolder import ServerFolder
+    from secure_triplay.federation.serverfolder import ServerFolder, read_enrolments
     from secure_triplay.federation.studybundle import Rules, least_quorum
 
     sites += more_sites or []  # what a shell makes of --sites *.enrol
-    least = least_quorum(load_study(study_file), len(sites)) if quorum is None else quorum
+    members = read_enrolments(sites)  # a file that is none is named before anything is counted
+    least = least_quorum(load_study(study_file), len(members)) if quorum is None else quorum
     rules = Rules.stated(least, deadline_s)
     folder = ServerFolder.create(
         out_folder, study_file, sites, server=server, rules=rules, started_by=started_by
