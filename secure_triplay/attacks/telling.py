@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import load_keys
-from secure_triplay.client.learns import SiteLearner, load_learner
 from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.personal import Personal
 from secure_triplay.client.protocols import Learns
 from secure_triplay.client.published import Published
 from secure_triplay.client.round import Trains
+from secure_triplay.client.site_learner import SiteLearner, load_learner
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
@@ -86,6 +87,12 @@ class Telling:
 
     def save(self, state: GlobalState, folder: Path) -> None:
         self._learns.save(state, folder)
+
+    def measure_own(self, personal: Personal, rounds: int) -> None:
+        self._learns.measure_own(personal, rounds)
+
+    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
+        return self._learns.class_labels(records_per_unit)
 
 
 def key_forms(site: SiteFolder, joined: JoinedStudy, codec: Codec) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.client.journal import Journal
-from secure_triplay.client.protocols import KnowsClasses
+from secure_triplay.client.protocols import Learns
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.errors import CryptoError, PrivacyError
@@ -43,11 +43,11 @@ class Charges(Protocol):
 
 
 def count_own_classes(
-    study: Study, vault: Vault, accounts: Charges, learns: object, journal: Journal
+    study: Study, vault: Vault, accounts: Charges, learns: Learns, journal: Journal
 ) -> None:
     """Count the site's classes where the study asks for it: charged, noised, kept in the vault. Raises CryptoError."""
     rule = class_count_rule(study)
-    if rule is not None and isinstance(learns, KnowsClasses):
+    if rule is not None:
         labels = learns.class_labels(rule.records_per_unit)
         count_classes(vault, accounts, rule, labels, len(study.classes), NoiseSource(), journal.write)
 

@@ -1,10 +1,10 @@
-"""What a site brings to a study, as its worker sees it; `learns.SiteLearner` is the real one. It imports no torch."""
+"""What a site brings to a study, as its worker sees it; `site_learner` has the real one. It imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,21 +47,11 @@ class Learns(Protocol):
     def save(self, state: GlobalState, folder: Path) -> None:
         """Write the published adapter."""
 
-
-@runtime_checkable
-class MeasuresOwn(Protocol):
-    """It can say how good a personal adapter is here."""
-
     def measure_own(self, personal: Personal, rounds: int) -> None:
-        """Note it in the site's own journal; it is made of updates of so many rounds."""
-
-
-@runtime_checkable
-class KnowsClasses(Protocol):
-    """It can say what classes this site trains on."""
+        """Note how good a personal adapter, made of so many rounds' updates, is, in the site's own journal."""
 
     def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
-        """Labels (n,) of its training records, at most so many of each patient."""
+        """Labels (n,) of the training records, at most so many of each patient."""
 
 
 Load = Callable[[Study, str, bytes, Journal, bytes | None], Learns]

@@ -15,11 +15,11 @@ from secure_triplay.client.answering import listening, serve_one
 from secure_triplay.client.classes import count_own_classes, kept_classes
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import EpochKeys, save_keys
-from secure_triplay.client.learns import SiteLearner
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import Personal, personal_adapter, why_none
 from secure_triplay.client.round import Member
 from secure_triplay.client.session import Session
+from secure_triplay.client.site_learner import SiteLearner
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.identity import SigningIdentity

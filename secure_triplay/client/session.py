@@ -5,6 +5,8 @@ Everything that a worker needs to go on after `kill -9` is in the vault before t
     state     adapter and optimiser after the last applied round
     update    what was learned in the current round, until its sum is applied: nothing is trained twice
     own       the sum of this site's own updates, which never leaves (`kept`)
+    classes   noised counts of this site's classes, which never leave (`classes`)
+    revealed  the last round whose masks this site helped to take off (`kept`)
     upload    the update of the current round, masked and encrypted: a retry sends the same bytes
     sum       the sum that this site verified and signed, until a quorum allows to open it
     signed    which sum it signed in each round (one a round and epoch, for good), and how many checks failed

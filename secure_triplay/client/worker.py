@@ -21,10 +21,10 @@ from secure_triplay.client.accounts import SimulatedAccounts
 from secure_triplay.client.job import Job
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import EpochKeys, Roster, make_keys, open_keys
-from secure_triplay.client.learns import SiteLearner, load_site
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import FOLDER
 from secure_triplay.client.serve import SiteSetup, serve_site
+from secure_triplay.client.site_learner import SiteLearner, load_site
 from secure_triplay.client.vault import Vault, new_storage_key
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.envelope import EnvelopeKey

@@ -52,9 +52,8 @@ def run_federation_bench(
     rounds, optimiser and codec are the bench's. Raises RunError where it does not end, ConfigError where a file is
     wrong or the policy does not allow it.
     """
-    load_study(
-        study_file
-    )  # what is wrong with a file is said of the file itself, and not of our changed copy
+    # what is wrong with a file is said of the file itself, and not of our changed copy
+    load_study(study_file)
     load_policy(policy_file)
     if aggregation not in (None, "masked", "shared-key"):
         raise ConfigError(

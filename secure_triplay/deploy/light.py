@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.optimiser import GlobalState
+from secure_triplay.client.personal import Personal
 from secure_triplay.client.published import Published
 from secure_triplay.config import Study
 from secure_triplay.deploy.ending import ending_plainly
@@ -59,6 +60,13 @@ class Fixed:
 
     def measure(self, state: GlobalState) -> None:
         """Nothing."""
+
+    def measure_own(self, personal: Personal, rounds: int) -> None:
+        """Nothing."""
+
+    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
+        """No records (0,)."""
+        return np.zeros(0, np.int64)
 
     def save(self, state: GlobalState, folder: Path) -> None:
         """Write the published adapter."""

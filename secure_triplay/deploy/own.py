@@ -6,7 +6,7 @@ from secure_triplay.client.classes import kept_classes
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import FOLDER, personal_adapter
-from secure_triplay.client.protocols import Learns, MeasuresOwn
+from secure_triplay.client.protocols import Learns
 from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
 from secure_triplay.federation.join import JoinedStudy
@@ -28,5 +28,4 @@ def write_personal(
     folder = joined.folder / FOLDER
     learns.save(GlobalState.start(personal.adapter), folder)
     write_personal_card(study, site, own.count, folder, personal.bias)
-    if isinstance(learns, MeasuresOwn):
-        learns.measure_own(personal, own.count)
+    learns.measure_own(personal, own.count)

@@ -288,7 +288,8 @@ class SiteWorker:
         study, bundle = self._joined.study, self._joined.bundle
         accounts = LedgerAccounts(self._ledger, self._site.identity, plan, study_releases(study))
         accounts.joined(plan)
-        count_own_classes(study, self._vault(plan.epoch), accounts, self._learns, self._journal)
+        if study.personal_bias is not None and not refusals(self._site.policy, study, bundle):
+            count_own_classes(study, self._vault(plan.epoch), accounts, self._learns, self._journal)
         return Member(
             name=self._site.name,
             plan=plan,
@@ -363,7 +364,7 @@ def run_worker(
 
 def main() -> None:
     """Body of the process that `secure-triplay site start` keeps alive."""
-    from secure_triplay.client.learns import load_learner
+    from secure_triplay.client.site_learner import load_learner
 
     folder, study = sys.argv[1:3]
     with ending_plainly():

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from flwr.supercore.task_identity import TaskIdentity
 
 from secure_triplay import parcel
@@ -39,9 +40,10 @@ from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.books import Reservation
 from secure_triplay.ledger.ledger import TRAINING, Ledger
+from secure_triplay.ledger.study import CLASS_COUNTS
 from secure_triplay.wire import Unmask, Witness
 
-from .conftest import Federation
+from .conftest import Federation, study_content
 
 NAMES = ("north", "east", "south", "west")
 ROUNDS = 4
@@ -546,6 +548,53 @@ def test_a_sites_own_updates_go_with_it_through_key_epochs_and_a_new_site_has_bu
     said = [request for _, request in grid.heard]
     rows = [update_of(name)[i : i + 8].tobytes() for name in NAMES for i in range(0, N_PARAMS - 8, 8)]
     assert not [row for row in rows if any(row in request for request in said)]
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> DictionaryGrid:
+    """Three sites, not started yet, of a study whose personal adapters have a bias."""
+    content = study_content(2, NAMES[:3]) | {"personal_bias": {"noise_multiplier": 4.0}}
+    return DictionaryGrid(
+        Federation.make(tmp_path, rounds=2, names=NAMES[:3], deadline_s=15.0, content=content)
+    )
+
+
+def counts_charged(grid: DictionaryGrid, name: str) -> list[bool]:
+    with Ledger.open(grid.made.sites[name].ledger, None) as ledger:
+        made = [one for one in ledger.books.reservations.values() if one.what == CLASS_COUNTS]
+    return [one.released_sha256 is not None for one in made]
+
+
+def test_classes_are_counted_once_over_all_key_epochs_and_charged_before_the_first_round(counting):
+    for name in NAMES[:3]:
+        counting.start(name)
+    counting.run(until=1)
+    before = {name: vault(counting, name, 1).load("classes") for name in NAMES[:3]}
+    change_roster(counting.made.server)
+    counting.start("east")
+    counting.run()
+    for name in NAMES[:3]:
+        assert counts_charged(counting, name) == [True]
+        assert before[name] is not None
+        assert vault(counting, name, 2).load("classes") == before[name]
+        with Ledger.open(counting.made.sites[name].ledger, None) as ledger:
+            first = min(ledger.books.reservations.values(), key=lambda one: one.counter)
+        assert first.what == CLASS_COUNTS
+
+
+def test_nothing_is_counted_for_a_study_that_the_sites_policy_refuses_by_now(counting, monkeypatch):
+    counted = []
+    monkeypatch.setattr("secure_triplay.deploy.worker.count_own_classes", lambda *_: counted.append("east"))
+    for name in NAMES[:3]:
+        counting.start(name)
+    counting.run(until=1)
+    counted.clear()
+    counting.start("east")
+    assert counted == ["east"]
+    policy = counting.made.sites["east"].policy_file
+    policy.write_text(yaml.safe_dump(yaml.safe_load(policy.read_text()) | {"epsilon_per_study": 0.5}))
+    counting.start("east")
+    assert counted == ["east"]
 
 
 def test_a_study_may_be_stopped_and_lose_a_site_that_never_came(grid):
