@@ -120,7 +120,7 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
     started, worked = time.perf_counter(), time.process_time()
     images, encoding = setting.encoded_images, setting.encoding_cpu_seconds
     setting.begin()
-    memory.restart_peak()
+    begun = memory.restart_peak()
     found = PROCEDURES[cell.method.procedure](setting, cell.study)
     images, encoding = setting.encoded_images - images, setting.encoding_cpu_seconds - encoding
     dp = cell.study.dp
@@ -140,7 +140,7 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "download_bytes": found.download_bytes,
         "curve": setting.curve,
         "class_counts": setting.class_counts,
-        "peak_bytes": memory.peak_bytes(),
+        "peak_bytes": memory.peak_bytes() if begun else None,  # else it would be of the cells before, too
         "seconds": round(time.perf_counter() - started, 2),
         "cpu_seconds": round(time.process_time() - worked, 2),
         # of it, what the frozen blocks took; a data set's first method encodes for those after it

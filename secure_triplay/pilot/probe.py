@@ -27,7 +27,8 @@ def measure_speeds(setting: PublicSetting, study: Study, first: Speeds | None = 
     """What a study's model takes to load, and its speeds on the sample: a few real private steps, one ciphertext.
 
     Memory is measured for the `first` model of a process, which then holds more than a site would. What others take
-    follows from it and their frozen weights: they are loaded in full precision likewise.
+    follows from it and their frozen weights: they are loaded in full precision likewise. Where the kernel cannot begin
+    anew, what loading took is the most since the process began: no less.
     """
     memory.restart_peak()
     model = setting.model(study)
