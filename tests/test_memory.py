@@ -27,7 +27,9 @@ def test_the_peak_has_what_was_freed_again_until_it_begins_anew():
 
 
 @pytest.mark.parametrize("kernel", ["refuses", "says nothing"])
-def test_a_kernel_that_does_not_begin_anew_is_noticed(kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_kernel_that_does_not_begin_anew_is_noticed(
+    kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     large = np.ones(200 * MIB, np.uint8)
     del large
     monkeypatch.setattr(memory, "_CLEAR", tmp_path if kernel == "refuses" else tmp_path / "clear_refs")
