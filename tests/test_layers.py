@@ -26,7 +26,7 @@ def test_lower_layers_never_import_higher_ones(root):
         ("server/sum.py", "from secure_triplay.client import ckks"),
         ("server/inbox.py", "import tenseal"),
         ("crypto/codec.py", "from secure_triplay import wire"),
-        ("deploy/serverapp.py", "from secure_triplay.client import keys"),
+        ("deploy/server/app.py", "from secure_triplay.client import keys"),
     ],
 )
 def test_a_forbidden_import_is_caught(root, tmp_path, module, line):

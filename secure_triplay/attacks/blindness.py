@@ -29,9 +29,9 @@ import yaml
 from secure_triplay.attacks.memory import Hit, Needle, Searched, children, search_folder, search_process
 from secure_triplay.attacks.sought import needles_of
 from secure_triplay.config import load_study
-from secure_triplay.deploy.server import finished
-from secure_triplay.deploy.serverapp import KEEP_VARIABLE
-from secure_triplay.deploy.site import start_site
+from secure_triplay.deploy.server.app import KEEP_VARIABLE
+from secure_triplay.deploy.server.coordinator import finished
+from secure_triplay.deploy.site.start import start_site
 from secure_triplay.errors import RunError, SecureTriplayError
 from secure_triplay.federation import join
 from secure_triplay.federation.join import JoinedStudy

@@ -21,7 +21,7 @@ from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import unpack60
 from secure_triplay.crypto.parameters import SEED_BYTES
-from secure_triplay.deploy.worker import STATE
+from secure_triplay.deploy.site.worker import STATE
 from secure_triplay.errors import RunError
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder

@@ -28,8 +28,8 @@ from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import unpack60
 from secure_triplay.crypto.parameters import ID_BYTES
-from secure_triplay.deploy.ending import ending_plainly
-from secure_triplay.deploy.worker import STATE, run_worker
+from secure_triplay.deploy.site.ending import ending_plainly
+from secure_triplay.deploy.site.worker import STATE, run_worker
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.model.ranks import Ranks

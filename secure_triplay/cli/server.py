@@ -28,7 +28,7 @@ def server_start(
 ) -> None:
     """Keep Flower's SuperLink running for the study; Ctrl-C stops it, and nothing is lost."""
     from secure_triplay.cli.events import say
-    from secure_triplay.deploy.server import start_server
+    from secure_triplay.deploy.server.coordinator import start_server
     from secure_triplay.federation.serverfolder import ServerFolder
 
     out = Console(highlight=False)

@@ -210,7 +210,7 @@ def _show(out: Console, name: str, asked: object) -> None:
 def site_start(site_dir: SiteDir, study: StudyName = None) -> None:
     """Take part: keep this site's worker and SuperNode running until the study ends. Ctrl-C stops them."""
     from secure_triplay.cli.events import say
-    from secure_triplay.deploy.site import start_site
+    from secure_triplay.deploy.site.start import start_site
     from secure_triplay.federation.join import JoinedStudy
     from secure_triplay.federation.sitefolder import SiteFolder
 

@@ -124,7 +124,7 @@ def _print_roster(out: Console, folder: object, where: Path) -> None:
 def study_run(folder: StudyDir) -> None:
     """Run the rounds to the end, or go on where they stopped. Ctrl-C leaves them running."""
     from secure_triplay.cli.events import say
-    from secure_triplay.deploy.server import run_study
+    from secure_triplay.deploy.server.coordinator import run_study
     from secure_triplay.federation.serverfolder import ServerFolder
 
     out = Console(highlight=False)
@@ -135,7 +135,7 @@ def study_run(folder: StudyDir) -> None:
 @app.command("status", epilog="Example:  secure-triplay study status --dir coordinator")
 def study_status(folder: StudyDir, as_json: AsJson = False) -> None:
     """Say where the study stands."""
-    from secure_triplay.deploy.server import status
+    from secure_triplay.deploy.server.coordinator import status
     from secure_triplay.federation.serverfolder import ServerFolder
 
     found = status(ServerFolder.open(folder))
@@ -166,7 +166,7 @@ def study_stop(
     now: Annotated[bool, typer.Option("--now", help="Not after this round, but at once.")] = False,
 ) -> None:
     """Stop after this round. Closed rounds stay, and `study run` goes on from them."""
-    from secure_triplay.deploy.server import stop_study
+    from secure_triplay.deploy.server.coordinator import stop_study
     from secure_triplay.federation.serverfolder import ServerFolder
 
     stop_study(ServerFolder.open(folder), now=now)
@@ -181,7 +181,7 @@ def study_add(
     folder: StudyDir,
 ) -> None:
     """Take in sites that the study names: a new key epoch, which every site confirms, since somebody is new."""
-    from secure_triplay.deploy.server import change_roster
+    from secure_triplay.deploy.server.coordinator import change_roster
     from secure_triplay.federation.serverfolder import ServerFolder
 
     server = ServerFolder.open(folder)
@@ -192,7 +192,7 @@ def study_add(
 @app.command("remove", epilog="Example:  secure-triplay study remove st-mary --dir coordinator")
 def study_remove(sites: Annotated[list[str], typer.Argument(metavar="SITE...")], folder: StudyDir) -> None:
     """Go on without some sites: a new key epoch, of which they cannot open anything."""
-    from secure_triplay.deploy.server import change_roster
+    from secure_triplay.deploy.server.coordinator import change_roster
     from secure_triplay.federation.serverfolder import ServerFolder
 
     bundle = change_roster(ServerFolder.open(folder), remove=sites)
@@ -202,7 +202,7 @@ def study_remove(sites: Annotated[list[str], typer.Argument(metavar="SITE...")],
 @app.command("rotate", epilog="Example:  secure-triplay study rotate --dir coordinator")
 def study_rotate(folder: StudyDir) -> None:
     """Give the same sites a new key; what the old one opened stays closed to whoever steals it later."""
-    from secure_triplay.deploy.server import change_roster
+    from secure_triplay.deploy.server.coordinator import change_roster
     from secure_triplay.federation.serverfolder import ServerFolder
 
     bundle = change_roster(ServerFolder.open(folder))

@@ -1,6 +1,6 @@
 """A simulated site's rounds: from the epoch's keys to the last sum, over a Unix socket.
 
-A real site's are in `deploy.worker`, which goes on after a restart and from one key epoch to the next.
+A real site's are in `deploy.site.worker`, which goes on after a restart and from one key epoch to the next.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """A real federation: Flower's own SuperLink and SuperNodes around the site's worker and the server's rounds.
 
-A site's half: `worker`, `ceremony`, `handover` and `own` (SECRET), `site`. The server's half: `server`, `serverapp`,
-`epochstart`, `superlinkmain`; a contract in `pyproject.toml` keeps it from everything in `client`.
+`site` is what runs at a hospital (SECRET), `server` what runs at the coordinator's; neither imports the other, which
+contracts in `pyproject.toml` hold for whole folders. Beside them is what is no party's: `processes`, which keeps
+commands alive, and `bench`.
 """

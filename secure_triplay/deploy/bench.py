@@ -25,8 +25,8 @@ import yaml
 from rich.table import Table
 
 from secure_triplay.config import load_study
-from secure_triplay.deploy.server import finished
-from secure_triplay.deploy.serverapp import epoch_folder
+from secure_triplay.deploy.server.app import epoch_folder
+from secure_triplay.deploy.server.coordinator import finished
 from secure_triplay.errors import ConfigError, RunError
 from secure_triplay.federation import join
 from secure_triplay.federation.processes import free_port, stop_group
@@ -132,7 +132,7 @@ def _run(folder: Path, server: ServerFolder, members: dict[str, SiteFolder]) -> 
         processes.until(lambda: "lets in" in processes.said("server"))
         for name, site in members.items():
             processes.start(
-                name, "-m", "secure_triplay.deploy.light", str(site.path), "bench", "with a SuperNode"
+                name, "-m", "secure_triplay.deploy.site.light", str(site.path), "bench", "with a SuperNode"
             )
         processes.start("run", "-c", _COMMAND, "study", "run", "--dir", str(server.path))
         processes.until(lambda: finished(server))

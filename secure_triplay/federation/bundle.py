@@ -68,7 +68,7 @@ app = make_app(socket_path)
 
 _DEPLOYED_SERVER = """\
 import triplay_app.pin
-from secure_triplay.deploy.serverapp import make_app
+from secure_triplay.deploy.server.app import make_app
 app = make_app()
 """
 

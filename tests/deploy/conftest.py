@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from secure_triplay.deploy.server import status
+from secure_triplay.deploy.server.coordinator import status
 from secure_triplay.federation import join
 from secure_triplay.federation.processes import free_port, stop_group
 from secure_triplay.federation.serverfolder import ServerFolder

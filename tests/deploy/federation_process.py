@@ -6,8 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
-from secure_triplay.deploy.server import run_study, start_server
-from secure_triplay.deploy.site import start_site
+from secure_triplay.deploy.server.coordinator import run_study, start_server
+from secure_triplay.deploy.site.start import start_site
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
@@ -31,7 +31,7 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            f"secure_triplay.deploy.{worker}",
+            f"secure_triplay.deploy.site.{worker}",
             str(site.path),
             joined.study.study,
         ]

@@ -12,7 +12,7 @@ from secure_triplay.client.vault import Vault
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.double import DoubleSigner
 from secure_triplay.crypto.envelope import EnvelopeKey
-from secure_triplay.deploy.ceremony import DELIVERED, OFFER, RECIPIENT, SEALED, SiteCeremony, end_epoch
+from secure_triplay.deploy.site.ceremony import DELIVERED, OFFER, RECIPIENT, SEALED, SiteCeremony, end_epoch
 from secure_triplay.errors import ProtocolError, RunError, SecureTriplayError
 from secure_triplay.federation.ceremony import (
     Deliver,

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from secure_triplay.deploy.superlinkmain import MOST_REQUEST_BYTES, Entrance
+from secure_triplay.deploy.server.superlinkmain import MOST_REQUEST_BYTES, Entrance
 
 PIECE = bytes(1 << 16)
 

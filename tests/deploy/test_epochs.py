@@ -27,11 +27,11 @@ from secure_triplay.client.round import Learned
 from secure_triplay.client.vault import Vault
 from secure_triplay.crypto.double import DoubleSigner
 from secure_triplay.crypto.masking.messages import MaskKeys
-from secure_triplay.deploy.ceremony import RECIPIENT
-from secure_triplay.deploy.light import N_PARAMS, Fixed, update_of
-from secure_triplay.deploy.server import change_roster, finished, status
-from secure_triplay.deploy.serverapp import FINISHED, PAUSE, PAUSED, epoch_folder, run_study
-from secure_triplay.deploy.worker import STATE, SiteWorker
+from secure_triplay.deploy.server.app import FINISHED, PAUSE, PAUSED, epoch_folder, run_study
+from secure_triplay.deploy.server.coordinator import change_roster, finished, status
+from secure_triplay.deploy.site.ceremony import RECIPIENT
+from secure_triplay.deploy.site.light import N_PARAMS, Fixed, update_of
+from secure_triplay.deploy.site.worker import STATE, SiteWorker
 from secure_triplay.errors import ProtocolError, RunError
 from secure_triplay.federation.ceremony import Deliver, Summon
 from secure_triplay.federation.documents import keys_of
@@ -118,9 +118,9 @@ def _short_pauses(monkeypatch):
     monkeypatch.setattr(TaskIdentity, "_task_id", 1)
     monkeypatch.setattr(TaskIdentity, "_node_id", 1)
     for name, seconds in {"DECLINED_S": 0.01, "_TICK_S": 0.01, "_NODES_S": 0.01}.items():
-        monkeypatch.setattr(f"secure_triplay.deploy.epochstart.{name}", seconds)
-    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 300.0)
-    monkeypatch.setattr("secure_triplay.deploy.serverapp._RETRY_S", 0.05)
+        monkeypatch.setattr(f"secure_triplay.deploy.server.epochstart.{name}", seconds)
+    monkeypatch.setattr("secure_triplay.deploy.server.app._CEREMONY_S", 300.0)
+    monkeypatch.setattr("secure_triplay.deploy.server.app._RETRY_S", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_nobody_new_gets_a_key_before_a_person_at_every_site_confirmed(grid, mon
     for name in ("north", "east", "west"):  # south's people did not
         grid.made.join(name)
     grid.start("west")
-    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 1.0)
+    monkeypatch.setattr("secure_triplay.deploy.server.app._CEREMONY_S", 1.0)
     with pytest.raises(RunError, match="south did not answer"):
         grid.run()
     assert not [request for name, request in grid.heard if request[5] == Deliver.kind and b"west" in request]
@@ -326,7 +326,7 @@ def test_workers_that_start_again_from_their_folders_go_on_in_every_epoch(grid):
 
 def test_the_roster_does_not_change_while_the_study_runs(grid, monkeypatch):
     grid.run(until=1)
-    monkeypatch.setattr("secure_triplay.deploy.server.is_running", lambda folder: True)
+    monkeypatch.setattr("secure_triplay.deploy.server.coordinator.is_running", lambda folder: True)
     with pytest.raises(RunError, match="running"):
         change_roster(grid.made.server)
 
@@ -432,7 +432,7 @@ def test_an_update_that_was_sent_goes_on_through_an_epoch_that_ends_before_its_f
     grid.stop("south")
     change_roster(grid.made.server)
     with monkeypatch.context() as patch:
-        patch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 1.0)
+        patch.setattr("secure_triplay.deploy.server.app._CEREMONY_S", 1.0)
         with pytest.raises(RunError, match="south did not answer"):
             grid.run()
     change_roster(grid.made.server, remove=["south"])
@@ -491,7 +491,7 @@ def test_an_update_taken_into_an_epoch_that_did_not_begin_is_forgotten_once_the_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("secure_triplay.deploy.worker.succeed", killed)
+        patch.setattr("secure_triplay.deploy.site.worker.succeed", killed)
         with pytest.raises(KeyboardInterrupt):
             grid.workers["north"]._follow(summon)
     assert vault(grid, "north", 2).load("carried") is not None
@@ -584,7 +584,9 @@ def test_classes_are_counted_once_over_all_key_epochs_and_charged_before_the_fir
 
 def test_nothing_is_counted_for_a_study_that_the_sites_policy_refuses_by_now(counting, monkeypatch):
     counted = []
-    monkeypatch.setattr("secure_triplay.deploy.worker.count_own_classes", lambda *_: counted.append("east"))
+    monkeypatch.setattr(
+        "secure_triplay.deploy.site.worker.count_own_classes", lambda *_: counted.append("east")
+    )
     for name in NAMES[:3]:
         counting.start(name)
     counting.run(until=1)
@@ -622,12 +624,12 @@ def test_a_study_may_be_stopped_and_lose_a_site_that_never_came(grid):
 
 def test_the_coordinator_is_told_for_whom_the_ceremony_waits(grid, monkeypatch):
     grid.stop("south")
-    monkeypatch.setattr("secure_triplay.deploy.epochstart._WAITING_S", 0.05)
-    monkeypatch.setattr("secure_triplay.deploy.serverapp._CEREMONY_S", 1.0)
+    monkeypatch.setattr("secure_triplay.deploy.server.epochstart._WAITING_S", 0.05)
+    monkeypatch.setattr("secure_triplay.deploy.server.app._CEREMONY_S", 1.0)
     with pytest.raises(RunError, match="south did not answer") as found:
         grid.run()
     assert "study remove" in found.value.fix
-    monkeypatch.setattr("secure_triplay.deploy.server.is_running", lambda folder: True)
+    monkeypatch.setattr("secure_triplay.deploy.server.coordinator.is_running", lambda folder: True)
     assert "waits for south" in status(grid.made.server)["waiting"]
 
 

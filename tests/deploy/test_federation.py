@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from secure_triplay.deploy.light import N_PARAMS, update_of
+from secure_triplay.deploy.site.light import N_PARAMS, update_of
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.ledger.ledger import TRAINING, Ledger
 from secure_triplay.prepare import update_noise_std
@@ -49,7 +49,7 @@ def kill(made: Federation, victim: str, site: str) -> bool:
     """`kill -9` for one process; whether there was one."""
     folder = str(made.sites[site].path)
     found = {
-        "worker": lambda: processes("secure_triplay.deploy.light", folder),
+        "worker": lambda: processes("secure_triplay.deploy.site.light", folder),
         "supernode": lambda: processes("flower-supernode", folder),
         "site": lambda: processes("federation_process.py", folder),
         "serverapp": lambda: serverapp(made),

@@ -11,10 +11,10 @@ from secure_triplay.client.keys import load_keys
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.packing import unpack60
-from secure_triplay.deploy.light import N_PARAMS, update_of
-from secure_triplay.deploy.server import change_roster, stop_study
-from secure_triplay.deploy.serverapp import PLAN, epoch_folder
-from secure_triplay.deploy.worker import STATE
+from secure_triplay.deploy.server.app import PLAN, epoch_folder
+from secure_triplay.deploy.server.coordinator import change_roster, stop_study
+from secure_triplay.deploy.site.light import N_PARAMS, update_of
+from secure_triplay.deploy.site.worker import STATE
 from secure_triplay.errors import CryptoError
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.ledger.ledger import TRAINING, Ledger

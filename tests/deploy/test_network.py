@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secure_triplay.deploy.light import N_PARAMS, update_of
+from secure_triplay.deploy.site.light import N_PARAMS, update_of
 from secure_triplay.ledger.ledger import TRAINING, Ledger
 
 from .conftest import NAMES, Federation, running

@@ -19,8 +19,8 @@ from secure_triplay.client.answering import listening, serve_one
 from secure_triplay.client.app import ask_worker
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.deploy.processes import Kept
-from secure_triplay.deploy.superlinkmain import may_pass
-from secure_triplay.deploy.worker import REPLY_AFTER_S
+from secure_triplay.deploy.server.superlinkmain import may_pass
+from secure_triplay.deploy.site.worker import REPLY_AFTER_S
 from secure_triplay.errors import RunError
 from secure_triplay.wire import Declined, Train, Witness
 
@@ -136,7 +136,7 @@ def test_a_websocket_from_another_machine_does_not_pass():
 
 
 def test_the_serverapp_loads_nothing_that_trains_or_decrypts(fresh_imports):
-    loaded = fresh_imports("secure_triplay.deploy.serverapp")
+    loaded = fresh_imports("secure_triplay.deploy.server.app")
     assert "secure_triplay.federation.relay" in loaded
     forbidden = ("torch", "tenseal", "peft", "opacus", "PIL", "secure_triplay.client", "secure_triplay.model")
     assert not [name for name in loaded if name.startswith(forbidden)]

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from secure_triplay.deploy import site
 from secure_triplay.deploy.processes import Kept
+from secure_triplay.deploy.site import start
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.processes import environment
 
@@ -36,11 +36,11 @@ def node(tmp_path):
 @pytest.fixture
 def clock(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(site.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(start.time, "monotonic", lambda: now[0])
     return now
 
 
-def after(watch: site.Watch, clock: list[float], seconds: float) -> bool:
+def after(watch: start.Watch, clock: list[float], seconds: float) -> bool:
     found = False
     for _ in range(int(seconds)):
         clock[0] += 1
@@ -50,7 +50,7 @@ def after(watch: site.Watch, clock: list[float], seconds: float) -> bool:
 
 def test_a_message_whose_app_process_is_gone_is_noticed_after_a_while(node, clock):
     node.log.write_text(TAKEN)
-    watch = site.Watch(node)
+    watch = start.Watch(node)
     assert not after(watch, clock, 15)
     assert after(watch, clock, 30)
 
@@ -58,7 +58,7 @@ def test_a_message_whose_app_process_is_gone_is_noticed_after_a_while(node, cloc
 @pytest.mark.parametrize("before", ["", UP, SENT], ids=["at once", "registered", "at work"])
 def test_a_node_whose_connection_ended_in_a_handshake_is_noticed_after_a_while(node, clock, before):
     node.log.write_text(before + LOST)
-    watch = site.Watch(node)
+    watch = start.Watch(node)
     assert not after(watch, clock, 15)
     assert after(watch, clock, 30)
 
@@ -70,13 +70,13 @@ def test_a_node_whose_connection_ended_in_a_handshake_is_noticed_after_a_while(n
 )
 def test_a_node_that_owes_nothing_is_left_alone(node, clock, log):
     node.log.write_text(log)
-    assert not after(site.Watch(node), clock, 300)
+    assert not after(start.Watch(node), clock, 300)
 
 
 def test_a_node_whose_app_process_is_at_work_is_left_alone(node, clock, monkeypatch):
     node.log.write_text(TAKEN)
-    monkeypatch.setattr(site, "_has_app_process", lambda pid: True)
-    assert not after(site.Watch(node), clock, 3000)
+    monkeypatch.setattr(start, "_has_app_process", lambda pid: True)
+    assert not after(start.Watch(node), clock, 3000)
 
 
 def test_a_site_connects_when_its_worker_is_ready_and_not_before(tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_a_site_connects_when_its_worker_is_ready_and_not_before(tmp_path, monke
         "time.sleep(60)\n"
     )
     node = f"import pathlib, time\npathlib.Path({str(connected)!r}).touch()\ntime.sleep(60)\n"
-    monkeypatch.setattr(site, "_node_command", lambda *_: [sys.executable, "-c", node])
+    monkeypatch.setattr(start, "_node_command", lambda *_: [sys.executable, "-c", node])
     left_behind = Kept(
         "supernode",
         [sys.executable, "-c", node],
@@ -115,7 +115,7 @@ def test_a_site_connects_when_its_worker_is_ready_and_not_before(tmp_path, monke
         return seen[-1][1] or len(seen) > 200
 
     command = [sys.executable, "-c", worker, str(joined.folder), str(go)]
-    site.start_site(home, joined, heard.append, worker_command=command, stop=stop)
+    start.start_site(home, joined, heard.append, worker_command=command, stop=stop)
     assert seen[:10] == [(False, False, True)] * 10
     assert seen[-1][:2] == (True, True)
     assert [event["event"] for event in heard if event["event"] != "operator"] == ["encoding", "ready"]

@@ -16,7 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from secure_triplay.crypto.masking.study import choose_masking
-from secure_triplay.deploy.epochstart import EpochStart, PausedError
+from secure_triplay.deploy.server.epochstart import EpochStart, PausedError
 from secure_triplay.federation.files import read_public, write_public
 from secure_triplay.federation.relay import Relay
 from secure_triplay.federation.serverfolder import EPOCHS, ROUNDS, ServerFolder

@@ -1,6 +1,6 @@
 """A worker without CLIP, for benches and tests: its update is a fixed vector; everything else is the real worker.
 
-python -m secure_triplay.deploy.light SITE-FOLDER STUDY
+python -m secure_triplay.deploy.site.light SITE-FOLDER STUDY
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import Personal
 from secure_triplay.client.published import Published
 from secure_triplay.config import Study
-from secure_triplay.deploy.ending import ending_plainly
-from secure_triplay.deploy.site import start_site
-from secure_triplay.deploy.worker import run_worker
+from secure_triplay.deploy.site.ending import ending_plainly
+from secure_triplay.deploy.site.start import start_site
+from secure_triplay.deploy.site.worker import run_worker
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.model.ranks import Ranks
@@ -86,7 +86,7 @@ def main() -> None:
         joined = JoinedStudy.open(folder, sys.argv[2])
         if sys.argv[3:]:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            command = [sys.executable, "-m", "secure_triplay.deploy.light", *sys.argv[1:3]]
+            command = [sys.executable, "-m", "secure_triplay.deploy.site.light", *sys.argv[1:3]]
             start_site(folder, joined, lambda event: print(event, flush=True), worker_command=command)
         else:
             run_worker(folder, joined, load, reply_after_s=0.0, linger_s=LINGER_S)

@@ -13,7 +13,7 @@ import psutil
 
 from secure_triplay.client.journal import JournalReader
 from secure_triplay.deploy.processes import Kept
-from secure_triplay.deploy.worker import SOCKET
+from secure_triplay.deploy.site.worker import SOCKET
 from secure_triplay.federation.approval import require_trust_file
 from secure_triplay.federation.bundle import require_own_app
 from secure_triplay.federation.deployment import supernode_command
@@ -59,7 +59,8 @@ def start_site(
         pass  # what earlier starts wrote
     worker = Kept(
         "worker",
-        worker_command or [sys.executable, "-m", "secure_triplay.deploy.worker", *_arguments(site, joined)],
+        worker_command
+        or [sys.executable, "-m", "secure_triplay.deploy.site.worker", *_arguments(site, joined)],
         flower,
         env,
     )

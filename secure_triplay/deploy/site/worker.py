@@ -1,6 +1,6 @@
 """SECRET. A real site's resident worker: one process that holds model, records and keys, and answers the shim.
 
-    python -m secure_triplay.deploy.worker SITE-FOLDER STUDY
+    python -m secure_triplay.deploy.site.worker SITE-FOLDER STUDY
 
 It listens before it loads, so that the first question waits instead of failing. What it needs to go on after
 `kill -9` lies in the vault, under the site's storage key. Whatever goes wrong the server reads `Declined`; the
@@ -30,10 +30,10 @@ from secure_triplay.client.protocols import Learns, Load
 from secure_triplay.client.round import Member
 from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
-from secure_triplay.deploy.ceremony import SiteCeremony, end_epoch
-from secure_triplay.deploy.ending import ending_plainly
-from secure_triplay.deploy.handover import open_state, seal_state, state_sha256
-from secure_triplay.deploy.own import write_personal
+from secure_triplay.deploy.site.ceremony import SiteCeremony, end_epoch
+from secure_triplay.deploy.site.ending import ending_plainly
+from secure_triplay.deploy.site.handover import open_state, seal_state, state_sha256
+from secure_triplay.deploy.site.own import write_personal
 from secure_triplay.errors import ProtocolError, SecureTriplayError
 from secure_triplay.federation.ceremony import Deliver, MakeKeys, Opened, Summon
 from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted, needed

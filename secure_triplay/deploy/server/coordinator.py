@@ -13,9 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from secure_triplay.deploy.epochstart import EVENTS, NODES
 from secure_triplay.deploy.processes import Kept
-from secure_triplay.deploy.serverapp import (
+from secure_triplay.deploy.server.app import (
     FINISHED,
     FOLDER_VARIABLE,
     PAUSE,
@@ -23,7 +22,8 @@ from secure_triplay.deploy.serverapp import (
     RUNNING,
     epoch_folder,
 )
-from secure_triplay.deploy.superlinkmain import REFUSED
+from secure_triplay.deploy.server.epochstart import EVENTS, NODES
+from secure_triplay.deploy.server.superlinkmain import REFUSED
 from secure_triplay.errors import RunError
 from secure_triplay.federation import deployment
 from secure_triplay.federation.files import write_public
@@ -69,7 +69,7 @@ def start_server(
         stock = deployment.superlink_command(
             host=host, port=port, database=flower / "state.db", ca=ca, certificate=certificate, key=key
         )
-        command = [sys.executable, "-m", "secure_triplay.deploy.superlinkmain", *stock[1:]]
+        command = [sys.executable, "-m", "secure_triplay.deploy.server.superlinkmain", *stock[1:]]
         link = Kept("superlink", command, flower, env | {"FLWR_SUPERGRID_API_URL": address})
 
         def tell(text: str) -> None:

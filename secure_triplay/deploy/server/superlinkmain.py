@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from secure_triplay.deploy.serverapp import FOLDER_VARIABLE
+from secure_triplay.deploy.server.app import FOLDER_VARIABLE
 from secure_triplay.federation.serverfolder import ROUNDS
 from secure_triplay.parcel import MOST_PIECES
 from secure_triplay.wireformat import MAX_MESSAGE_BYTES
