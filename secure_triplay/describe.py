@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 
 from secure_triplay.config import DpOff, FashionMnist, Manifest, Study
-from secure_triplay.crypto.masking.study import choose_masking
-from secure_triplay.prepare import (
+from secure_triplay.constants import (
     choose_codec,
     class_count_rule,
     count_rule,
@@ -17,6 +16,7 @@ from secure_triplay.prepare import (
     noise_multiplier,
     share_rule,
 )
+from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.privacy.shares import holds_against
 from secure_triplay.wire import upload_bytes
 

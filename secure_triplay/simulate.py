@@ -26,6 +26,7 @@ from secure_triplay.client.job import Job
 from secure_triplay.client.journal import JournalReader
 from secure_triplay.client.keys import Roster
 from secure_triplay.config import Study
+from secure_triplay.constants import noise_multiplier
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.keyfile import save_identity
 from secure_triplay.crypto.masking.study import choose_masking
@@ -34,7 +35,7 @@ from secure_triplay.federation.bundle import write_bundle
 from secure_triplay.federation.superlink import run_simulation_app
 from secure_triplay.ledger.log import AuditLog
 from secure_triplay.ledger.logbundle import export_log
-from secure_triplay.prepare import fetch_assets, noise_multiplier
+from secure_triplay.loading import fetch_assets
 from secure_triplay.report.summary import Summary
 from secure_triplay.runfolder import run_folder
 from secure_triplay.server.app import ServerSettings

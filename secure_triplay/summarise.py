@@ -13,10 +13,7 @@ from typing import Any
 
 from secure_triplay import __version__
 from secure_triplay.config import DpOn, Study
-from secure_triplay.crypto.masking.study import choose_masking
-from secure_triplay.crypto.parameters import MODULUS_BITS
-from secure_triplay.errors import RunError
-from secure_triplay.prepare import (
+from secure_triplay.constants import (
     charge_of_rounds,
     charges_of,
     choose_codec,
@@ -25,6 +22,9 @@ from secure_triplay.prepare import (
     noise_multiplier,
     share_rule,
 )
+from secure_triplay.crypto.masking.study import choose_masking
+from secure_triplay.crypto.parameters import MODULUS_BITS
+from secure_triplay.errors import RunError
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.shares import ShareRule
 from secure_triplay.report import summary as report

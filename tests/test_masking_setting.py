@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secure_triplay.config import Masked, SharedKey, parse_study
+from secure_triplay.constants import choose_codec
 from secure_triplay.crypto.masking import MaskingParameters
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.describe import describe, read_this, together
 from secure_triplay.errors import ConfigError
 from secure_triplay.federation.studybundle import least_quorum
-from secure_triplay.prepare import choose_codec
 
 DEMO = yaml.safe_load((Path(__file__).parent.parent / "configs" / "demo.yaml").read_text())
 LEFT_OUT = object()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from secure_triplay.config import parse_study
-from secure_triplay.prepare import epsilon_of_shares, share_rule
+from secure_triplay.constants import epsilon_of_shares, share_rule
 from secure_triplay.simulate import simulate
 
 ROOT = Path(__file__).parent.parent

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from secure_triplay.config import SharedNoise, parse_study
+from secure_triplay.constants import choose_codec, epsilon_of_shares, masks_for, round_rule, share_rule
 from secure_triplay.crypto.wrapping import WrappingCodec
 from secure_triplay.describe import describe, read_this
 from secure_triplay.errors import ConfigError, SecureTriplayError
@@ -19,7 +20,6 @@ from secure_triplay.federation.studybundle import least_quorum
 from secure_triplay.pilot.choices import own_choice
 from secure_triplay.planner.plan import plan_budget
 from secure_triplay.policy import check_terms, load_policy
-from secure_triplay.prepare import choose_codec, epsilon_of_shares, masks_for, round_rule, share_rule
 from secure_triplay.privacy.accounting import epsilon
 
 ROOT = Path(__file__).parent.parent

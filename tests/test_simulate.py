@@ -28,7 +28,7 @@ from secure_triplay.data.split import split_study
 from secure_triplay.errors import SecureTriplayError
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import CLASS_COUNTS
-from secure_triplay.prepare import load_study_backbone
+from secure_triplay.loading import load_study_backbone
 from secure_triplay.simulate import simulate
 
 ROOT = Path(__file__).parent.parent

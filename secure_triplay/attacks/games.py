@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from secure_triplay.client.learner import Encoded, encode_records
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.config import ServerOptimiser, Study
+from secure_triplay.constants import round_rule
 from secure_triplay.errors import DataError
-from secure_triplay.prepare import Model, load_data, load_model, round_rule
+from secure_triplay.loading import Model, load_data, load_model
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train, train_unsafe_without_dp
 

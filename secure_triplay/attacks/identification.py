@@ -168,9 +168,9 @@ def ceiling(study: Study, arm: Arm, gallery: int) -> tuple[float, str]:
     chance = largest / gallery
     if arm.encrypted or study.dp is None:
         return chance, f"guessing: {largest} of {gallery}"
+    from secure_triplay.constants import noise_multiplier
     from secure_triplay.planner.attacker import gallery_ceiling
     from secure_triplay.planner.losses import composed
-    from secure_triplay.prepare import noise_multiplier
 
     losses = composed(noise_multiplier(study), 1.0, 1)
     found = gallery_ceiling(gallery // largest, study.dp.epsilon, study.dp.delta, losses)

@@ -19,10 +19,10 @@ from secure_triplay.attacks.attack import Attack, Observable, Setting
 from secure_triplay.attacks.finding import Arm, Control, Finding, Outcome, Verdict
 from secure_triplay.attacks.scene import Sites, key_ceremony, open_scene, study_data
 from secure_triplay.client.optimiser import GlobalState, step
+from secure_triplay.constants import choose_codec
 from secure_triplay.crypto.codec import Codec, Integers, Slots
 from secure_triplay.crypto.packing import SeededCiphertexts, add_mod
 from secure_triplay.errors import CryptoError
-from secure_triplay.prepare import choose_codec
 from secure_triplay.privacy.noise import NoiseSource
 
 N_CHUNKS = 2

@@ -33,9 +33,9 @@ from secure_triplay.attacks.games import (
 )
 from secure_triplay.attacks.roc import area, area_interval, curve, hit_rate
 from secure_triplay.config import Study
+from secure_triplay.constants import round_rule
 from secure_triplay.planner.attacker import FALSE_ALARM_RATES, membership_ceiling
 from secure_triplay.planner.losses import composed
-from secure_triplay.prepare import round_rule
 
 GOAL_AREA, GOAL_HITS = 0.8, 0.25
 """Of the control, fixed before it was first run: area under the curve, and hits at 1 % false alarms."""

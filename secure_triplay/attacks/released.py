@@ -22,8 +22,8 @@ from secure_triplay.attacks.pictures import save_grid
 from secure_triplay.attacks.scene import KINDS, Scene, Vector, open_scene, public_images, victims
 from secure_triplay.attacks.scoring import gain_finding
 from secure_triplay.client.optimiser import GlobalState, step
+from secure_triplay.constants import round_rule
 from secure_triplay.data.records import Records
-from secure_triplay.prepare import round_rule
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train, train_unsafe_without_dp
 

@@ -23,17 +23,18 @@ from secure_triplay.attacks.finding import Arm
 from secure_triplay.client.keys import EpochKeys, Roster, make_keys, open_keys
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.config import Adapter, Study
+from secure_triplay.constants import choose_codec, round_rule
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.packing import pack60
 from secure_triplay.errors import DataError
+from secure_triplay.loading import Model, aligned_backbone, load_data
 from secure_triplay.model.adapter import attach_adapter
 from secure_triplay.model.basis import install_public_basis
 from secure_triplay.model.blocks import INPUT_LAYERS, image_stack
 from secure_triplay.model.text import class_embeddings
 from secure_triplay.model.tower import Classifier, ImageTower
-from secure_triplay.prepare import Model, aligned_backbone, choose_codec, load_data, round_rule
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train, train_unsafe_without_dp
 from secure_triplay.wire import SessionPlan, Upload, pack_tags

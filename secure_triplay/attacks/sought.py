@@ -18,6 +18,7 @@ from secure_triplay.attacks.telling import key_forms
 from secure_triplay.client.keys import load_keys
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import unpack60
 from secure_triplay.crypto.parameters import SEED_BYTES
@@ -25,7 +26,6 @@ from secure_triplay.deploy.site.worker import STATE
 from secure_triplay.errors import RunError
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
-from secure_triplay.prepare import choose_codec
 from secure_triplay.wire import Upload
 
 _UPLOAD_HEAD_BYTES = 8

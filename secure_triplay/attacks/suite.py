@@ -20,8 +20,8 @@ from secure_triplay.attacks.standing import stand_of, worst
 from secure_triplay.attacks.threat import ThreatModel
 from secure_triplay.attacks.workers import in_workers, tell_parent
 from secure_triplay.config import Study
+from secure_triplay.constants import require_own_noise
 from secure_triplay.errors import RunError, SecureTriplayError
-from secure_triplay.prepare import require_own_noise
 from secure_triplay.report.attack import (
     AttackEntry,
     AttackReport,
@@ -294,9 +294,9 @@ def _ceiling(study: Study) -> Ceiling | None:
     """True positive rates that the claimed epsilon allows, at false positive rates from 1e-4 to 1."""
     import numpy as np
 
+    from secure_triplay.constants import noise_multiplier
     from secure_triplay.planner.attacker import membership_ceiling
     from secure_triplay.planner.losses import composed
-    from secure_triplay.prepare import noise_multiplier
 
     if study.dp is None:
         return None

@@ -26,11 +26,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from secure_triplay.config import Study
+from secure_triplay.constants import round_rule
+from secure_triplay.loading import aligned_backbone, compute_dtype, load_data
 from secure_triplay.model.adapter import attach_adapter
 from secure_triplay.model.basis import install_public_basis
 from secure_triplay.model.text import class_embeddings
 from secure_triplay.model.tower import Classifier, ImageTower, WholeTower
-from secure_triplay.prepare import aligned_backbone, compute_dtype, load_data, round_rule
 from secure_triplay.privacy.mechanisms import DpSgd
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.per_record import record_loss

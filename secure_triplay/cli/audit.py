@@ -201,7 +201,7 @@ def audit_collusion(
     """
     from secure_triplay.attacks.collusion import audit_collusion as measure
     from secure_triplay.config import load_study
-    from secure_triplay.prepare import fetch_assets
+    from secure_triplay.loading import fetch_assets
     from secure_triplay.report.collusion_page import write_collusion_page
     from secure_triplay.runfolder import run_folder
 

@@ -23,9 +23,9 @@ from secure_triplay.client.journal import Journal
 from secure_triplay.client.protocols import Learns
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
+from secure_triplay.constants import class_count_rule
 from secure_triplay.errors import CryptoError, PrivacyError
 from secure_triplay.ledger.books import Reservation
-from secure_triplay.prepare import class_count_rule
 from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
 from secure_triplay.privacy.noise import NoiseSource
 

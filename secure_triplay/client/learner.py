@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from secure_triplay.config import Study
+from secure_triplay.constants import round_rule, share_rule
 from secure_triplay.data.records import Records
 from secure_triplay.errors import DataError, PrivacyError
-from secure_triplay.prepare import Model, round_rule, share_rule
+from secure_triplay.loading import Model
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.summing import Integers, noised_sum
 from secure_triplay.privacy.training import train, train_unsafe_without_dp

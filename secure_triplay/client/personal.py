@@ -4,7 +4,7 @@
 
 u_t is the update of round t as it came out of this site's training: float32 (n_params,), noise included, before
 weights and rounding. T is the number of rounds in which the site trained. s is the public standard deviation of the
-noise that one coordinate of one update carries (`prepare.update_noise_std`), so that RATE is in units of one
+noise that one coordinate of one update carries (`constants.update_noise_std`), so that RATE is in units of one
 coordinate of the adapter, whatever the clip norm.
 
 It costs nothing. Each u_t is the output of a mechanism that was charged before its first gradient, and the charge of
@@ -43,8 +43,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.config import Study
+from secure_triplay.constants import class_count_rule, update_noise_std
 from secure_triplay.errors import CryptoError, PrivacyError
-from secure_triplay.prepare import class_count_rule, update_noise_std
 from secure_triplay.privacy.counts import log_shares
 
 FOLDER = "personal"
@@ -82,7 +82,7 @@ class OwnUpdates:
     def personal(self, published: NDArray[np.float32], noise_std: float) -> NDArray[np.float32]:
         """The personal adapter (n_params,) beside the published one (n_params,).
 
-        `noise_std` is `prepare.update_noise_std`. Raises PrivacyError without an update, or without noise.
+        `noise_std` is `constants.update_noise_std`. Raises PrivacyError without an update, or without noise.
         """
         if not self.count or not noise_std > 0 or published.shape != self.total.shape:
             raise PrivacyError(

@@ -22,9 +22,9 @@ from secure_triplay.client.session import Session
 from secure_triplay.client.site_learner import SiteLearner
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
+from secure_triplay.constants import masks_for
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.errors import SecureTriplayError
-from secure_triplay.prepare import masks_for
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import SessionPlan
 

@@ -26,18 +26,12 @@ from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import Personal
 from secure_triplay.client.published import Published
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec, count_rule
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.data.records import Records
 from secure_triplay.errors import DataError
+from secure_triplay.loading import Model, fetch_assets, load_data, load_model
 from secure_triplay.model.ranks import ranks_of
-from secure_triplay.prepare import (
-    Model,
-    choose_codec,
-    count_rule,
-    fetch_assets,
-    load_data,
-    load_model,
-)
 from secure_triplay.privacy.noise import NoiseSource
 
 

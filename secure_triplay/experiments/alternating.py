@@ -14,8 +14,9 @@ import numpy as np
 from secure_triplay.client.learner import Encoded, Learner
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec
 from secure_triplay.experiments.federation import Vector, one_round
-from secure_triplay.prepare import Model, choose_codec
+from secure_triplay.loading import Model
 from secure_triplay.privacy.noise import NoiseSource
 
 Bools = np.ndarray

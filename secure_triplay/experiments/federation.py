@@ -17,10 +17,11 @@ from secure_triplay.client.learner import Encoded, Learner
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.client.round import SharesNoise, weighted
 from secure_triplay.config import ServerOptimiser, Study
+from secure_triplay.constants import choose_codec
 from secure_triplay.crypto.codec import Codec, Uniform
 from secure_triplay.crypto.wrapping import WrappingCodec
+from secure_triplay.loading import Model
 from secure_triplay.model.ranks import Ranks, ranks_of
-from secure_triplay.prepare import Model, choose_codec
 from secure_triplay.privacy.noise import NoiseSource
 
 Vector = NDArray[np.float32]

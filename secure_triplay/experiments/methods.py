@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec, round_rule, share_rule
 from secure_triplay.errors import ConfigError
-from secure_triplay.prepare import choose_codec, round_rule, share_rule
 
 FEDERATED = "federated"
 """The study's own rounds, as they are."""

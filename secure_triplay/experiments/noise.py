@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from secure_triplay.config import Study
-from secure_triplay.prepare import choose_codec, epsilon_of_shares, noise_multiplier, round_rule, share_rule
+from secure_triplay.constants import choose_codec, epsilon_of_shares, noise_multiplier, round_rule, share_rule
 from secure_triplay.privacy.accounting import accountant_of, epsilon
 from secure_triplay.privacy.mechanisms import Charge
 from secure_triplay.privacy.shares import WRAP_BITS

@@ -14,12 +14,13 @@ import numpy as np
 from secure_triplay.client.learner import counted_records
 from secure_triplay.client.personal import OwnUpdates, personal_adapter
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec, class_count_rule, round_rule
 from secure_triplay.experiments import tail
 from secure_triplay.experiments.alternating import alternate
 from secure_triplay.experiments.federation import federate
 from secure_triplay.experiments.scores import Answers, Result
 from secure_triplay.experiments.setting import Setting, predict
-from secure_triplay.prepare import Model, choose_codec, class_count_rule, round_rule
+from secure_triplay.loading import Model
 from secure_triplay.privacy.accounting import epsilon
 from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
 from secure_triplay.privacy.noise import NoiseSource

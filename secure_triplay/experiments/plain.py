@@ -15,7 +15,7 @@ from secure_triplay.client.learner import Encoded
 from secure_triplay.config import Study
 from secure_triplay.experiments.scores import Result
 from secure_triplay.experiments.setting import Setting, predict
-from secure_triplay.prepare import Model
+from secure_triplay.loading import Model
 from secure_triplay.privacy.per_record import evaluation_mode, record_loss
 
 Vector = NDArray[np.float32]

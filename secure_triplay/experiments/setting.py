@@ -23,7 +23,7 @@ from secure_triplay.data.split import Split, split_study
 from secure_triplay.errors import DataError
 from secure_triplay.experiments.scores import Answers, Labels, Truth
 from secure_triplay.experiments.tokens import Tokens
-from secure_triplay.prepare import Model, load_model
+from secure_triplay.loading import Model, load_model
 
 Tell = Callable[[str], None]
 Vector = NDArray[np.float32]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from secure_triplay.client.learner import Encoded, counted_records
 from secure_triplay.experiments.federation import Vector
-from secure_triplay.prepare import Model
+from secure_triplay.loading import Model
 from secure_triplay.privacy.counts import ClassCountRule, log_shares, noised_class_counts
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.per_record import evaluation_mode, record_loss

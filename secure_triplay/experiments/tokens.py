@@ -12,7 +12,7 @@ import torch
 
 from secure_triplay.client.learner import Encoded
 from secure_triplay.data.records import Records
-from secure_triplay.prepare import Model
+from secure_triplay.loading import Model
 
 _BATCH = 256
 

@@ -39,7 +39,7 @@ from secure_triplay.federation.studybundle import (
 )
 from secure_triplay.ledger.entries import require_person
 from secure_triplay.ledger.log import AuditLog
-from secure_triplay.prepare import compute_basis
+from secure_triplay.loading import compute_basis
 
 CA_CERTIFICATE, CA_KEY, CERTIFICATE, KEY = "ca.crt", "ca.key", "server.crt", "server.key"
 EPOCHS, CONFIRMED, FLOWER, ROUNDS = "epochs", "confirmed", "flower", "rounds"

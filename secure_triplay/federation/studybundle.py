@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from secure_triplay import __version__
 from secure_triplay.config import Manifest, Sha256, Study, parse_study
+from secure_triplay.constants import masks_for
 from secure_triplay.crypto.double import DoubleIdentity, DoubleSigner
 from secure_triplay.crypto.identity import Purpose, transcript
 from secure_triplay.crypto.masking.parameters import require_threshold
@@ -26,7 +27,6 @@ from secure_triplay.federation.bundle import build_app, package_sha256
 from secure_triplay.federation.documents import Document, keys_of
 from secure_triplay.federation.enrolment import Enrolment
 from secure_triplay.matrices import from_bytes
-from secure_triplay.prepare import masks_for
 from secure_triplay.schema import Frozen, lists_to_tuples, readable_error
 
 AT_THE_SITE = "at-the-site"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from secure_triplay.config import Study
+from secure_triplay.constants import class_count_rule, count_rule, noise_multiplier, share_rule
 from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.ledger.books import Release
 from secure_triplay.ledger.budget import Limits, Unprotected
 from secure_triplay.ledger.ledger import TRAINING
 from secure_triplay.policy import SitePolicy
-from secure_triplay.prepare import class_count_rule, count_rule, noise_multiplier, share_rule
 from secure_triplay.privacy.mechanisms import DpSgdCharge
 
 PUBLISHED, CLASS_COUNTS = "published accuracy", "class counts"

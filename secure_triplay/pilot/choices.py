@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from secure_triplay.config import MAX_RANK, Study
+from secure_triplay.constants import require_own_noise
 from secure_triplay.errors import ConfigError, PrivacyError
-from secure_triplay.prepare import require_own_noise
 
 QUANTIZATIONS = ("nf4", "int8", "none")
 _SHARES = (0.05, 0.1, 0.2, 0.4)

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec, noise_multiplier
 from secure_triplay.errors import ConfigError
 from secure_triplay.pilot.choices import Choice, site_units
-from secure_triplay.prepare import choose_codec, noise_multiplier
 from secure_triplay.wire import sum_bytes, upload_bytes
 
 _ACTIVATIONS = 14

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from secure_triplay.client.learner import Learner, counted_records, encode_records, require_units
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec, round_rule
 from secure_triplay.crypto.keyfile import load_identity
 from secure_triplay.data.split import Split
 from secure_triplay.errors import ConfigError, DataError, PrivacyError
@@ -30,11 +31,11 @@ from secure_triplay.experiments.federation import one_round
 from secure_triplay.ledger.entries import require_person
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.start import LEDGER
+from secure_triplay.loading import load_data, load_model
 from secure_triplay.pilot.choices import Choice
 from secure_triplay.pilot.costs import SiteLimits
 from secure_triplay.pilot.paid import PaidTrial
 from secure_triplay.pilot.search import Decision, Trial
-from secure_triplay.prepare import choose_codec, load_data, load_model, round_rule
 from secure_triplay.privacy.accounting import epsilon as epsilon_of
 from secure_triplay.privacy.counts import CountRule, noised_counts
 from secure_triplay.privacy.mechanisms import DpSgdCharge

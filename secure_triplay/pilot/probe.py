@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from secure_triplay import memory
 from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec, round_rule
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import add_mod, pack60, unpack60
 from secure_triplay.pilot.costs import Speeds
 from secure_triplay.pilot.trial import PublicLearner, PublicSetting
-from secure_triplay.prepare import choose_codec, round_rule
 from secure_triplay.privacy.noise import NoiseSource
 
 _IMAGES = 128

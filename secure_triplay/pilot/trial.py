@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from secure_triplay.client.learner import Encoded
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec, round_rule
 from secure_triplay.experiments.federation import one_round
 from secure_triplay.experiments.setting import Setting, predict
+from secure_triplay.loading import Model
 from secure_triplay.pilot.choices import site_units
 from secure_triplay.pilot.sample import Sample
-from secure_triplay.prepare import Model, choose_codec, round_rule
 from secure_triplay.privacy.mechanisms import DpSgd
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train

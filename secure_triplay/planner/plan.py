@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from secure_triplay.config import DpOn, Study
+from secure_triplay.constants import require_own_noise
 from secure_triplay.errors import PrivacyError
 from secure_triplay.planner.attacker import (
     FALSE_ALARM_RATES,
@@ -25,7 +26,6 @@ from secure_triplay.planner.attacker import (
 )
 from secure_triplay.planner.losses import composed, noise_for
 from secure_triplay.planner.measured import Measured, Measurements, read_measurements
-from secure_triplay.prepare import require_own_noise
 from secure_triplay.privacy.mechanisms import (
     DpSgdCharge,
     Unit,

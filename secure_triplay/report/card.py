@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from secure_triplay.config import Backbone, Study
-from secure_triplay.prepare import epsilon_of_study
+from secure_triplay.constants import epsilon_of_study
 from secure_triplay.report import words
 from secure_triplay.report.html import render
 from secure_triplay.report.summary import BackboneUsed, Summary, write_text

@@ -7,7 +7,7 @@ import torch
 
 from secure_triplay.config import load_study
 from secure_triplay.errors import AssetError
-from secure_triplay.prepare import fetch_assets
+from secure_triplay.loading import fetch_assets
 
 torch.set_num_threads(1)
 

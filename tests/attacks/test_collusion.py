@@ -144,7 +144,7 @@ def test_exit_code_is_that_of_the_verdict_and_all_files_are_written(
         return copy.deepcopy(result)
 
     monkeypatch.setattr("secure_triplay.attacks.collusion.audit_collusion", stand_in)
-    monkeypatch.setattr("secure_triplay.prepare.fetch_assets", lambda study: None)
+    monkeypatch.setattr("secure_triplay.loading.fetch_assets", lambda study: None)
     study, out = str(root / "configs" / "demo.yaml"), tmp_path / "out"
     done = CliRunner().invoke(app, ["audit", "collusion", study, "--out", str(out), "--quick", "--seed", "3"])
     assert done.exit_code == code, done.output

@@ -31,10 +31,11 @@ from secure_triplay.attacks.epsilon.outside import CASES, compare
 from secure_triplay.attacks.epsilon.scores import guess, ideal, likelihood_ratios
 from secure_triplay.client.learner import Encoded
 from secure_triplay.config import parse_study
+from secure_triplay.constants import round_rule
 from secure_triplay.errors import ConfigError, PrivacyError
+from secure_triplay.loading import Model
 from secure_triplay.model.adapter import Adapter
 from secure_triplay.planner.losses import composed
-from secure_triplay.prepare import Model, round_rule
 from secure_triplay.privacy.mechanisms import DpSgd
 from secure_triplay.privacy.per_record import backward_per_record, per_record_gradients
 from secure_triplay.privacy.training import train

@@ -18,9 +18,9 @@ from secure_triplay.attacks.membership import ATTACK, ATTACKERS, Observation
 from secure_triplay.attacks.roc import area, area_interval, clopper_pearson, curve, hit_rate
 from secure_triplay.client.learner import Encoded
 from secure_triplay.config import parse_study
+from secure_triplay.loading import Model
 from secure_triplay.model.adapter import Adapter
 from secure_triplay.planner.attacker import hit_rate_in_region
-from secure_triplay.prepare import Model
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 
 from secure_triplay.config import load_study
-from secure_triplay.prepare import noise_multiplier
+from secure_triplay.constants import noise_multiplier
 
 
 @pytest.mark.parametrize(("rounds", "steps"), [(16, 1), (4, 5)])

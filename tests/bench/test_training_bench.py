@@ -6,7 +6,7 @@ import pytest
 
 from secure_triplay.bench.training import run_training_bench
 from secure_triplay.config import load_study
-from secure_triplay.prepare import update_noise_std
+from secure_triplay.constants import update_noise_std
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.classes import carry_classes, count_classes, kept_classes
 from secure_triplay.client.vault import Vault, new_storage_key
 from secure_triplay.config import parse_study
+from secure_triplay.constants import class_count_rule
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.errors import CryptoError
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import CLASS_COUNTS, simulated_limits, study_releases
-from secure_triplay.prepare import class_count_rule
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import SessionPlan, Site
 

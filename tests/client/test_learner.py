@@ -14,9 +14,10 @@ from torch.nn import functional
 from secure_triplay.client.learner import Encoded, Learner, encode_records, require_units
 from secure_triplay.client.round import make_upload
 from secure_triplay.config import parse_study
+from secure_triplay.constants import update_noise_std
 from secure_triplay.data.records import ArrayRecords
 from secure_triplay.errors import AssetError, DataError, PrivacyError
-from secure_triplay.prepare import load_model, update_noise_std
+from secure_triplay.loading import load_model
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Upload
 

@@ -15,8 +15,8 @@ from secure_triplay.client.personal import OwnUpdates, personal_adapter, why_non
 from secure_triplay.client.round import Learned
 from secure_triplay.client.vault import Vault, new_storage_key
 from secure_triplay.config import parse_study
+from secure_triplay.constants import choose_codec, noise_multiplier, update_noise_std
 from secure_triplay.errors import ConfigError, CryptoError, PrivacyError
-from secure_triplay.prepare import choose_codec, noise_multiplier, update_noise_std
 
 N = 7
 

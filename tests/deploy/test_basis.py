@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load, load_file
 
-from secure_triplay import prepare
+from secure_triplay import loading
 from secure_triplay.errors import AssetError, ConfigError
 from secure_triplay.ledger.ledger import TRAINING, Ledger
 from secure_triplay.ledger.study import CLASS_COUNTS
@@ -20,7 +20,7 @@ from .conftest import NAMES, Federation, running, study_content
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """Everybody has joined; the coordinator has computed A in float32, sites compute as their processor likes."""
-    monkeypatch.setattr(prepare, "compute_dtype", lambda study: torch.float32)
+    monkeypatch.setattr(loading, "compute_dtype", lambda study: torch.float32)
     content = study_content(1)
     content["adapter"] |= {"target_modules": r"attn\.proj|mlp\.fc2", "last_blocks": 1, "basis": "public"}
     content["adapter"] |= {"output_rank": 9}

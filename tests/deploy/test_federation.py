@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
+from secure_triplay.constants import update_noise_std
 from secure_triplay.deploy.site.light import N_PARAMS, update_of
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.ledger.ledger import TRAINING, Ledger
-from secure_triplay.prepare import update_noise_std
 
 from .conftest import NAMES, Federation, running
 

@@ -10,6 +10,7 @@ import pytest
 from secure_triplay.client.keys import load_keys
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec
 from secure_triplay.crypto.packing import unpack60
 from secure_triplay.deploy.server.app import PLAN, epoch_folder
 from secure_triplay.deploy.server.coordinator import change_roster, stop_study
@@ -18,7 +19,6 @@ from secure_triplay.deploy.site.worker import STATE
 from secure_triplay.errors import CryptoError
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.ledger.ledger import TRAINING, Ledger
-from secure_triplay.prepare import choose_codec
 from secure_triplay.server.app import CLOSED_FOLDER
 from secure_triplay.server.archive import Archive
 from secure_triplay.wire import SessionPlan, SumMessage, unpack_tags

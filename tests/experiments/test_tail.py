@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from secure_triplay.client.learner import Encoded
+from secure_triplay.constants import round_rule
 from secure_triplay.experiments import ours, tail
 from secure_triplay.experiments.grid import load_grid
 from secure_triplay.experiments.procedures import PROCEDURES
 from secure_triplay.experiments.scores import Result
 from secure_triplay.experiments.tail import Adjusted, Directions, noised_sums, synthesise
-from secure_triplay.prepare import round_rule
 from secure_triplay.privacy.accounting import epsilon
 from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
 from secure_triplay.privacy.mechanisms import GaussianCharge

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from secure_triplay import prepare
+from secure_triplay import loading
 from secure_triplay.cli import app
 from secure_triplay.data.split import load_public
 from secure_triplay.errors import AssetError, ConfigError, CryptoError, ProtocolError
@@ -106,7 +106,7 @@ def written(arrays: dict[str, np.ndarray]) -> str:
 
 def installed(study, basis: bytes | None) -> dict[str, np.ndarray]:
     """A's and output directions in a site's model."""
-    model = prepare.load_model(study, load_public(study), b"seed", basis).backbone.model
+    model = loading.load_model(study, load_public(study), b"seed", basis).backbone.model
     found = {
         name.removesuffix(".lora_A.default.weight"): weight.detach().numpy().copy()
         for name, weight in model.named_parameters()
@@ -130,7 +130,7 @@ def test_two_processors_end_with_the_a_of_the_bundle_bit_for_bit(fitted, monkeyp
     assert {name: a.shape for name, a in carried.items()} == SHAPES
     own = {}
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(prepare, "compute_dtype", lambda study, dtype=dtype: dtype)
+        monkeypatch.setattr(loading, "compute_dtype", lambda study, dtype=dtype: dtype)
         taken = installed(joined.study, joined.bundle.basis_bytes)
         assert bits(taken) == bits(carried), dtype
         own[dtype] = installed(joined.study, None)

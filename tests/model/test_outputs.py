@@ -18,12 +18,12 @@ from secure_triplay.config import Adapter as AdapterConfig
 from secure_triplay.config import parse_study
 from secure_triplay.data.split import load_public
 from secure_triplay.errors import AssetError, ConfigError
+from secure_triplay.loading import aligned_backbone
 from secure_triplay.model.adapter import Adapter, attach_adapter
 from secure_triplay.model.basis import install_public_basis, look, require_of_public_gradients
 from secure_triplay.model.outputs import leading_directions, logit_gradients, shortfall
 from secure_triplay.model.text import class_embeddings
 from secure_triplay.model.tower import Classifier, ImageTower
-from secure_triplay.prepare import aligned_backbone
 from secure_triplay.privacy.per_record import check_per_record_gradients
 
 LAYERS = r"attn\.out_proj|mlp\.c_proj"

@@ -17,9 +17,11 @@ from PIL import Image
 from rich.console import Console
 
 from secure_triplay.config import load_study, parse_study
+from secure_triplay.constants import choose_codec, round_rule
 from secure_triplay.data.split import split_study
 from secure_triplay.describe import describe
 from secure_triplay.errors import AssetError, ConfigError, DataError, PrivacyError, RunError
+from secure_triplay.loading import load_model
 from secure_triplay.pilot import page
 from secure_triplay.pilot.choices import Choice, Space, own_choice, with_choice
 from secure_triplay.pilot.costs import SiteLimits, Speeds, cost, gradient_values
@@ -29,7 +31,6 @@ from secure_triplay.pilot.run import Request, run_pilot
 from secure_triplay.pilot.sample import public_sample
 from secure_triplay.pilot.search import PRICES, Trial, decide, first, search, untried, what_fits
 from secure_triplay.pilot.trial import scaled_rule
-from secure_triplay.prepare import choose_codec, load_model, round_rule
 from secure_triplay.privacy.per_record import OuterProducts, backward_per_record, per_record_gradients
 from secure_triplay.simulate import simulate
 

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from secure_triplay.config import Study, load_study
+from secure_triplay.constants import noise_multiplier
 from secure_triplay.errors import PrivacyError
 from secure_triplay.planner.page import write_plan
 from secure_triplay.planner.plan import plan_budget
 from secure_triplay.planner.table import percent_up, plan_table
-from secure_triplay.prepare import noise_multiplier
 from secure_triplay.privacy.accounting import epsilon as authoritative
 from secure_triplay.privacy.mechanisms import DpSgdCharge
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from secure_triplay.config import parse_study
+from secure_triplay.constants import charges_of, class_count_rule, count_rule, noise_multiplier
 from secure_triplay.errors import ConfigError, PrivacyError
-from secure_triplay.prepare import charges_of, class_count_rule, count_rule, noise_multiplier
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.counts import (
     ClassCountRule,

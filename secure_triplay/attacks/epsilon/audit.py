@@ -34,8 +34,9 @@ from secure_triplay.attacks.epsilon.runs import NoNoise, Trainer, observe
 from secure_triplay.attacks.epsilon.scores import guess, ideal, likelihood_ratios, roc
 from secure_triplay.client.learner import Encoded, encode_records
 from secure_triplay.config import Study
+from secure_triplay.constants import round_rule
 from secure_triplay.errors import ConfigError
-from secure_triplay.prepare import Model, load_data, load_model, round_rule
+from secure_triplay.loading import Model, load_data, load_model
 from secure_triplay.privacy.mechanisms import DpSgd
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train

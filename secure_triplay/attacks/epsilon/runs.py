@@ -14,7 +14,8 @@ from secure_triplay.attacks.epsilon.canaries import Canaries, with_canaries
 from secure_triplay.client.learner import Encoded
 from secure_triplay.client.optimiser import GlobalState, step
 from secure_triplay.config import Study
-from secure_triplay.prepare import Model, round_rule
+from secure_triplay.constants import round_rule
+from secure_triplay.loading import Model
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import DpSgd, TrainReport, train
 

@@ -17,13 +17,13 @@ from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import Personal
 from secure_triplay.client.published import Published
 from secure_triplay.config import Study
+from secure_triplay.constants import choose_codec
 from secure_triplay.deploy.site.ending import ending_plainly
 from secure_triplay.deploy.site.start import start_site
 from secure_triplay.deploy.site.worker import run_worker
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.model.ranks import Ranks
-from secure_triplay.prepare import choose_codec
 
 N_PARAMS = 3000
 LINGER_S = 30.0

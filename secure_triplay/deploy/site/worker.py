@@ -30,6 +30,7 @@ from secure_triplay.client.protocols import Learns, Load
 from secure_triplay.client.round import Member
 from secure_triplay.client.session import Session
 from secure_triplay.client.vault import Vault
+from secure_triplay.constants import masks_for
 from secure_triplay.deploy.site.ceremony import SiteCeremony, end_epoch
 from secure_triplay.deploy.site.ending import ending_plainly
 from secure_triplay.deploy.site.handover import open_state, seal_state, state_sha256
@@ -45,7 +46,6 @@ from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import study_releases
 from secure_triplay.memory import peak_bytes
 from secure_triplay.policy import check_hours
-from secure_triplay.prepare import masks_for
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Behind, Declined, SessionPlan
 from secure_triplay.wireformat import MAGIC, read
