@@ -19,17 +19,56 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+MOST_ALIASED = 1_000_000
+"""Letters and values that a file's aliases may add to what it says itself."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe loader, except that a key given twice is an error instead of a silent override.
 
-    A value that cannot be one (30 February, a number of 5,000 digits) is an error with its line, too.
+    A value that cannot be one (30 February, a number of 5,000 digits) is an error with its line, too. So are aliases
+    that stand inside what they repeat, or repeat so much that no memory would hold it ("billion laughs").
     """
+
+    def get_single_node(self) -> yaml.Node | None:
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None:
+            whole: dict[yaml.Node, int | None] = {}
+            in_full = _size(root, whole)
+            if in_full - sum(_own_size(node) for node in whole) > MOST_ALIASED:
+                raise yaml.composer.ComposerError(
+                    None, None, "its aliases repeat more than memory would hold", root.start_mark
+                )
+        return root
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, OverflowError, LookupError) as error:
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+
+def _size(node: yaml.Node, whole: dict[yaml.Node, int | None]) -> int:
+    """Letters and values of a node with its aliases written out; `whole` keeps those known, None while one is open."""
+    known = whole.get(node, 0)
+    if known is None:
+        raise yaml.composer.ComposerError(
+            None, None, "an alias stands inside what it repeats", node.start_mark
+        )
+    if not known:
+        whole[node] = None
+        known = whole[node] = _own_size(node) + sum(_size(inner, whole) for inner in _inside(node))
+    return known
+
+
+def _own_size(node: yaml.Node) -> int:
+    return 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -51,39 +90,50 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
-def read_yaml(path: Path) -> Any:
-    """The plain content of a YAML file.
+def read_mapping(path: Path, kind: str, fix: str) -> dict[str, Any]:
+    """The keys of a YAML file that is to be `kind` ("a study"); `fix` says where there is a good one.
 
-    Raises ConfigError where the file is missing, unreadable, empty, or not YAML.
+    Raises ConfigError where the file is missing, unreadable, empty, not YAML, or anything else than keys.
     """
+    content = parse_yaml(read_file(path, fix), str(path), fix)
+    if content is None:
+        raise ConfigError("the file is empty", where=str(path), fix=fix)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{kind} is a mapping of keys", where=str(path), fix=fix)
+    return content
+
+
+def read_file(path: Path, fix: str) -> str:
+    """The text of a file. Raises ConfigError where it is missing, no file, unreadable, or no UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(
-            "there is no such file", where=str(path), fix="check the path; studies lie in configs/"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("there is no such file", where=str(path), fix=f"check the path; {fix}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(
             f"the file cannot be read: {error}", where=str(path), fix="it must be UTF-8 text"
         ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"the file cannot be read: {error.strerror}", where=str(path), fix=f"name a file; {fix}"
+        ) from error
+
+
+def parse_yaml(text: str, where: str, fix: str = "start from one of configs/") -> Any:
+    """The plain content of YAML: the one way from YAML to values. Raises ConfigError with the line."""
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
     except RecursionError as error:
         raise ConfigError(
-            "this is not YAML that anybody wrote: its brackets are nested too deep",
-            where=str(path),
-            fix="start from one of configs/",
+            "this is not YAML that anybody wrote: its brackets are nested too deep", where=where, fix=fix
         ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        line = f"{where}, line {mark.line + 1}" if mark else where
         problem = getattr(error, "problem", None) or error
         raise ConfigError(
-            f"this is not YAML: {problem}", where=where, fix="mend the line or the one above it"
+            f"this is not YAML: {problem}", where=line, fix="mend the line or the one above it"
         ) from error
-    if content is None:
-        raise ConfigError("the file is empty", where=str(path), fix="start from configs/demo.yaml")
-    return content
 
 
 def lists_to_tuples(value: Any) -> Any:
@@ -95,14 +145,12 @@ def lists_to_tuples(value: Any) -> Any:
     return value
 
 
-def readable_error(error: ValidationError, where: str, module: str) -> ConfigError:
-    """The first few problems of a validation, each with its key and how to mend it."""
+def readable_error(error: ValidationError, where: str, module: str, fix: str) -> ConfigError:
+    """The first few problems of a validation, each with its key and how to mend it; `fix` says what helps with all."""
     problems = [_problem(item, module) for item in error.errors()[:5]]
     more = error.error_count() - len(problems)
     what = "\n".join(problems) + (f"\n... and {more} more" if more > 0 else "")
-    return ConfigError(
-        what, where=where, fix="`secure-triplay config schema` lists every key, its type and default"
-    )
+    return ConfigError(what, where=where, fix=fix)
 
 
 def _problem(item: Any, module: str) -> str:
@@ -111,7 +159,7 @@ def _problem(item: Any, module: str) -> str:
         for part in item["loc"]
         if part not in ("fashion-mnist", "manifest") or part == item["loc"][-1]
     ]
-    key = ".".join(parts) or "study"
+    key = ".".join(parts)
     if item["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(parts[-1], sorted(_known_keys(module)), n=1, cutoff=0.5)
         return f"{key}: unknown key" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
@@ -122,7 +170,8 @@ def _problem(item: Any, module: str) -> str:
     if bound is not None:
         message = bound.format(**item["ctx"]) if item.get("ctx") else bound
     elif item["type"] == "value_error":
-        return f"{key}: {message}"  # a sentence of our own, which names what was given where it helps
+        named = f"{key}: " if key else ""  # what is wrong between several keys belongs to none
+        return f"{named}{message}"  # a sentence of our own, which names what was given where it helps
     given = item.get("input")
     shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) or given is None else ""
     return f"{key}: {message}{shown}"

@@ -18,7 +18,7 @@ from secure_triplay.attacks.attack import Attack, Observable
 from secure_triplay.attacks.registry import load_attacks, require_known
 from secure_triplay.config import Name
 from secure_triplay.errors import ConfigError
-from secure_triplay.schema import Frozen, lists_to_tuples, read_yaml, readable_error
+from secure_triplay.schema import Frozen, lists_to_tuples, read_mapping, readable_error
 
 VERSION = 1
 _FIX = "the files in threat_models/ are examples; the README of that folder explains every key"
@@ -201,9 +201,7 @@ def load_threat_model(path: str | Path, *, check_needs: bool = True) -> ThreatMo
     Raises ConfigError that names key and reason, with the nearest known name.
     """
     path = Path(path)
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise ConfigError("a threat model is a mapping of keys", where=str(path), fix=_FIX)
+    content = read_mapping(path, "a threat model", _FIX)
     if content.get("version", VERSION) != VERSION:
         raise ConfigError(
             f"this threat model is of version {content['version']!r}; this program reads version {VERSION}",
@@ -213,9 +211,7 @@ def load_threat_model(path: str | Path, *, check_needs: bool = True) -> ThreatMo
     try:
         model = ThreatModel.model_validate(lists_to_tuples(content))
     except ValidationError as error:
-        raise ConfigError(
-            readable_error(error, str(path), __name__).what, where=str(path), fix=_FIX
-        ) from error
+        raise readable_error(error, str(path), __name__, _FIX) from error
     if model.name != path.stem:
         raise ConfigError(
             f"the threat model calls itself {model.name!r}, and its file {path.name!r}",

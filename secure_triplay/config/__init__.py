@@ -7,7 +7,7 @@ derived from a site's records; sampling rates, normalisers and weights are const
 from secure_triplay.config.aggregation import Codec, Masked, SharedKey
 from secure_triplay.config.data import FashionMnist, Manifest, Partition, Site
 from secure_triplay.config.kinds import Count, Name, Positive, Sha256
-from secure_triplay.config.load import load_study, parse_study, study_schema
+from secure_triplay.config.load import load_study, parse_study, study_content, study_schema
 from secure_triplay.config.model import MAX_RANK, Adapter, Backbone, ClassPrompts
 from secure_triplay.config.privacy import DpOff, DpOn, LocalNoise, SharedNoise
 from secure_triplay.config.study import Study
@@ -39,5 +39,6 @@ __all__ = [
     "Training",
     "load_study",
     "parse_study",
+    "study_content",
     "study_schema",
 ]

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from secure_triplay.config.study import Study
 from secure_triplay.errors import ConfigError
-from secure_triplay.schema import lists_to_tuples, read_yaml, readable_error
+from secure_triplay.schema import lists_to_tuples, read_mapping, readable_error
+
+_FIX = "`secure-triplay config schema` lists every key, its type and default"
 
 
 def load_study(path: str | Path) -> Study:
@@ -20,12 +22,14 @@ def load_study(path: str | Path) -> Study:
     Raises ConfigError that names the key and, for an unknown key, the nearest known one.
     """
     path = Path(path)
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise ConfigError("a study is a mapping of keys", where=str(path), fix="start from configs/demo.yaml")
-    study = parse_study(content, where=str(path), folder=path.resolve().parent)
+    study = parse_study(study_content(path), where=str(path), folder=path.resolve().parent)
     study._file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return study
+
+
+def study_content(path: Path) -> dict[str, Any]:
+    """The plain content of a study file, as it stands there. Raises ConfigError where it is no mapping of keys."""
+    return read_mapping(path, "a study", "start from configs/demo.yaml")
 
 
 def parse_study(content: dict[str, Any], *, where: str = "study", folder: Path | None = None) -> Study:
@@ -36,7 +40,7 @@ def parse_study(content: dict[str, Any], *, where: str = "study", folder: Path |
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise readable_error(error, where, "secure_triplay.config") from error
+        raise readable_error(error, where, "secure_triplay.config", _FIX) from error
 
 
 def study_schema() -> dict[str, Any]:

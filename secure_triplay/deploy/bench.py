@@ -24,7 +24,7 @@ import psutil
 import yaml
 from rich.table import Table
 
-from secure_triplay.config import load_study
+from secure_triplay.config import load_study, study_content
 from secure_triplay.deploy.server.app import epoch_folder
 from secure_triplay.deploy.server.coordinator import finished
 from secure_triplay.errors import ConfigError, RunError
@@ -34,7 +34,7 @@ from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import Rules, SitePaths
 from secure_triplay.ledger.start import start
-from secure_triplay.policy import load_policy
+from secure_triplay.policy import load_policy, policy_content
 from secure_triplay.server.service import EVENT_LOG
 
 GOAL_S = 15.0
@@ -94,7 +94,7 @@ def _prepared(
     aggregation: str | None,
 ) -> tuple[ServerFolder, dict[str, SiteFolder]]:
     """Folders of a coordinator and of sites that joined."""
-    content = yaml.safe_load(study_file.read_text())
+    content = study_content(study_file)
     content |= {
         "study": "bench",
         "sites": [{"name": name} for name in names],
@@ -105,7 +105,7 @@ def _prepared(
     if aggregation is not None:
         content["aggregation"] = aggregation
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
-    policy = yaml.safe_load(policy_file.read_text())
+    policy = policy_content(policy_file)
     policy["allowed_hours"] = "always"
     (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
     members = {}

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from secure_triplay import __version__
-from secure_triplay.config import Name, SharedKey, Study, parse_study
+from secure_triplay.config import Name, SharedKey, Study, parse_study, study_content
 from secure_triplay.errors import ConfigError, SecureTriplayError
 from secure_triplay.experiments.methods import METHODS, Method, method
-from secure_triplay.schema import Frozen, lists_to_tuples, read_yaml, readable_error
+from secure_triplay.schema import Frozen, lists_to_tuples, read_mapping, readable_error
 
 _PATHS = ("manifest", "public_manifest", "test_manifest")
 _RECORDS = ("data", "classes", "seed")
@@ -80,6 +80,9 @@ class Experiment(Frozen):
         return plain + [(n, entry.method, change) for entry in self.variants for n, change in entry.named()]
 
 
+_FIX = f"the files in configs/experiments/ are examples; the keys are {', '.join(Experiment.model_fields)}"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One method on one data set at one seed.
@@ -121,11 +124,11 @@ def load_grid(path: Path) -> Grid:
     Raises ConfigError that names every combination that cannot run. Data whose files are not on this machine
     are no such fault: they are listed in `skipped`, with the reason.
     """
-    content = read_yaml(path)
+    content = read_mapping(path, "an experiment", _FIX)
     try:
         experiment = Experiment.model_validate(lists_to_tuples(content))
     except ValidationError as error:
-        raise readable_error(error, str(path), __name__) from error
+        raise readable_error(error, str(path), __name__, _FIX) from error
     chosen = experiment.chosen()
     problems = _wrong_names(experiment)
     cells: list[Cell] = []
@@ -184,7 +187,7 @@ def _wrong_names(experiment: Experiment) -> list[str]:
 
 
 def _base(entry: DataEntry, folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = read_yaml(folder / entry.study)
+    content = study_content(folder / entry.study)
     for key, value in entry.change.items():
         content = changed(content, key, value)
     return content

@@ -18,9 +18,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from secure_triplay.errors import CryptoError
+from secure_triplay.errors import ConfigError, CryptoError
 from secure_triplay.federation.files import write_public
-from secure_triplay.schema import Frozen
+from secure_triplay.schema import Frozen, read_mapping
 
 
 class AppApproval(Frozen):
@@ -88,10 +88,10 @@ def write_trust_file(path: Path, line: str) -> None:
 def require_trust_file(path: Path, line: str) -> None:
     """Return nothing if the file lists exactly this key. Raises CryptoError: Flower takes an empty one for no check."""
     try:
-        listed = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        listed = read_mapping(path, "a file of trusted keys", "join the study again")
+    except ConfigError:
         listed = None
-    if not isinstance(listed, dict) or listed != {key_id(line): line.strip()}:
+    if listed != {key_id(line): line.strip()}:
         raise CryptoError(
             "the file of trusted keys does not list this site's own approval key, and only that",
             where=str(path),

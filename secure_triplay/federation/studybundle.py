@@ -49,10 +49,11 @@ class Rules(Frozen):
         try:
             return cls(quorum=quorum, deadline_s=deadline_s)
         except ValidationError as error:
-            raise ConfigError(
-                readable_error(error, "", __name__).what,
-                where="--quorum and --deadline",
-                fix="a quorum is more than half of the sites and no more than all; a deadline is a number of seconds, "
+            raise readable_error(
+                error,
+                "--quorum and --deadline",
+                __name__,
+                "a quorum is more than half of the sites and no more than all; a deadline is a number of seconds, "
                 "a week at most",
             ) from error
 

@@ -15,6 +15,7 @@ import yaml
 from secure_triplay.config import parse_study
 from secure_triplay.errors import RunError
 from secure_triplay.runfolder import alone_in, unwritable
+from secure_triplay.schema import parse_yaml
 
 STUDY = "study.yaml"
 _PATHS = ("manifest", "public_manifest", "test_manifest")
@@ -70,7 +71,7 @@ def study_text(content: dict[str, Any], old: Path, out: Path) -> str:
     )
     new = out.resolve()
     body = yaml.safe_dump(_moved(content, old, new), sort_keys=False, allow_unicode=True, width=110)
-    parse_study(yaml.safe_load(body), where=str(out / STUDY), folder=new)
+    parse_study(parse_yaml(body, str(out / STUDY)), where=str(out / STUDY), folder=new)
     return f"{head}{body}"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from secure_triplay import __version__
-from secure_triplay.config import Study, load_study, parse_study
+from secure_triplay.config import Study, load_study, parse_study, study_content
 from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_choice
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
 from secure_triplay.pilot.files import STUDY, kept, locked, study_text
@@ -31,7 +31,6 @@ from secure_triplay.pilot.search import (
 )
 from secure_triplay.pilot.trial import PublicSetting, try_choice
 from secure_triplay.report.summary import write_text
-from secure_triplay.schema import read_yaml
 
 Tell = Callable[[str, int, int], None]
 """What is being done now, and how many of at most how many trials are done."""
@@ -62,7 +61,7 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
     """
     from secure_triplay.pilot.page import write_pilot_page
 
-    content, study = read_yaml(study_file), load_study(study_file)
+    content, study = study_content(study_file), load_study(study_file)
     own, space = own_choice(study), Space.around(study, asked.axes or {})
     epsilon = asked.limits.epsilon or (study.dp.epsilon if study.dp else 0.0)
 

@@ -13,7 +13,14 @@ from secure_triplay.policy.checks import (
     check_terms,
     next_opening,
 )
-from secure_triplay.policy.document import DAYS, Export, SitePolicy, load_policy, policy_schema
+from secure_triplay.policy.document import (
+    DAYS,
+    Export,
+    SitePolicy,
+    load_policy,
+    policy_content,
+    policy_schema,
+)
 
 __all__ = [
     "DAYS",
@@ -27,5 +34,6 @@ __all__ = [
     "check_terms",
     "load_policy",
     "next_opening",
+    "policy_content",
     "policy_schema",
 ]

@@ -11,8 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from secure_triplay.config import Count, Name, Positive, Sha256
-from secure_triplay.errors import ConfigError
-from secure_triplay.schema import Frozen, lists_to_tuples, read_yaml, readable_error
+from secure_triplay.schema import Frozen, lists_to_tuples, read_mapping, readable_error
 
 Export = Literal["adapter", "budget-evidence", "audit-log", "accuracy"]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -131,22 +130,25 @@ class SitePolicy(Frozen):
         return self
 
 
+_FIX = "start from one of configs/policies/; `secure-triplay policy schema` lists every key"
+
+
 def load_policy(path: str | Path) -> SitePolicy:
     """The policy in a site's own YAML file.
 
     Raises ConfigError that names the key and, for an unknown key, the nearest known one.
     """
     path = Path(path)
-    content = read_yaml(path)
-    fix = "start from one of configs/policies/; `secure-triplay policy schema` lists every key"
-    if not isinstance(content, dict):
-        raise ConfigError("a policy is a mapping of keys", where=str(path), fix=fix)
+    content = policy_content(path)
     try:
         return SitePolicy.model_validate(lists_to_tuples(content))
     except ValidationError as error:
-        raise ConfigError(
-            readable_error(error, str(path), "secure_triplay.policy").what, where=str(path), fix=fix
-        ) from error
+        raise readable_error(error, str(path), "secure_triplay.policy", _FIX) from error
+
+
+def policy_content(path: Path) -> dict[str, Any]:
+    """The plain content of a policy file, as it stands there. Raises ConfigError where it is no mapping of keys."""
+    return read_mapping(path, "a policy", _FIX)
 
 
 def policy_schema() -> dict[str, Any]:

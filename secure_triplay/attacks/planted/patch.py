@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from secure_triplay.config import Name
 from secure_triplay.errors import ConfigError
-from secure_triplay.schema import Frozen, lists_to_tuples, read_yaml, readable_error
+from secure_triplay.schema import Frozen, lists_to_tuples, read_mapping, readable_error
 
 FOLDER = Path(__file__).parent
 _FIX = "the files in secure_triplay/attacks/planted/ are examples"
@@ -63,11 +63,9 @@ class Patch(Frozen):
 def load_patch(path: Path) -> Patch:
     """The mistake of one file. Raises ConfigError that names key and reason."""
     try:
-        patch = Patch.model_validate(lists_to_tuples(read_yaml(path)))
+        patch = Patch.model_validate(lists_to_tuples(read_mapping(path, "a planted mistake", _FIX)))
     except ValidationError as error:
-        raise ConfigError(
-            readable_error(error, str(path), __name__).what, where=str(path), fix=_FIX
-        ) from error
+        raise readable_error(error, str(path), __name__, _FIX) from error
     if patch.name != path.stem:
         raise ConfigError(
             f"the mistake calls itself {patch.name!r}", where=str(path), fix="name it like its file"
