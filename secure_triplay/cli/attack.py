@@ -27,6 +27,7 @@ ThreatModels = Annotated[
     Path | None,
     typer.Option("--threat-models", help=r"Folder of the threat models. \[default: threat_models]"),
 ]
+_TABLE_COLUMNS = 80
 _STYLES = {
     "invalid": "bold red reverse",
     "leaks": "bold red",
@@ -121,14 +122,22 @@ def threats(
     from secure_triplay.attacks.threat import load_threat_models
 
     models = load_threat_models(_folder("threat_models", folder), check_needs=False)
-    cells = matrix(models, read_audits(_folder("audits", audits)))
+    committed = read_audits(_folder("audits", audits))
+    if audits is not None and not (committed.reports or committed.verdicts):
+        raise ConfigError(
+            "no audit or attack has left a result in this folder",
+            where=str(audits),
+            fix="name one like audits/: a folder for each, with the result.json or report.json of its `--out`",
+        )
+    cells = matrix(models, committed)
     if as_json:
         print_json([{**asdict(cell), "nobody_tests": cell.nobody_tests} for cell in cells])
         return
     console = Console()
     for model in models:
         mine = [cell for cell in cells if cell.adversary == model.name]
-        console.print(_matrix_table(model.title, mine, min(console.width, 100)))
+        shown = _matrix_table if console.width >= _TABLE_COLUMNS else _matrix_list
+        console.print(shown(model.title, mine, min(console.width, 100)))
         console.print(Text.assemble(("Not tested: ", "bold"), "; ".join(model.not_tested)), style="dim")
         console.print()
     gaps = [cell for cell in cells if cell.nobody_tests]
@@ -188,7 +197,7 @@ def _word(verdict: str) -> Text:
 
 
 def _matrix_table(title: str, cells: Sequence[Cell], width: int) -> Table:
-    """One adversary; readable from 80 columns on."""
+    """One adversary, for `_TABLE_COLUMNS` columns or more."""
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -202,9 +211,33 @@ def _matrix_table(title: str, cells: Sequence[Cell], width: int) -> Table:
     table.add_column("last measured", ratio=1)
     for cell in cells:
         asset = cell.asset if cell.must_not == "learn" else f"{cell.asset} (change)"
-        rests = Text(", ".join(cell.rests_on)) if cell.rests_on else Text("NOT PROTECTED", style="red")
-        table.add_row(Text(asset), rests, _audits(cell), _measured(cell))
+        table.add_row(Text(asset), _rests_on(cell), _audits(cell), _measured(cell))
     return table
+
+
+def _matrix_list(title: str, cells: Sequence[Cell], width: int) -> Table:
+    """One adversary, for a terminal where four columns have no room: what the table says, line below line."""
+    lines = Table(
+        box=None,
+        show_header=False,
+        pad_edge=False,
+        title=Text(title, style="bold"),
+        title_justify="left",
+        width=width,
+    )
+    lines.add_column(style="dim", overflow="fold")
+    lines.add_column(overflow="fold", ratio=1)
+    for cell in cells:
+        lines.add_row(f"must not {cell.must_not}", Text(cell.asset))
+        lines.add_row("rests on", _rests_on(cell))
+        lines.add_row("audits", _audits(cell))
+        lines.add_row("last measured", _measured(cell))
+        lines.add_row()
+    return lines
+
+
+def _rests_on(cell: Cell) -> Text:
+    return Text(", ".join(cell.rests_on)) if cell.rests_on else Text("NOT PROTECTED", style="red")
 
 
 def _audits(cell: Cell) -> Text:

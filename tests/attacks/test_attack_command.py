@@ -70,6 +70,32 @@ def test_matrix_fits_80_columns_and_names_every_adversary(run, root, monkeypatch
     assert "NOT PROTECTED" in done.output
 
 
+@pytest.mark.parametrize("columns", [40, 60])
+def test_a_narrow_terminal_loses_nothing_of_the_matrix(run, root, monkeypatch, columns):
+    """The oracle is the JSON: every word that it has of a cell stands in what is shown."""
+    asked = ("threats", "--threat-models", root / "threat_models", "--audits", root / "audits")
+    cells = json.loads(run(*asked, "--json").output)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = run(*asked).output
+    assert max(map(len, shown.splitlines())) <= columns
+    squeezed = "".join(shown.split())  # a line breaks between words, or within one that is too long
+    for cell in cells:
+        figures = [each[key] for each in cell["measured"] for key in ("verdict", "figure")]
+        for text in (cell["asset"], ", ".join(cell["rests_on"]), *cell["audits"], *figures):
+            assert "".join(text.split()) in squeezed
+    for title in ("must not learn", "must not change", "rests on", "audits", "last measured"):
+        assert title in shown
+
+
+def test_a_folder_without_results_is_not_shown_as_nothing_measured(run, root, tmp_path):
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "result.json").write_text('{"audit": "of something else"}')
+    done = run("threats", "--threat-models", root / "threat_models", "--audits", tmp_path)
+    assert isinstance(done.exception, ConfigError)
+    assert "no audit or attack has left a result" in done.exception.what
+    assert "result.json" in done.exception.fix
+
+
 def test_matrix_as_json_says_which_cells_nobody_tests(run, root, tmp_path):
     content = yaml.safe_load((root / "threat_models" / "curious-site.yaml").read_text())
     content["must_not_learn"].append("an accuracy")
