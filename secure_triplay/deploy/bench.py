@@ -66,7 +66,7 @@ def run_federation_bench(
         names = [f"site-{i}" for i in range(1, sites + 1)]
         server, members = _prepared(folder, study_file, policy_file, names, rounds, aggregation)
         cpu_s = _run(folder, server, members)
-        seconds = _seconds(server, rounds)
+        seconds = round_seconds(epoch_folder(server, 1) / EVENT_LOG, rounds)
     median_s = statistics.median(one["round_s"] for one in seconds)
     return {
         "bench": "federation",
@@ -139,9 +139,11 @@ def _run(folder: Path, server: ServerFolder, members: dict[str, SiteFolder]) -> 
         return processes.cpu_s()
 
 
-def _seconds(server: ServerFolder, rounds: int) -> list[dict[str, float]]:
-    """For each round its seconds, and how many of them each exchange took."""
-    log = epoch_folder(server, 1) / EVENT_LOG
+def round_seconds(log: Path, rounds: int) -> list[dict[str, float]]:
+    """For each round its seconds, and how many of them each exchange took, by the server's event log.
+
+    Raises RunError where a round, or what follows it, did not begin.
+    """
     begun: dict[tuple[str, int], float] = {}
     for line in log.read_text().splitlines():
         event = json.loads(line)
@@ -150,6 +152,12 @@ def _seconds(server: ServerFolder, rounds: int) -> list[dict[str, float]]:
     found = []
     for number in range(1, rounds + 1):
         times = [begun[kind, number] for kind in _EXCHANGES if (kind, number) in begun]
+        if not times or ("train", number + 1) not in begun:
+            raise RunError(
+                f"the server's log has no beginning and end of round {number}",
+                where=str(log),
+                fix="run the bench again; if it happens again, `study run` says what ends the rounds early",
+            )
         times.append(begun["train", number + 1])
         kinds = [kind for kind in _EXCHANGES if (kind, number) in begun]
         lasted = {f"{kind}_s": round(b - a, 2) for kind, a, b in zip(kinds, times, times[1:], strict=False)}
