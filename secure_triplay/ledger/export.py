@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from secure_triplay import __version__
 from secure_triplay.crypto.identity import Purpose, SigningIdentity
-from secure_triplay.errors import RunError
-from secure_triplay.ledger.entries import Exported, canonical, in_words
+from secure_triplay.ledger.entries import Entry, Exported, canonical, in_words
 from secure_triplay.ledger.evidence import charges_csv, statement
+from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.store import Clock, utc_now
 from secure_triplay.report.html import render
+from secure_triplay.report.summary import write_text
 
 JSON_NAME, CSV_NAME, PAGE_NAME = "evidence.json", "charges.csv", "evidence.html"
 
@@ -37,18 +36,24 @@ def export(
 ) -> Path:
     """Write the evidence bundle of the ledger in `folder` to the new folder `out`, whole or not at all.
 
-    The export is itself an entry of the ledger. Raises PrivacyError where the purpose cannot be recorded, RunError
-    where `out` exists or cannot be written, and what `Ledger.open` and `statement` raise.
+    The export is itself an entry of the ledger, the next one after those in the bundle. Raises PrivacyError where the
+    purpose cannot be recorded, RunError where `out` exists or cannot be written, and what `Ledger.open` and
+    `statement` raise.
     """
-    if out.exists():
-        raise RunError(
-            "the output folder exists, and nothing is overwritten", where=str(out), fix="give another --out"
-        )
     with in_words():
         exported = Exported(purpose=purpose)
-    with Ledger.open(folder, identity, clock=clock) as ledger:
-        ledger.record(exported)
-        entries = ledger.chain.entries
+    with (
+        Ledger.open(folder, identity, clock=clock) as ledger,
+        handing_out(out, lambda: ledger.record(exported)) as draft,
+    ):
+        texts = _bundle(ledger.chain.entries, identity, second_accountant)
+        for name, text in texts.items():
+            write_text(draft / name, text)
+    return out
+
+
+def _bundle(entries: tuple[Entry, ...], identity: SigningIdentity, second_accountant: bool) -> dict[str, str]:
+    """The files of a bundle by name."""
     evidence = {
         "software": __version__,
         **statement(entries, identity.identity, second_accountant=second_accountant),
@@ -60,21 +65,7 @@ def export(
     texts[JSON_NAME] = (
         json.dumps({**signed, "signature": signature.hex()}, indent=1, ensure_ascii=False) + "\n"
     )
-    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        draft.mkdir(parents=True)
-        for name, text in texts.items():
-            (draft / name).write_text(text, encoding="utf-8", newline="\n")
-        draft.rename(out)
-    except OSError as error:
-        raise RunError(
-            f"the bundle cannot be written: {error.strerror}",
-            where=str(out),
-            fix="check that the folder is yours and that the disk has room",
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return out
+    return texts
 
 
 def page(evidence: dict[str, Any]) -> str:

@@ -14,9 +14,11 @@ from typing import Any
 from secure_triplay import __version__
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, RunError
-from secure_triplay.ledger.entries import Entry, Exported, Opened, canonical, verify_chain
+from secure_triplay.ledger.entries import Entry, Exported, Opened, canonical, in_words, verify_chain
+from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.log import AuditLog
 from secure_triplay.ledger.store import Clock, utc_now
+from secure_triplay.report.summary import write_text
 
 LOG_NAME = "log.json"
 FORMAT = "secure_triplay audit log 1"
@@ -35,33 +37,24 @@ class VerifiedLog:
 def export_log(
     folder: Path, out: Path, identity: SigningIdentity, *, purpose: str = "audit", clock: Clock = utc_now
 ) -> Path:
-    """Write the log in `folder` to the new folder `out`; the export is itself an entry.
+    """Write the log in `folder` to the new folder `out`; the export is itself an entry, the next one.
 
     Raises RunError where `out` exists or cannot be written, and what `AuditLog.open` raises.
     """
-    if out.exists():
-        raise RunError(
-            "the output folder exists, and nothing is overwritten", where=str(out), fix="give another --out"
-        )
-    with AuditLog.open(folder, identity, clock=clock) as log:
-        log.record(Exported(purpose=purpose))
-        entries = log.chain.entries
-    content = {
-        "format": FORMAT,
-        "software": __version__,
-        "public_key": identity.identity.public_bytes.hex(),
-        "entries": [entry.to_json() for entry in entries],
-    }
-    signature = identity.sign(Purpose.EVIDENCE, canonical(content))
-    try:
-        out.mkdir(parents=True)
-        (out / LOG_NAME).write_text(json.dumps({**content, "signature": signature.hex()}, indent=1) + "\n")
-    except OSError as error:
-        raise RunError(
-            f"the log cannot be written: {error.strerror}",
-            where=str(out),
-            fix="check that the folder is yours and that the disk has room",
-        ) from error
+    with in_words():
+        exported = Exported(purpose=purpose)
+    with (
+        AuditLog.open(folder, identity, clock=clock) as log,
+        handing_out(out, lambda: log.record(exported)) as draft,
+    ):
+        content = {
+            "format": FORMAT,
+            "software": __version__,
+            "public_key": identity.identity.public_bytes.hex(),
+            "entries": [entry.to_json() for entry in log.chain.entries],
+        }
+        signature = identity.sign(Purpose.EVIDENCE, canonical(content))
+        write_text(draft / LOG_NAME, json.dumps({**content, "signature": signature.hex()}, indent=1) + "\n")
     return out
 
 

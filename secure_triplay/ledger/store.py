@@ -90,7 +90,7 @@ class Chain:
                 for suffix in ("", "-wal", "-shm"):
                     with suppress(OSError):
                         os.unlink(f"{draft}{suffix}")
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return cls.open(path, signer, clock=clock)
 
     @classmethod
@@ -334,7 +334,7 @@ def _connect(path: Path, mode: str, lock_timeout_s: float) -> sqlite3.Connection
 _UNSHARED = ("SQLITE_CANTOPEN", "SQLITE_READONLY_DIRECTORY", "SQLITE_READONLY", "SQLITE_READONLY_CANTINIT")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a new name in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
