@@ -24,6 +24,7 @@ _COLUMNS = (
     "seeds",
     "worst\nsite",
     "worst\npublic",
+    "site\n±",
     "head",
     "mid",
     "tail",
@@ -63,6 +64,7 @@ def _figures(row: dict[str, Any]) -> list[str]:
         str(len(row["seeds"])),
         _percent(row["worst_site_mean"]),
         _percent(row["worst_site_public_mean"]),
+        _percent(row.get("site_spread_mean")),
         _percent(row["head_mean"]),
         _percent(row["middle_mean"]),
         _percent(row["tail_mean"]),
@@ -100,7 +102,8 @@ def write_table(result: dict[str, Any], path: Path) -> None:
     console.print(
         "Per cent, means over seeds. accuracy: public test set; ±: standard deviation over seeds; worst site: on "
         "records held back there, whose classes are skewed as that site's; worst public: the worst site's model on "
-        "the public test set; head, mid, tail: classes with most, middling and fewest training records, a third each; "
+        "the public test set; site ±: standard deviation between sites on their own records; head, mid, tail: classes "
+        "with most, middling and fewest training records, a third each; "
         "KB up, down: of one site over all rounds; rounds to, CPU s to: until the grid's target accuracy was first "
         "seen, all sites together, without loading and encoding; peak: of "
         "the whole process, all sites' tokens included.",

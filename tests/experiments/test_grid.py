@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -205,7 +206,7 @@ def test_missing_data_leave_a_hole_with_its_reason_and_no_row(grid_file, tmp_pat
     table = (tmp_path / "out" / "table.txt").read_text()
     absent = table[table.index("absent") : table.index("gone")]
     lines = [line for line in absent.splitlines() if line.strip().startswith("fedavg-cnn")]
-    assert [line.split()[1:] for line in lines] == [[HOLE] * 9, [HOLE] * 6]  # figures, and costs
+    assert [line.split()[1:] for line in lines] == [[HOLE] * 10, [HOLE] * 6]  # figures, and costs
     assert "NOT_SET_HERE" in absent
 
 
@@ -419,7 +420,15 @@ def test_mean_and_spread_are_those_of_the_cells(grid_file, tmp_path):
     assert row["worst_site_mean"] == pytest.approx(sum(c["worst_site"] for c in cells) / 3, abs=1e-5)
     worst = [min(sites.values()) for sites in row["own_records_by_seed"]]
     assert worst == pytest.approx([cell["worst_site"] for cell in cells])
-    assert row["accuracy_std"] > 0  # or the line above would say nothing
+    spread = sum(statistics.pstdev(cell["by_site"].values()) for cell in cells) / 3
+    assert row["site_spread_mean"] == pytest.approx(spread, abs=1e-5)
+    (line,) = [
+        text.split()
+        for text in (tmp_path / "out" / "table.txt").read_text().splitlines()
+        if "fedavg-cnn" in text
+    ][:1]
+    assert line[6] == f"{100 * spread:.1f}"
+    assert row["accuracy_std"] > 0 < spread  # or the lines above would say nothing
     assert mean > 0.7
 
 
