@@ -174,7 +174,8 @@ def _adopt(work: Path, name: str, expected: str, folder: Path) -> None:
     if (digest := file_sha256(found)) != expected:
         raise FetchError(f"its {name} has sha256 {digest}, expected {expected}: refused")
     with found.open("rb") as file:
-        os.fsync(file.fileno())  # a power cut must not leave a good name on missing content
+        # moved here, not written; a power cut must not leave a good name on missing content, and may take the name
+        os.fsync(file.fileno())
     folder.mkdir(parents=True, exist_ok=True)
     found.replace(folder / name)
 

@@ -1,5 +1,7 @@
 """A site's own record of a run: one JSON object a line, appended and never sent.
 
+A line is one write, so that a reader sees it whole; it is not synced, since nothing that was promised rests on it.
+
 It lies in the site's folder with mode 0600. What it holds (seconds, counts on the site's own records) may
 tell of the site's data; nothing of it has a path to the wire.
 """

@@ -13,6 +13,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from secure_triplay import durable
 from secure_triplay.crypto.identity import transcript
 from secure_triplay.errors import CryptoError, RunError
 
@@ -44,14 +45,8 @@ class Vault:
         """Put `content` in place of what has this name. Raises RunError where the disk is full or read-only."""
         nonce = os.urandom(_NONCE_BYTES)
         sealed = _MAGIC + nonce + self._cipher.encrypt(nonce, content, self._bound_to(name))
-        draft = self._draft(name)
         try:
-            with open(draft, "wb", opener=_private_file) as file:
-                file.write(sealed)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(self._folder / name)
-            self._sync()
+            durable.replace_private(self._folder / name, sealed)
         except OSError as error:
             raise _unwritable(self._folder / name, error) from error
 
@@ -79,31 +74,15 @@ class Vault:
     def destroy(self, name: str) -> None:
         """Remove what has this name, and what a stop left of saving it; gone from the folder when this returns."""
         try:
-            for path in (self._folder / name, self._draft(name)):
-                path.unlink(missing_ok=True)
-            self._sync()
+            durable.remove(self._folder / name)
         except OSError as error:
             raise _unwritable(self._folder / name, error) from error
-
-    def _draft(self, name: str) -> Path:
-        return self._folder / f"{name}.part"
 
     def _bound_to(self, name: str) -> bytes:
         return transcript(b"vault 1", name.encode(), *self._of)
 
-    def _sync(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
     def __repr__(self) -> str:
         return "<Vault>"
-
-
-def _private_file(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:

@@ -6,18 +6,16 @@ encryption at the site is what protects a stolen disk.
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from secure_triplay import durable
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.errors import CryptoError
 
 NAME = "identity.key"
-_MAX_BYTES = 4096
 
 
 def save_identity(folder: Path, identity: SigningIdentity) -> Path:
@@ -28,11 +26,7 @@ def save_identity(folder: Path, identity: SigningIdentity) -> Path:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        durable.write_new(path, content)
     except FileExistsError as error:
         raise CryptoError(
             "this folder has a signing key already, and none is ever overwritten",
@@ -52,10 +46,7 @@ def load_identity(folder: Path) -> SigningIdentity:
     """The key that `save_identity` wrote. Raises CryptoError where it is missing, damaged or open to others."""
     path = folder / NAME
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(_MAX_BYTES)
+        content = durable.read_private(path)
     except FileNotFoundError as error:
         raise CryptoError(
             "this site has no signing key",
@@ -66,12 +57,6 @@ def load_identity(folder: Path) -> SigningIdentity:
         raise CryptoError(
             f"the signing key cannot be read: {error.strerror}", where=str(path), fix="make it yours"
         ) from error
-    if stat.S_IMODE(mode) & 0o077:
-        raise CryptoError(
-            "other users of this machine can read the signing key",
-            where=str(path),
-            fix=f"chmod 600 {path}; if somebody may have read it, enrol the site anew",
-        )
     try:
         key = serialization.load_pem_private_key(content, password=None)
     except (ValueError, TypeError):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from secure_triplay import durable
 from secure_triplay.errors import ConfigError, CryptoError, RunError
 
 MAX_PUBLIC_BYTES = 16 << 20
-_MAX_SECRET_BYTES = 1 << 16
 
 
 def make_folder(path: Path) -> None:
@@ -39,28 +36,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         make_folder(path)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        make_folder(draft)
-        yield draft
-        try:
-            draft.replace(path)
-            sync_folder(path.parent)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        with durable.new_folder(path, mode=0o700) as draft:
+            yield draft
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_secret(path: Path, content: bytes) -> None:
     """A new file of mode 0600, on disk when this returns. Raises CryptoError where one is there already."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(path.parent)
+        durable.write_new(path, content)
     except FileExistsError as error:
         raise CryptoError(
             "this key is there already, and none is ever overwritten",
@@ -74,37 +60,20 @@ def write_secret(path: Path, content: bytes) -> None:
 def read_secret(path: Path) -> bytes:
     """The content of `write_secret`. Raises CryptoError where it is missing or others can read it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(_MAX_SECRET_BYTES)
+        return durable.read_private(path)
     except OSError as error:
         raise CryptoError(
             f"a key of this folder cannot be read: {error.strerror}",
             where=str(path),
             fix="name the folder that made the key, or restore its backup",
         ) from error
-    if stat.S_IMODE(mode) & 0o077:
-        raise CryptoError(
-            "other users of this machine can read a key",
-            where=str(path),
-            fix=f"chmod 600 {path}; if somebody may have read it, enrol anew",
-        )
-    return content
 
 
 def write_public(path: Path, content: bytes) -> None:
     """The file with exactly this content, old or new whatever happens, on disk when this returns."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
+        durable.replace(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 
@@ -118,15 +87,6 @@ def read_public(path: Path, what: str, fix: str) -> bytes:
     if len(content) > MAX_PUBLIC_BYTES:
         raise ConfigError(f"this is no {what}: it is too large", where=str(path), fix=fix)
     return content
-
-
-def sync_folder(path: Path) -> None:
-    """Make what was renamed or made in a folder survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:

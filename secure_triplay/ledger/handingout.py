@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from secure_triplay import durable
 from secure_triplay.errors import RunError
-from secure_triplay.ledger.store import sync_folder
 
 
 @contextmanager
@@ -25,21 +25,15 @@ def handing_out(out: Path, note: Callable[[], object]) -> Iterator[Path]:
         raise RunError(
             "the output folder exists, and nothing is overwritten", where=str(out), fix="give another --out"
         )
-    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        draft.mkdir(parents=True)
-        yield draft
-        sync_folder(draft)
-        draft.rename(out)
-        sync_folder(out.parent)
+        with durable.new_folder(out) as draft:
+            yield draft
     except OSError as error:
         raise RunError(
             f"the bundle cannot be written: {error.strerror}",
             where=str(out),
             fix="check that the folder is yours and that the disk has room",
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     try:
         note()
     except Exception:

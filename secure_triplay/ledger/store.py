@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from secure_triplay import durable
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, RunError, SecureTriplayError
 from secure_triplay.ledger.entries import TIME_FORMAT, Body, Entry, Opened, broken
@@ -85,12 +86,13 @@ class Chain:
                         for body in first:
                             append(body)
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                # SQLite writes and syncs the file itself; what is left to do here is its name
                 os.link(draft, path)  # unlike a rename, never replaces a ledger that somebody made meanwhile
             finally:
                 for suffix in ("", "-wal", "-shm"):
                     with suppress(OSError):
                         os.unlink(f"{draft}{suffix}")
-            sync_folder(path.parent)
+            durable.sync_folder(path.parent)
         return cls.open(path, signer, clock=clock)
 
     @classmethod
@@ -332,15 +334,6 @@ def _connect(path: Path, mode: str, lock_timeout_s: float) -> sqlite3.Connection
 
 
 _UNSHARED = ("SQLITE_CANTOPEN", "SQLITE_READONLY_DIRECTORY", "SQLITE_READONLY", "SQLITE_READONLY_CANTINIT")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 _PROBLEMS = {

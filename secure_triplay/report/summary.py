@@ -6,13 +6,12 @@ where DP was off) is refused when it is made and when it is read, so nothing dow
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from secure_triplay import durable
 from secure_triplay.errors import RunError
 
 SCHEMA_VERSION = 1
@@ -366,20 +365,12 @@ def write_summary(summary: Summary, path: str | Path) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """Write UTF-8 text so that `path` holds all of it or what it held before. Raises RunError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        durable.replace(path, text.encode())
     except OSError as error:
         raise RunError(
             f"the file cannot be written: {error.strerror}",
             where=str(path),
             fix="check that the folder exists, is yours, and that the disk has room",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path

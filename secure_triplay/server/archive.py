@@ -7,13 +7,13 @@ up with.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from secure_triplay import durable
 from secure_triplay.crypto.masking.messages import MaskKeys, SealedShares
 from secure_triplay.errors import ProtocolError, RunError
 from secure_triplay.wire import (
@@ -159,24 +159,10 @@ class Archive:
         return self._folder / f"{round:06d}.{what}"
 
     def _write(self, path: Path, content: bytes) -> None:
-        draft = path.with_suffix(path.suffix + ".part")
         try:
-            with open(draft, "wb", opener=_private_file) as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(path)
-            folder = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            durable.replace_private(path, content)
         except OSError as error:
             raise _unwritable(path, error) from error
-
-
-def _private_file(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:

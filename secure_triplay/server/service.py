@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
+from secure_triplay.durable import private_file
 from secure_triplay.errors import RunError
 from secure_triplay.memory import peak_bytes
 from secure_triplay.server.inbox import Admitted, Reason, Refusal
@@ -52,7 +52,7 @@ class Events:
         self._count = 0
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._log = open(folder / EVENT_LOG, "a", encoding="utf-8", opener=_private_file)  # noqa: SIM115
+            self._log = open(folder / EVENT_LOG, "a", encoding="utf-8", opener=private_file)  # noqa: SIM115
         if folder is not None and keep_received:
             self._received = folder / RECEIVED_FOLDER
             self._received.mkdir(mode=0o700, exist_ok=True)
@@ -71,7 +71,7 @@ class Events:
             return
         self._count += 1
         path = self._received / f"{self._count:06d}-round-{round_number}.bin"
-        with open(path, "xb", opener=_private_file) as kept:
+        with open(path, "xb", opener=private_file) as kept:
             for piece in pieces:
                 kept.write(piece)
                 yield piece
@@ -190,7 +190,3 @@ class Service:
             return Refusal(Reason.NO_OPEN_ROUND)
         self._round, refusal = self._round.offer(content)
         return refusal
-
-
-def _private_file(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

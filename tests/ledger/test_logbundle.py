@@ -38,6 +38,17 @@ def test_a_log_verifies_with_every_decision_in_it(log, tmp_path, coordinator, cl
     assert [entry.kind for entry in found.chain] == ["opened", "decided", "round closed"]
 
 
+def test_a_log_that_a_full_disk_cuts_short_leaves_no_folder(log, tmp_path, coordinator, clock, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("secure_triplay.durable.os.fsync", full)
+    with pytest.raises(RunError, match="No space left") as refused:
+        export_log(log, tmp_path / "out", coordinator, clock=clock)
+    assert refused.value.where == str(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["server"]
+
+
 @pytest.mark.parametrize("change", ["edit", "drop the end", "reorder", "sign with another key"])
 def test_a_changed_log_is_refused(log, tmp_path, coordinator, clock, change):
     out = export_log(log, tmp_path / "out", coordinator, clock=clock)
