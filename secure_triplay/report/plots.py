@@ -202,8 +202,6 @@ def bytes_on_the_wire(summary: Summary) -> Plot:
         ("download, encrypted sum", upload.download_bytes_per_site_per_round, "s2"),
         ("plain fp32, one way", upload.plaintext_fp32_bytes, "soft"),
     ]
-    if upload.usual_tenseal_bytes is not None:
-        bars.append(("upload, usual TenSEAL way", upload.usual_tenseal_bytes, "soft"))
     labelled = [
         (label, float(count), colour, f"{words.size(count)} ({count / upload.n_params:.2f} B/parameter)")
         for label, count, colour in bars

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from secure_triplay import durable
 from secure_triplay.errors import RunError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -147,7 +147,6 @@ class Upload(Part):
     bytes_per_param: Annotated[float, Field(ge=0)]
     download_bytes_per_site_per_round: Bytes
     download_bytes_per_param: Annotated[float, Field(ge=0)]
-    usual_tenseal_bytes: Bytes | None = Field(None, description="context only: one value a slot, N=8192")
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -184,7 +183,6 @@ class Timing(Part):
     wall_s: Seconds
     setup_s: Seconds = 0.0
     by_round: tuple[RoundTiming, ...] = ()
-    upload_slots_fixed: bool = Field(False, description="uploads leave at fixed times, whatever the batch")
 
     @property
     def encryption_s(self) -> float:
@@ -197,7 +195,6 @@ class Memory(Part):
 
     client_peak_bytes: Bytes
     server_peak_bytes: Bytes
-    superlink_peak_bytes: Bytes | None = None
 
 
 class BackboneUsed(Part):
@@ -214,7 +211,6 @@ class BackboneUsed(Part):
     image_size: Count = 224
     align_ridge: float = 0.1
     aligned_on_public_images: Annotated[int, Field(ge=0)] = 0
-    frozen_bytes_by_quantization: dict[str, Bytes] = {}
     unsafe_random_weights: bool = False
 
 
@@ -274,7 +270,7 @@ class HarnessOnly(Part):
 class Summary(Part):
     """All of `summary.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     study: Name
     seed: Annotated[int, Field(ge=0)]
     rounds: Count

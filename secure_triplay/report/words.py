@@ -172,7 +172,7 @@ def limits(summary: Summary, *, figures_by_site: bool = True) -> tuple[Limit, ..
         _OTHER_RUNS if on else None,
         _SOFTWARE if on else None,
         _MALICIOUS,
-        None if summary.timing.upload_slots_fixed else _UPLOAD_TIME,
+        _UPLOAD_TIME,
         _ONE_MACHINE,
         Limit("Figures of single sites", summary.harness_only.note)
         if figures_by_site and has_figures

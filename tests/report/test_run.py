@@ -132,7 +132,6 @@ def test_a_summary_without_series_still_makes_a_page(content: dict[str, Any], tm
     content["accuracy"] |= {"per_round": [], "per_site": {}, "per_site_per_round": {}, "worst_site": None}
     content["timing"] |= {"by_round": [], "setup_s": 0.0, "train_s": 0.0}
     content["federation"] |= {"records_per_site": {}, "encryption": {}}
-    content["upload"]["usual_tenseal_bytes"] = None
     for entry in content["privacy"]:
         entry |= {
             "epsilon_by_round": [],

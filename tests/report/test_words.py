@@ -121,9 +121,5 @@ def test_without_dp_the_first_limit_is_what_the_adapter_reveals(unsafe: Summary)
     assert not any("ε" in limit.text for limit in others)
 
 
-def test_upload_time_is_unprotected_unless_slots_are_fixed(content: dict[str, Any], summary: Summary) -> None:
+def test_the_time_of_an_upload_is_named_as_unprotected(summary: Summary) -> None:
     assert any("time of an upload" in limit.title for limit in words.limits(summary))
-    content["timing"]["upload_slots_fixed"] = True
-    assert not any(
-        "time of an upload" in limit.title for limit in words.limits(from_json(json.dumps(content)))
-    )
