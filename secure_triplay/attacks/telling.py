@@ -16,20 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.client.journal import Journal
-from secure_triplay.client.keys import load_keys
 from secure_triplay.client.optimiser import GlobalState
 from secure_triplay.client.personal import Personal
 from secure_triplay.client.protocols import Learns
 from secure_triplay.client.published import Published
 from secure_triplay.client.round import Trains
 from secure_triplay.client.site_learner import SiteLearner, load_learner
-from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
-from secure_triplay.crypto.packing import unpack60
-from secure_triplay.crypto.parameters import ID_BYTES
 from secure_triplay.deploy.site.ending import ending_plainly
-from secure_triplay.deploy.site.worker import STATE, run_worker
+from secure_triplay.deploy.site.worker import run_worker
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.model.ranks import Ranks
@@ -93,22 +89,6 @@ class Telling:
 
     def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
         return self._learns.class_labels(records_per_unit)
-
-
-def key_forms(site: SiteFolder, joined: JoinedStudy, codec: Codec) -> dict[str, bytes]:
-    """The epoch's CKKS key as the library holds it in memory, and as it stands in an opened envelope."""
-    epoch, study = joined.bundle.epoch, joined.study.sha256
-    vault = Vault(joined.folder / STATE / f"epoch-{epoch}", site.storage_key, study=study, epoch=epoch)
-    keys = load_keys(codec.parameters, vault)
-    if keys is None:
-        return {}
-    packed = keys.ckks.to_envelope_bytes()[ID_BYTES:]
-    words = unpack60(packed, 1).astype("<u8").tobytes()
-    return {
-        "SEAL's 64-bit words": words,
-        "packed at 60 bits": packed,
-        "tag key": keys.tag.to_envelope_bytes(),
-    }
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from secure_triplay.attacks.blindness import KINDS, Looked, judge
 from secure_triplay.attacks.memory import Hit, Needle, Searched, search_process
-from secure_triplay.attacks.sought import array_needles, long_windows
+from secure_triplay.attacks.needles import array_needles, long_windows
 
 EVERY_KIND = [Hit(f"{kind} of north", "float32", "a client", 8) for kind in KINDS]
 

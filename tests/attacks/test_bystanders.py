@@ -10,8 +10,10 @@ import pytest
 from secure_triplay.attacks import disk, malicious_site, network, shared_key
 from secure_triplay.attacks.attack import Setting
 from secure_triplay.attacks.finding import Verdict
+from secure_triplay.attacks.memory import search_folder
 from secure_triplay.attacks.scene import key_ceremony
 from secure_triplay.config import load_study
+from secure_triplay.crypto.codec import Codec
 from secure_triplay.errors import CryptoError
 from secure_triplay.privacy.noise import NoiseSource
 
@@ -70,19 +72,52 @@ def test_the_servers_disk_holds_no_secret_and_the_search_finds_those_that_are_le
     rng = np.random.default_rng(0)
     updates = {site: rng.normal(0, 0.1, 5_000).astype(np.float32) for site in sites.signers}
     folder = tmp_path / "server"
-    disk.serve_a_round(sites, updates, folder)
-    searched = disk.search_server_folder(folder, sites.keys, updates)
+    uploads = disk.uploads_of(sites, updates)
+    needles = disk.needles_of(sites, updates, uploads)
+    disk.serve_a_round(sites, uploads, folder)
+    searched = search_folder(folder, needles, "server")
     assert searched.hits == ()
     assert searched.bytes_searched > 4 * 30_000
     (folder / "log.txt").write_text(f"tag key {sites.keys.tag.to_envelope_bytes().hex()}")
     (folder / "update.bin").write_bytes(b"junk" + updates["west"].tobytes()[1_000:3_000])
-    hits = disk.search_server_folder(folder, sites.keys, updates).hits
+    hits = search_folder(folder, needles, "server").hits
     assert {(hit.what, hit.where) for hit in hits} == {
         ("the tag key", "server/log.txt"),
         ("the update of west", "server/update.bin"),
     }
     assert disk.run(setting).controls[0].valid
     assert disk.run(setting).findings[0].verdict is Verdict.NOTHING_FOUND
+
+
+@pytest.mark.parametrize("form", ["integers", "slots"])
+def test_an_update_on_the_servers_disk_is_found_as_it_was_encoded(setting, tmp_path, monkeypatch, form):
+    """The oracle is what the encoder itself was given and gave, noted on its way into the ciphertext."""
+    sites = key_ceremony(setting.study, 5_000)
+    rng = np.random.default_rng(0)
+    updates = {site: rng.normal(0, 0.01, 5_000).astype(np.float32) for site in sites.signers}
+    noted = {"integers": [], "slots": []}
+    quantise, to_slots = Codec.quantise, Codec.to_slots
+
+    def note_integers(self, *given):
+        noted["integers"].append(quantise(self, *given))
+        return noted["integers"][-1]
+
+    def note_slots(self, *given):
+        noted["slots"].append(to_slots(self, *given))
+        return noted["slots"][-1]
+
+    monkeypatch.setattr(Codec, "quantise", note_integers)
+    monkeypatch.setattr(Codec, "to_slots", note_slots)
+    uploads = disk.uploads_of(sites, updates)
+    needles = disk.needles_of(sites, updates, uploads)
+    folder = tmp_path / "server"
+    disk.serve_a_round(sites, uploads, folder)
+    assert search_folder(folder, needles, "server").hits == ()
+    (folder / "debug.bin").write_bytes(b"junk" + noted[form][1].tobytes())
+    hits = search_folder(folder, needles, "server").hits
+    assert {(hit.what, hit.form, hit.where) for hit in hits} == {
+        (f"the update of {list(updates)[1]}", f"encoded {form}", "server/debug.bin")
+    }
 
 
 def test_a_malicious_site_moves_neighbouring_fields_unseen_and_only_within_reach(setting):
