@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from secure_triplay import __version__
+from secure_triplay import __version__, durable
 from secure_triplay.crypto.identity import Purpose, SigningIdentity
 from secure_triplay.ledger.entries import Entry, Exported, canonical, in_words
 from secure_triplay.ledger.evidence import charges_csv, statement
@@ -20,7 +20,6 @@ from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.store import Clock, utc_now
 from secure_triplay.report.html import render
-from secure_triplay.report.summary import write_text
 
 JSON_NAME, CSV_NAME, PAGE_NAME = "evidence.json", "charges.csv", "evidence.html"
 
@@ -48,7 +47,7 @@ def export(
     ):
         texts = _bundle(ledger.chain.entries, identity, second_accountant)
         for name, text in texts.items():
-            write_text(draft / name, text)
+            durable.replace(draft / name, text.encode())
     return out
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secure_triplay import __version__
+from secure_triplay import __version__, durable
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, RunError
 from secure_triplay.ledger.entries import Entry, Exported, Opened, canonical, in_words, verify_chain
 from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.log import AuditLog
 from secure_triplay.ledger.store import Clock, utc_now
-from secure_triplay.report.summary import write_text
 
 LOG_NAME = "log.json"
 FORMAT = "secure_triplay audit log 1"
@@ -54,7 +53,8 @@ def export_log(
             "entries": [entry.to_json() for entry in log.chain.entries],
         }
         signature = identity.sign(Purpose.EVIDENCE, canonical(content))
-        write_text(draft / LOG_NAME, json.dumps({**content, "signature": signature.hex()}, indent=1) + "\n")
+        text = json.dumps({**content, "signature": signature.hex()}, indent=1) + "\n"
+        durable.replace(draft / LOG_NAME, text.encode())
     return out
 
 
