@@ -57,6 +57,14 @@ def write_secret(path: Path, content: bytes) -> None:
         raise _unwritable(path, error) from error
 
 
+def replace_secret(path: Path, content: bytes) -> None:
+    """The file of mode 0600 with this content, old or new whatever happens. Raises RunError."""
+    try:
+        durable.replace_private(path, content)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def read_secret(path: Path) -> bytes:
     """The content of `write_secret`. Raises CryptoError where it is missing or others can read it."""
     try:

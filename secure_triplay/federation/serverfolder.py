@@ -24,6 +24,7 @@ from secure_triplay.federation.files import (
     new_folder,
     read_public,
     read_secret,
+    replace_secret,
     write_public,
     write_secret,
 )
@@ -219,10 +220,7 @@ class ServerFolder:
             Issued((self.path / CA_CERTIFICATE).read_bytes(), read_secret(self.path / CA_KEY)),
             _hosts(self.bundle.server),
         )
-        draft = self.path / f"{KEY}.new"
-        draft.unlink(missing_ok=True)
-        write_secret(draft, issued.key)
-        draft.replace(self.path / KEY)
+        replace_secret(self.path / KEY, issued.key)
         write_public(self.path / CERTIFICATE, issued.certificate)
 
 

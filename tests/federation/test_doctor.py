@@ -12,7 +12,7 @@ from email.utils import formatdate
 
 import pytest
 
-from secure_triplay.errors import ConfigError
+from secure_triplay.errors import ConfigError, RunError
 from secure_triplay.federation import doctor
 from secure_triplay.federation.ca import make_ca, make_server_certificate
 from secure_triplay.federation.doctor import examine_server, examine_site, reach
@@ -145,6 +145,22 @@ def test_a_damaged_authority_renews_nothing_and_says_so(world, name):
     with pytest.raises(ConfigError, match="authority"):
         world.server.renew_certificate()
     assert [path.read_bytes() for path in world.server.tls[1:]] == before
+
+
+def test_a_certificate_that_a_full_disk_does_not_renew_stays_with_its_key(world, monkeypatch):
+    before = [path.read_bytes() for path in world.server.tls]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("secure_triplay.durable.os.fsync", full)
+        with pytest.raises(RunError, match="No space left"):
+            world.server.renew_certificate()
+    assert [path.read_bytes() for path in world.server.tls] == before
+    world.server.renew_certificate()
+    assert all(path.read_bytes() != old for path, old in zip(world.server.tls[1:], before[1:], strict=True))
+    assert world.server.tls[2].stat().st_mode & 0o777 == 0o600
 
 
 def test_at_the_server_a_missing_confirmation_is_named(world):
