@@ -32,13 +32,21 @@ def say(out: Console, event: dict[str, Any]) -> None:
         "uploaded": lambda: f"round {event['round']}: update sent",
         "applied": lambda: f"round {event['round']}: sum verified, opened and applied",
         "measured": lambda: f"round {event['round']}: {_percent(event)} of the public test set",
-        "declined": lambda: f"DECLINED: {event['what']} ({event['where']})",
+        "declined": lambda: (
+            f"DECLINED: {event['what']} ({event['where']})"
+            if "what" in event  # a site's own; the server learns no reason, and notes what it did not accept
+            else f"an answer in the key ceremony was not accepted, and is asked for again: {event['reason']}"
+        ),
         "closed": lambda: f"round {event['round']} closed over {', '.join(event['survivors'])}",
         "failed": lambda: (
             f"round {event['round']} failed: "
             + (f"only {', '.join(event['survivors'])} came" if event["survivors"] else "nobody came")
         ),
-        "refused": lambda: f"refused from {event['from']}: {event['reason']} ({event['bytes']} bytes)",
+        "refused": lambda: (
+            f"round {event['round']} is refused: {event['what']}"
+            if "what" in event
+            else f"refused from {event['from']}: {event['reason']} ({event['bytes']} bytes)"
+        ),
         "resting": lambda: (
             f"round {event['round']}: {event['declined']} sites declined, and are asked again in {event['again_s']} s"
         ),
