@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,20 @@ def lists_to_tuples(value: Any) -> Any:
     return value
 
 
+_MOST_TOLD = 5
+
+
 def readable_error(error: ValidationError, where: str, module: str, fix: str) -> ConfigError:
     """The first few problems of a validation, each with its key and how to mend it; `fix` says what helps with all."""
-    problems = [_problem(item, module) for item in error.errors()[:5]]
-    more = error.error_count() - len(problems)
-    what = "\n".join(problems) + (f"\n... and {more} more" if more > 0 else "")
+    items = error.errors()
+    inside = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
+    # a list is not too short where an entry that it has is wrong
+    problems = [
+        _problem(item, module) for item in items if item["type"] != "too_short" or item["loc"] not in inside
+    ]
+    problems = list(dict.fromkeys(problems))
+    more = len(problems) - _MOST_TOLD
+    what = "\n".join(problems[:_MOST_TOLD]) + (f"\n... and {more} more" if more > 0 else "")
     return ConfigError(what, where=where, fix=fix)
 
 
@@ -157,11 +167,15 @@ def _problem(item: Any, module: str) -> str:
     parts = [
         str(part)
         for part in item["loc"]
-        if part not in ("fashion-mnist", "manifest") or part == item["loc"][-1]
+        if (part not in ("fashion-mnist", "manifest") or part == item["loc"][-1])
+        and not _BRANCH.fullmatch(str(part))
     ]
     key = ".".join(parts)
     if item["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(parts[-1], sorted(_known_keys(module)), n=1, cutoff=0.5)
+        known = sorted(_known_keys(module))
+        if parts[-1] in known:
+            return f"{key}: unknown key here; it belongs to another part of the file"
+        nearest = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
         return f"{key}: unknown key" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
     if item["type"] == "missing":
         return f"{key}: missing; it has no default"
@@ -177,6 +191,9 @@ def _problem(item: Any, module: str) -> str:
     return f"{key}: {message}{shown}"
 
 
+_BRANCH = re.compile(r"(tuple|literal|function-[a-z]+|dict|list|nullable)\[.*\]|DpOn|DpOff")
+"""What pydantic puts into the path of a value that may be of several kinds; it stands in no file."""
+
 _BOUNDS = {
     "greater_than": "must be more than {gt:g}",
     "greater_than_equal": "must be {ge:g} or more",
@@ -190,6 +207,20 @@ _BOUNDS = {
     "float_parsing": "must be a number",
     "string_type": "must be text",
     "bool_type": "must be true or false",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping of keys",
+    "model_attributes_type": "must be a mapping of keys",
+    "model_type": "must be a mapping of keys",
+    "literal_error": "must be {expected}",
+    "too_short": "must have {min_length} or more entries",
+    "too_long": "must have no more than {max_length} entries",
+    "string_too_short": "must have {min_length} letters or more",
+    "string_too_long": "must have no more than {max_length} letters",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "date_type": "must be a date, such as 2026-01-31",
+    "invalid_key": "a key must be text",
+    "union_tag_invalid": "{discriminator} must be one of {expected_tags}",
+    "union_tag_not_found": "{discriminator} is missing",
 }
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from secure_triplay import schema
 from secure_triplay.attacks.threat import load_threat_model
-from secure_triplay.config import load_study
+from secure_triplay.config import load_study, parse_study
 from secure_triplay.errors import ConfigError
 from secure_triplay.experiments.grid import Experiment, load_grid
 from secure_triplay.federation.approval import key_id, require_trust_file
@@ -87,6 +87,39 @@ def test_every_yaml_that_the_package_reads_goes_through_one_function(root):
             if isinstance(node, ast.ImportFrom) and node.module == "yaml":
                 calls.append(path.name)
     assert calls == ["schema.py"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("sites", "x", "sites: must be a list (given: 'x')"),
+        ("sites", [1], "sites.0: must be a mapping of keys (given: 1)"),
+        ("sites", [], "sites: must have 1 or more entries"),
+        ("data", 3, "data: must be a mapping of keys (given: 3)"),
+        ("data", {"kind": "x"}, "data: 'kind' must be one of 'fashion-mnist', 'manifest'"),
+        ("privacy", [], "privacy: must be a mapping of keys"),
+        ("adapter", {"kind": "x"}, "adapter.kind: must be 'ffa' or 'lora' (given: 'x')"),
+        ("epsilon", 3, "epsilon: unknown key here; it belongs to another part of the file"),
+        ("epsilonn", 3, "epsilonn: unknown key; did you mean `epsilon`?"),
+    ],
+)
+def test_a_wrong_value_is_told_in_the_words_of_the_file(demo, key, value, said):
+    with pytest.raises(ConfigError) as caught:
+        parse_study(demo | {key: value})
+    assert caught.value.what == said
+
+
+@pytest.mark.parametrize("hours", [3, [], [{"from": "08:00", "until": 9, "x": 1}], {}])
+def test_no_name_of_the_validator_stands_in_an_error(root, tmp_path, hours):
+    content = yaml.safe_load((root / "configs" / "policies" / "strict.yaml").read_text())
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(content | {"allowed_hours": hours}))
+    with pytest.raises(ConfigError) as caught:
+        load_policy(tmp_path / "policy.yaml")
+    for word in ("tuple", "function-after", "literal", "Input should", "dictionary"):
+        assert word not in caught.value.what
+    assert all(
+        line.startswith(("allowed_hours: ", "allowed_hours.0.")) for line in caught.value.what.splitlines()
+    )
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "experiment: [1]\n", "experimnt: grid\n"])
