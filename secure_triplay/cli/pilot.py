@@ -123,6 +123,8 @@ def pilot(
     console.print(pilot_table(result))
     console.print(f"Tried on {result['data']['source']}: {result['data']['training_images']:,} to train, "
                   f"{result['data']['measured_images']:,} to measure.")  # fmt: skip
+    for caveat in result["data"]["caveats"]:
+        console.print(caveat)
     charged = result["charged"]
     console.print(
         "No site's record was read, and no budget charged."

@@ -17,7 +17,7 @@ from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
 from secure_triplay.pilot.files import STUDY, kept, locked, study_text
 from secure_triplay.pilot.private import Private, private_trials, require_payer
 from secure_triplay.pilot.probe import measure_speeds
-from secure_triplay.pilot.sample import Sample, public_sample
+from secure_triplay.pilot.sample import Sample, caveats, public_sample
 from secure_triplay.pilot.search import (
     PRICES,
     Decision,
@@ -185,6 +185,8 @@ def _result(
             "source": sample.source,
             "training_images": sample.training_images,
             "measured_images": sample.measured_images,
+            "partition": sample.partition,
+            "caveats": caveats(study, sample),
             "private": charged is not None,
         },
         "machine": {

@@ -10,12 +10,14 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secure_triplay.config import FashionMnist, Study
 from secure_triplay.data.partition import balanced_draw, iid, stream
 from secure_triplay.data.records import Codes, Records
 from secure_triplay.data.split import SiteData, Split, divide, spare_fashion, split_study
 from secure_triplay.errors import DataError
+from secure_triplay.pilot.choices import site_units
 
 FEWEST = 60
 _MEASURED_SHARE = 0.4
@@ -24,10 +26,14 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Sample:
-    """Public records as a split of their own: `split.public` aligns, its sites train, its test records measure."""
+    """Public records as a split of their own: `split.public` aligns, its sites train, its test records measure.
+
+    `partition` is how they are divided over the sites: the study's own kind, or `iid` where they do not allow it.
+    """
 
     split: Split
     source: str
+    partition: str
     training_images: int
     measured_images: int
 
@@ -67,16 +73,36 @@ def public_sample(study: Study, size: int, *, use_test_images: bool = False) -> 
         )
     rng = stream(study.seed, "pilot")
     drawn = records.take(balanced_draw(records.labels, min(size, len(records)), rng, where="sample"))
-    units = np.arange(len(drawn)) if drawn.patients is None else drawn.patients
-    present = rng.permutation(np.unique(units))
-    measured = np.isin(units, present[: max(1, round(_MEASURED_SHARE * len(present)))])
+    measured = _measured(drawn, rng)
     train, test = drawn.take(np.flatnonzero(~measured)), drawn.take(np.flatnonzero(measured))
-    shares = _shares(study, train, rng)
+    partition, shares = _shares(study, train, rng)
     none = train.take([])
     sites = {
         site.name: SiteData(train.take(share), none) for site, share in zip(study.sites, shares, strict=True)
     }
-    return Sample(Split(own.public, test, sites), source, sum(map(len, shares)), len(test))
+    return Sample(Split(own.public, test, sites), source, partition, sum(map(len, shares)), len(test))
+
+
+def caveats(study: Study, sample: Sample) -> list[str]:
+    """In which ways the sample's sites are not like the study's, as far as that may turn a choice: a sentence each."""
+    found = []
+    units = [
+        len(own.train) if own.train.patients is None else len(np.unique(own.train.patients))
+        for own in sample.split.sites.values()
+    ]
+    here, there = float(np.mean(units)), site_units(study)
+    if here < there / 2:
+        found.append(
+            f"A site of the sample has {here:,.0f} {study.dp.unit if study.dp else 'record'}s where the study's "
+            f"constants fit {there:,.0f}; in our own runs small steps did better at small sites than at large ones "
+            "(--sample takes more images, where there are more)."
+        )
+    if sample.partition != study.data.partition.kind or any(site.manifest for site in study.sites):
+        found.append(
+            f"The sample is divided over its sites by {sample.partition}, which is not how the sites' own records "
+            "are: which server optimiser is best may depend on that."
+        )
+    return found
 
 
 def _more_of_them(study: Study, use_test_images: bool) -> str:
@@ -91,9 +117,22 @@ def _more_of_them(study: Study, use_test_images: bool) -> str:
     return f"{more}; or say --use-test-images"
 
 
-def _shares(study: Study, records: Records, rng: np.random.Generator) -> tuple[Codes, ...]:
-    """The study's own skew where public images allow it; equal sites, their classes alike, otherwise."""
-    n_sites = len(study.sites)
+def _measured(records: Records, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(n,) true for what measures and does not train: of each class alike, or whole patients."""
+    if records.patients is None:
+        chosen = balanced_draw(records.labels, round(_MEASURED_SHARE * len(records)), rng, where="sample")
+        return np.isin(np.arange(len(records)), chosen)
+    present = rng.permutation(np.unique(records.patients))
+    return np.isin(records.patients, present[: max(1, round(_MEASURED_SHARE * len(present)))])
+
+
+def _shares(study: Study, records: Records, rng: np.random.Generator) -> tuple[str, tuple[Codes, ...]]:
+    """The study's own skew where public images allow it; equal sites, their classes alike, otherwise.
+
+    All images are given away, and their classes are alike: so are those of all sites together, which is what
+    `union: balanced` asks for, and needs images to spare to find.
+    """
+    n_sites, rule = len(study.sites), study.data.partition
     if len(records) < n_sites:
         raise DataError(
             f"{len(records)} public images are too few for {n_sites} sites",
@@ -101,6 +140,6 @@ def _shares(study: Study, records: Records, rng: np.random.Generator) -> tuple[C
             fix="name more public images",
         )
     try:
-        return divide(records, study.data.partition, n_sites, None, rng)
+        return rule.kind, divide(records, rule.model_copy(update={"union": "as-drawn"}), n_sites, None, rng)
     except DataError:
-        return iid(len(records), [len(records) // n_sites] * n_sites, rng)
+        return "iid", iid(len(records), [len(records) // n_sites] * n_sites, rng)

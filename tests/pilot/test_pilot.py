@@ -28,7 +28,7 @@ from secure_triplay.pilot.costs import SiteLimits, Speeds, cost, gradient_values
 from secure_triplay.pilot.page import pilot_table
 from secure_triplay.pilot.probe import crypto_seconds
 from secure_triplay.pilot.run import Request, run_pilot
-from secure_triplay.pilot.sample import public_sample
+from secure_triplay.pilot.sample import caveats, public_sample
 from secure_triplay.pilot.search import PRICES, Trial, decide, first, search, untried, what_fits
 from secure_triplay.pilot.trial import scaled_rule
 from secure_triplay.privacy.per_record import OuterProducts, backward_per_record, per_record_gradients
@@ -257,6 +257,47 @@ def test_the_sample_holds_no_image_of_any_site_none_that_tests_and_none_that_ali
         assert not drawn & hashes(records)
     assert not hashes(sample.split.test) & set().union(*map(hashes, used))
     assert sample.training_images == sum(map(len, used))
+
+
+@pytest.mark.parametrize("size", [100, 300, 2000])
+def test_the_samples_sites_differ_in_their_classes_as_the_studys_do_and_what_measures_has_each_alike(
+    content, size
+):
+    """Sites that are alike say nothing of how an optimiser does where they differ."""
+    content["sites"] = [{"name": name} for name in ("north", "east", "south", "west")]
+    study = parse_study(content)
+    try:
+        sample = public_sample(study, size)
+    except AssetError as error:
+        pytest.skip(f"Fashion-MNIST cannot be had here: {error.what}")
+    assert sample.partition == "dirichlet"
+    counts = np.array([np.bincount(own.train.labels, minlength=10) for own in sample.split.sites.values()])
+    assert (counts.max(axis=1) / counts.sum(axis=1)).mean() > 0.2  # alike: near a tenth
+    assert (
+        np.ptp(counts.sum(axis=0)) <= 1
+    )  # all sites together have each class alike, as `union: balanced` asks
+    assert np.ptp(np.bincount(sample.split.test.labels, minlength=10)) <= 1
+
+
+def test_where_the_sample_is_not_like_the_sites_it_says_so(hospital, content):
+    sample = public_sample(
+        load_study(hospital(70)), 1000
+    )  # manifests without patients, by sites of their own
+    assert sample.partition == "iid"
+    few, other = caveats(load_study(hospital(70)), sample)
+    assert (
+        "A site of the sample has 14 records where the study's constants fit 80" in few
+    )  # 70 x 0.6 / 3; 20 / 0.25
+    assert "divided over its sites by iid" in other
+    assert "small steps" in few
+    content["data"] = {"kind": "fashion-mnist", "partition": {"kind": "iid"}}
+    content["sites"] = [{"name": "north"}, {"name": "east"}, {"name": "south"}]
+    content["privacy"] |= {"expected_batch_size": 7}  # of 28: 14 are half
+    assert caveats(parse_study(content), sample) == []
+    (other,) = caveats(
+        parse_study(content), replace(sample, partition="dirichlet")
+    )  # another than the study's
+    assert "divided over its sites by dirichlet" in other
 
 
 def test_test_images_are_used_where_a_person_says_so(content):
