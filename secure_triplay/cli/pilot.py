@@ -36,6 +36,10 @@ def pilot(
     round_overhead: Annotated[
         float, typer.Option(help="Seconds of a round's messages beyond their bytes.", rich_help_panel=_LIMITS)
     ] = 18.0,
+    optimiser: Annotated[
+        list[str] | None,
+        typer.Option(help="Server optimiser as KIND:STEP, fedavg:0.3; repeat it.", rich_help_panel=_VALUES),
+    ] = None,
     rank: Annotated[list[int] | None, typer.Option(help="Repeat it.", rich_help_panel=_VALUES)] = None,
     output_rank: Annotated[
         list[int] | None,
@@ -55,7 +59,7 @@ def pilot(
     ] = None,
     rounds: Annotated[list[int] | None, typer.Option(help="Repeat it.", rich_help_panel=_VALUES)] = None,
     sample: Annotated[int, typer.Option(min=60, help="Public images to try settings on, at most.")] = 2000,
-    trials: Annotated[int, typer.Option(min=1, help="Choices to try, at most.")] = 12,
+    trials: Annotated[int, typer.Option(min=1, help="Choices to try, at most.")] = 15,
     use_test_images: Annotated[
         bool, typer.Option("--use-test-images", help="Try on the public test images, which are then used up.")
     ] = False,
@@ -80,6 +84,7 @@ def pilot(
     needs --private, --site and --approved-by, and is charged to that site's budget before it begins.
     """
     from secure_triplay.pilot.costs import SiteLimits
+    from secure_triplay.pilot.optimiser import Optimiser
     from secure_triplay.pilot.page import pilot_table
     from secure_triplay.pilot.private import Private
     from secure_triplay.pilot.run import Request, run_pilot
@@ -94,7 +99,8 @@ def pilot(
         )
     given: dict[str, Any] = {
         "rank": rank, "blocks": blocks, "quantization": quantization, "value_bits": bits, "batch": batch,
-        "rounds": rounds, "output_rank": [one or None for one in output_rank or ()],
+        "rounds": rounds, "optimiser": [Optimiser.parse(one) for one in optimiser or ()],
+        "output_rank": [one or None for one in output_rank or ()],
     }  # fmt: skip
     asked = Request(
         limits=SiteLimits(line, latency, memory, hours, epsilon, round_overhead),
@@ -133,6 +139,8 @@ def pilot(
     )
     (chosen,) = [trial for trial in result["trials"] if trial["chosen"]]
     console.print(Text.assemble((f"Chosen: {chosen['words']}.", "bold"), f" {result['reason']}"))
+    if result["server_optimisers"]:
+        console.print(result["server_optimisers"]["words"])
     if result["untried"]:
         console.print(
             f"Trials ran out before other values of {', '.join(result['untried'])} were tried (--trials)."

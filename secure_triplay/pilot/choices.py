@@ -10,6 +10,7 @@ from typing import Any
 from secure_triplay.config import MAX_RANK, Study
 from secure_triplay.constants import require_own_noise
 from secure_triplay.errors import ConfigError, PrivacyError
+from secure_triplay.pilot.optimiser import USUAL, Optimiser
 
 QUANTIZATIONS = ("nf4", "int8", "none")
 _SHARES = (0.05, 0.1, 0.2, 0.4)
@@ -17,7 +18,7 @@ _SHARES = (0.05, 0.1, 0.2, 0.4)
 
 @dataclass(frozen=True)
 class Choice:
-    """Seven settings of a study. `batch` is the expected number of units (records or patients) in one step.
+    """Eight settings of a study. `batch` is the expected number of units (records or patients) in one step.
 
     `output_rank` None is all of B.
     """
@@ -28,6 +29,7 @@ class Choice:
     value_bits: int
     batch: float
     rounds: int
+    optimiser: Optimiser
     output_rank: int | None = None
 
     def words(self) -> str:
@@ -35,8 +37,13 @@ class Choice:
         few = "" if self.output_rank is None else f" in {self.output_rank} output directions"
         return (
             f"rank {self.rank}{few}, {self.blocks} block{'s' * (self.blocks != 1)}, {self.quantization}, "
-            f"{self.value_bits} bits, batch {self.batch:g}, {self.rounds} rounds"
+            f"{self.value_bits} bits, batch {self.batch:g}, {self.rounds} rounds, "
+            f"{self.optimiser.words()}"
         )
+
+    def with_optimiser_of(self, other: Choice) -> Choice:
+        """This choice with another's server optimiser: the same cost."""
+        return replace(self, optimiser=other.optimiser)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Space:
         own = own_choice(study)
         units = site_units(study)
         usual: dict[str, tuple[Any, ...]] = {
+            "optimiser": USUAL,
             "rounds": tuple(sorted({max(1, round(own.rounds * f)) for f in (0.5, 1, 2, 4)})),
             "batch": tuple(sorted({float(max(1, round(share * units))) for share in _SHARES} | {own.batch})),
             # of n classes' logits, n - 1 directions hold nearly all that moves them (`model.outputs`)
@@ -100,6 +108,7 @@ def own_choice(study: Study) -> Choice:
         value_bits=study.codec.value_bits,
         batch=float(study.dp.expected_batch_size),
         rounds=study.training.rounds,
+        optimiser=Optimiser.of(study),
         output_rank=study.adapter.output_rank,
     )
 
@@ -113,7 +122,7 @@ def site_units(study: Study) -> float:
 
 def with_choice(content: dict[str, Any], study: Study, choice: Choice, epsilon: float) -> dict[str, Any]:
     """A study file's content with the choice in it; the adapter's scale (alpha over rank) stays the same."""
-    optimiser = dict(content.get("server_optimiser") or {})
+    optimiser = {**(content.get("server_optimiser") or {}), **asdict(choice.optimiser)}
     if "average_last" in optimiser:
         optimiser["average_last"] = min(optimiser["average_last"], choice.rounds)
     rate = float(f"{min(1.0, choice.batch / site_units(study)):.6g}")
@@ -128,11 +137,12 @@ def with_choice(content: dict[str, Any], study: Study, choice: Choice, epsilon: 
         "training": {"rounds": choice.rounds},
         "privacy": {"epsilon": epsilon, "expected_batch_size": choice.batch, "sampling_rate": rate},
         "codec": {"value_bits": choice.value_bits},
+        "server_optimiser": optimiser,
     }
     changed = {**content, **{key: {**(content.get(key) or {}), **own} for key, own in parts.items()}}
     if choice.output_rank is None:
         del changed["adapter"]["output_rank"]
-    return {**changed, "server_optimiser": optimiser} if optimiser else changed
+    return changed
 
 
 def plain(choice: Choice) -> dict[str, Any]:

@@ -22,27 +22,21 @@ _PANELS = (
 )
 
 
+_COLUMNS = (
+    "optimiser", "rank", "dirs", "blo-\ncks", "wei-\nghts", "bits", "batch", "rou-\nnds", "noise", "sent\nKB",
+    "hours", "GiB", "accu-\nracy", "worst\nclass",
+)  # fmt: skip
+
+
 def pilot_table(result: dict[str, Any]) -> Table:
     """A line for each trial; fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    for title in (
-        "rank",
-        "dirs",
-        "blocks",
-        "weights",
-        "bits",
-        "batch",
-        "rounds",
-        "noise",
-        "KB a\nround",
-        "hours",
-        "GiB",
-    ):
-        table.add_column(title, justify="left" if title == "weights" else "right")
-    table.add_column("accu-\nracy", justify="right")
+    for title in _COLUMNS:
+        table.add_column(title, justify="left" if title in ("optimiser", "wei-\nghts") else "right")
     for trial in result["trials"]:
-        choice = trial["choice"]
+        choice, worst = trial["choice"], trial["worst_class"]
         table.add_row(
+            _short(choice["optimiser"]),
             str(choice["rank"]),
             str(choice["output_rank"] or "all"),
             str(choice["blocks"]),
@@ -54,10 +48,21 @@ def pilot_table(result: dict[str, Any]) -> Table:
             f"{trial['upload_bytes_per_round'] / 1e3:.0f}",
             f"{trial['hours']:.2g}" + ("" if trial["fits"] else "!"),
             f"{trial['memory_bytes'] / 2**30:.1f}",
-            f"{100 * trial['accuracy']:.1f}",
+            _with_error(trial),
+            _with_error(worst),
             style="bold" if trial["chosen"] else "",
         )
     return table
+
+
+def _short(optimiser: dict[str, Any]) -> str:
+    """`adam .01`."""
+    return f"{optimiser['kind'].removeprefix('fed')} {optimiser['learning_rate']:g}".replace(" 0.", " .")
+
+
+def _with_error(measured: dict[str, Any]) -> str:
+    """`73±2`, in per cent."""
+    return f"{100 * measured['accuracy']:.0f}±{100 * measured['standard_error']:.0f}"
 
 
 def write_pilot_page(result: dict[str, Any], out: Path) -> None:

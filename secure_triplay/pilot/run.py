@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from secure_triplay import __version__
 from secure_triplay.config import Study, load_study, parse_study, study_content
 from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_choice
+from secure_triplay.pilot.compare import compare
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
 from secure_triplay.pilot.files import STUDY, kept, locked, study_text
 from secure_triplay.pilot.private import Private, private_trials, require_payer
@@ -22,6 +24,7 @@ from secure_triplay.pilot.search import (
     PRICES,
     Decision,
     Trial,
+    WorstClass,
     decide,
     first,
     frontier,
@@ -38,6 +41,7 @@ Tell = Callable[[str, int, int], None]
 _MEASURED = (
     "accuracy", "standard_error", "start_accuracy", "seconds", "n_params", "tokens", "step_s_per_image",
 )  # fmt: skip
+_WORST = tuple(f"worst_class_{one.name}" for one in fields(WorstClass))
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Request:
     limits: SiteLimits = field(default_factory=SiteLimits)
     axes: Mapping[str, tuple[Any, ...]] | None = None
     sample: int = 2000
-    trials: int = 12
+    trials: int = 15
     use_test_images: bool = False
     private: Private | None = None
 
@@ -92,25 +96,34 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
             lambda text: tell(text, 0, asked.trials),
         )
 
-        def cost_of(choice: Choice) -> Cost:
+        @cache
+        def cost_of_settings(choice: Choice) -> Cost:
             return cost(study_of(choice), choice, speeds[choice.quantization], asked.limits)
+
+        def cost_of(choice: Choice) -> Cost:
+            return cost_of_settings(choice.with_optimiser_of(own))  # no optimiser costs anything
 
         tell("what each choice costs", 0, asked.trials)
         fits, costs = what_fits(space, cost_of, asked.limits)
         done: list[Trial] = []
+        paces: dict[Choice, float] = {}
 
         def attempt(choice: Choice) -> Trial:
             tell(choice.words(), len(done), asked.trials)
             path = out / "trials" / f"{_hash([key, plain(choice)])[:20]}.json"
-            found = kept(path, _MEASURED)
+            found = kept(path, (*_MEASURED, *_WORST))
             if found is None:
                 found = try_choice(setting, study_of(choice))
                 write_text(path, json.dumps({"choice": plain(choice), **found}, indent=2) + "\n")
-            measured = scaled_to(speeds[choice.quantization], choice, found["step_s_per_image"])
+            pace = paces.setdefault(choice.with_optimiser_of(own), found["step_s_per_image"])
+            measured = scaled_to(speeds[choice.quantization], choice, pace)
             measured = replace(measured, params=found["n_params"], tokens=found["tokens"])
             spent = cost(study_of(choice), choice, measured, asked.limits)
-            names = ("accuracy", "standard_error", "start_accuracy", "seconds")
-            done.append(Trial(choice, spent, *(found[name] for name in names)))
+            worst = WorstClass(*(found[name] for name in _WORST))
+            accuracy, error = found["accuracy"], found["standard_error"]
+            done.append(
+                Trial(choice, spent, accuracy, error, found["start_accuracy"], found["seconds"], worst)
+            )
             return done[-1]
 
         trials = search(space, fits, first(own, fits), attempt, asked.limits, asked.trials)
@@ -172,6 +185,8 @@ def _result(
     costs: Mapping[Choice, Cost],
 ) -> dict[str, Any]:
     best = {price: [id(one) for one in frontier(trials, price)] for price in PRICES}
+    classes = [entry.name for entry in study.classes]
+    compared = compare(trials, decision.trial.choice, classes, sample.measured_images)
     return {
         "suite": "pilot",
         "version": __version__,
@@ -206,6 +221,12 @@ def _result(
                 "accuracy": round(trial.accuracy, 5),
                 "standard_error": round(trial.standard_error, 5),
                 "start_accuracy": round(trial.start_accuracy, 5),
+                "worst_class": {
+                    "name": classes[trial.worst_class.label],
+                    "accuracy": round(trial.worst_class.accuracy, 5),
+                    "standard_error": round(trial.worst_class.standard_error, 5),
+                    "images": trial.worst_class.images,
+                },
                 "fits": max(trial.cost.shares(asked.limits).values()) <= 1,
                 "frontier": [price for price in PRICES if id(trial) in best[price]],
                 "chosen": trial.choice == decision.trial.choice,
@@ -215,6 +236,7 @@ def _result(
         ],
         "chosen": plain(decision.trial.choice),
         "reason": decision.reason,
+        "server_optimisers": compared and compared.plain(),
         "charged": charged,
     }
 

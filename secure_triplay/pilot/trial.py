@@ -9,7 +9,7 @@ and fewer different images are learned from: accuracy here is a lower one, and f
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,11 @@ from secure_triplay.experiments.setting import Setting, predict
 from secure_triplay.loading import Model
 from secure_triplay.pilot.choices import site_units
 from secure_triplay.pilot.sample import Sample
+from secure_triplay.pilot.search import WorstClass
 from secure_triplay.privacy.mechanisms import DpSgd
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.training import train
+from secure_triplay.report.words import standard_error
 
 Vector = NDArray[np.float32]
 
@@ -85,7 +87,7 @@ def scaled_rule(rule: DpSgd, units_here: int, real_units: float) -> DpSgd:
 
 
 def try_choice(setting: PublicSetting, study: Study) -> dict[str, Any]:
-    """Train a study that has the choice in it on the sample -> accuracy, its standard error, and speed."""
+    """Train a study that has the choice in it on the sample -> accuracy, worst class, their errors, and speed."""
     started = time.perf_counter()
     model = setting.model(study)
     records = setting.train(model)
@@ -102,16 +104,26 @@ def try_choice(setting: PublicSetting, study: Study) -> dict[str, Any]:
         state = one_round(state, learners, noises, codec, weights, study.server_optimiser)
     measured = setting.encoded(model, "test")
     truth = measured.labels.numpy()
-    accuracy = float((predict(model, state.published, measured) == truth).mean())
+    right = predict(model, state.published, measured) == truth
+    accuracy, worst = float(right.mean()), worst_class(right, truth)
     before = float((predict(model, start, measured) == truth).mean())
     images = sum(learner.images for learner in learners.values())
     return {
         "accuracy": accuracy,
         "start_accuracy": before,
-        "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / len(truth))),
+        "standard_error": standard_error(accuracy, len(truth)),
+        **{f"worst_class_{name}": value for name, value in asdict(worst).items()},
         "measured_images": len(truth),
         "n_params": model.adapter.n_params,
         "tokens": measured.tokens.shape[1],
         "step_s_per_image": sum(learner.seconds for learner in learners.values()) / max(1.0, images),
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def worst_class(right: NDArray[np.bool_], truth: NDArray[np.int64]) -> WorstClass:
+    """The class got right least often, of those that have images; `right` and `truth` (labels) are (n,)."""
+    shares = {int(label): float(right[truth == label].mean()) for label in np.unique(truth)}
+    label = min(shares, key=shares.__getitem__)
+    images = int((truth == label).sum())
+    return WorstClass(label, shares[label], standard_error(shares[label], images), images)

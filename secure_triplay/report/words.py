@@ -79,13 +79,19 @@ def moment(text: str) -> str:
     return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)\S*?(\+00:00|Z)$", r"\1 \2 UTC", text)
 
 
-def half_width(accuracy: float, records: int | None) -> float | None:
-    """Half of the 95 % interval of an accuracy measured on `records` records (Agresti and Coull 1998)."""
-    if records is None:
-        return None
+def standard_error(accuracy: float, records: int) -> float:
+    """Standard error of an accuracy measured on `records` records, and not 0 where all, or none, are right.
+
+    Four more records, half of them right, stand for what so few cannot show (Agresti and Coull 1998).
+    """
     n = records + 4
     p = (accuracy * records + 2) / n
-    return 1.96 * math.sqrt(p * (1 - p) / n)
+    return math.sqrt(p * (1 - p) / n)
+
+
+def half_width(accuracy: float, records: int | None) -> float | None:
+    """Half of the 95 % interval of an accuracy measured on `records` records (Agresti and Coull 1998)."""
+    return None if records is None else 1.96 * standard_error(accuracy, records)
 
 
 def spent(summary: Summary) -> SitePrivacy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import html
 import io
 import json
 from dataclasses import replace
@@ -25,11 +26,12 @@ from secure_triplay.loading import load_model
 from secure_triplay.pilot import page
 from secure_triplay.pilot.choices import Choice, Space, own_choice, with_choice
 from secure_triplay.pilot.costs import SiteLimits, Speeds, cost, gradient_values
+from secure_triplay.pilot.optimiser import Optimiser
 from secure_triplay.pilot.page import pilot_table
 from secure_triplay.pilot.probe import crypto_seconds
 from secure_triplay.pilot.run import Request, run_pilot
 from secure_triplay.pilot.sample import caveats, public_sample
-from secure_triplay.pilot.search import PRICES, Trial, decide, first, search, untried, what_fits
+from secure_triplay.pilot.search import PRICES, Trial, WorstClass, decide, first, search, untried, what_fits
 from secure_triplay.pilot.trial import scaled_rule
 from secure_triplay.privacy.per_record import OuterProducts, backward_per_record, per_record_gradients
 from secure_triplay.simulate import simulate
@@ -41,11 +43,13 @@ SPEEDS = Speeds(
     encrypt_s_per_chunk=0.002, open_s_per_chunk=0.01,
 )  # fmt: skip
 ROOMY = SiteLimits(hours=1000, memory_gib=100)
+ADAM, AVERAGE = Optimiser("fedadam", 0.01), Optimiser("fedavg", 0.3)
+SHIRT = WorstClass(6, 0.2, 0.1, 20)
 
 
 def trial(choice: Choice, accuracy: float, hours: float, error: float = 0.01) -> Trial:
     spent = replace(cost_of(choice), hours=hours)
-    return Trial(choice, spent, accuracy, error, 0.5, 1.0)
+    return Trial(choice, spent, accuracy, error, 0.5, 1.0, SHIRT)
 
 
 def cost_of(choice: Choice, limits: SiteLimits = ROOMY):
@@ -56,7 +60,9 @@ def cost_of(choice: Choice, limits: SiteLimits = ROOMY):
 
 def test_a_choice_stands_in_the_study_as_it_was_meant(demo):
     study = parse_study(demo)
-    choice = Choice(rank=32, blocks=4, quantization="int8", value_bits=6, batch=200.0, rounds=3)
+    choice = Choice(
+        rank=32, blocks=4, quantization="int8", value_bits=6, batch=200.0, rounds=3, optimiser=AVERAGE
+    )
     made = parse_study(with_choice(demo, study, choice, 3.0))
     assert own_choice(made) == choice
     assert made.dp.epsilon == 3.0
@@ -164,7 +170,7 @@ def test_memory_counts_the_gradients_once_and_one_weights_sums_per_patient_besid
 )
 def test_where_no_choice_meets_the_limits_the_one_that_binds_is_named(demo, limits, said):
     space = Space({"rounds": (4, 8), "batch": (500.0,), "rank": (4, 8), "blocks": (1, 2), "value_bits": (9,),
-                   "quantization": ("nf4",), "output_rank": (None,)})  # fmt: skip
+                   "quantization": ("nf4",), "output_rank": (None,), "optimiser": (ADAM,)})  # fmt: skip
     with pytest.raises(ConfigError, match=said):
         what_fits(space, lambda choice: cost_of(choice, limits), limits)
 
@@ -175,13 +181,15 @@ def test_an_epsilon_that_no_noise_gives_is_named(demo):
 
     with pytest.raises(ConfigError, match="epsilon binds; none of 2 choices"):
         what_fits(Space({"rounds": (4, 8), "batch": (5.0,), "rank": (4,), "blocks": (1,), "value_bits": (9,),
-                         "quantization": ("nf4",), "output_rank": (None,)}), refuse, ROOMY)  # fmt: skip
+                         "quantization": ("nf4",), "output_rank": (None,), "optimiser": (ADAM,)}),
+                  refuse, ROOMY)  # fmt: skip
 
 
 def test_the_search_tries_nothing_that_does_not_fit_and_no_more_than_asked(demo):
     own = own_choice(parse_study(demo))
     space = Space({"rounds": (8, 16, 32), "batch": (200.0, 500.0), "rank": (4, 8), "blocks": (1, 2),
-                   "value_bits": (6, 9), "quantization": ("nf4",), "output_rank": (9,)})  # fmt: skip
+                   "value_bits": (6, 9), "quantization": ("nf4",), "output_rank": (9,),
+                   "optimiser": (ADAM,)})  # fmt: skip
     limits = SiteLimits(hours=0.12, memory_gib=100)
     fits, costs = what_fits(space, cost_of, limits)
     assert 0 < len(fits) < len(costs) == 48
@@ -189,7 +197,7 @@ def test_the_search_tries_nothing_that_does_not_fit_and_no_more_than_asked(demo)
 
     def attempt(choice):
         tried.append(choice)
-        return Trial(choice, fits[choice], 0.6 + 0.001 * choice.rounds, 0.01, 0.5, 1.0)
+        return Trial(choice, fits[choice], 0.6 + 0.001 * choice.rounds, 0.01, 0.5, 1.0, SHIRT)
 
     found = search(space, fits, first(own, fits), attempt, limits, most=5)
     assert [one.choice for one in found] == tried
@@ -345,7 +353,11 @@ def test_too_few_public_images_are_refused_with_what_to_do(hospital):
         public_sample(load_study(hospital(30)), 1000)
 
 
-@pytest.mark.parametrize("axes", [{"output_rank": (9,)}, {"rank": (0,)}, {"quantization": ("nf5",)}])
+@pytest.mark.parametrize(
+    "axes",
+    [{"output_rank": (9,)}, {"rank": (0,)}, {"quantization": ("nf5",)}, {"optimiser": (Optimiser("sgd", 0.1),)},
+     {"optimiser": (Optimiser("fedavg", 0.0),)}],
+)  # fmt: skip
 def test_a_value_that_no_study_may_have_is_refused_before_anything_is_made(tmp_path, content, axes):
     """Few output directions come from public images, which a random A does without."""
     content["adapter"] = {"kind": "ffa", "rank": 4}
@@ -372,8 +384,8 @@ def finished(tmp_path_factory, small):
     folder = tmp_path_factory.mktemp("pilot")
     (folder / "small.yaml").write_text(yaml.safe_dump(small()))
     axes = {"rank": (2,), "blocks": (1,), "quantization": ("nf4",), "value_bits": (9,), "batch": (20.0,),
-            "rounds": (2,), "output_rank": (9,)}  # fmt: skip
-    asked = Request(axes=axes, sample=120, trials=2)
+            "rounds": (2,), "output_rank": (9,), "optimiser": (AVERAGE,)}  # fmt: skip
+    asked = Request(axes=axes, sample=120, trials=3)
     told: list[tuple[str, int]] = []
 
     def stop(now: str, done: int, most: int) -> None:
@@ -404,7 +416,7 @@ def test_a_stopped_pilot_goes_on_and_its_files_agree(finished):
     folder, asked, result = finished
     out = folder / "out"
     assert json.loads((out / "pilot.json").read_text()) == result
-    assert [one["choice"]["rank"] for one in result["trials"]] == [4, 2]
+    assert [one["choice"]["rank"] for one in result["trials"]] == [4, 4, 2]
     assert sum(one["chosen"] for one in result["trials"]) == 1
     assert result["charged"] is None
     page = (out / "pilot.html").read_text()
@@ -419,6 +431,14 @@ def test_a_stopped_pilot_goes_on_and_its_files_agree(finished):
             )
             assert (price in one["frontier"]) <= (not beaten)
     assert any("hours" in one["frontier"] for one in result["trials"])
+    own, other = result["trials"][:2]  # another optimiser, and nothing else that a site would notice
+    assert (own["choice"]["optimiser"], other["choice"]["optimiser"]) == (vars(ADAM), vars(AVERAGE))
+    assert [own[price] for price in PRICES] == [other[price] for price in PRICES]
+    compared = result["server_optimisers"]["words"]
+    assert "fedadam 0.01" in compared
+    assert "fedavg 0.3" in compared
+    assert html.escape(compared.split(",")[0]) in page
+    assert f"{own['worst_class']['name']}: " in page
     assert (out / "frontier.svg").read_text().rstrip().endswith("</svg>")
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(pilot_table(result))
@@ -432,7 +452,8 @@ def test_a_stopped_pilot_goes_on_and_its_files_agree(finished):
 def test_the_study_that_a_pilot_writes_runs_from_end_to_end(finished, tmp_path):
     folder, _, result = finished
     study = load_study(folder / "out" / "study.yaml")
-    assert own_choice(study) == Choice(**result["chosen"])
+    found = result["chosen"]
+    assert own_choice(study) == Choice(**{**found, "optimiser": Optimiser(**found["optimiser"])})
     (chosen,) = [one for one in result["trials"] if one["chosen"]]
     simulate(study, tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -28,7 +28,7 @@ from secure_triplay.pilot.choices import own_choice, with_choice
 from secure_triplay.pilot.costs import Cost, SiteLimits
 from secure_triplay.pilot.private import Private, clearly_better, private_trials
 from secure_triplay.pilot.run import Request, run_pilot
-from secure_triplay.pilot.search import Decision, Trial
+from secure_triplay.pilot.search import Decision, Trial, WorstClass
 from secure_triplay.privacy.counts import CountRule
 from secure_triplay.privacy.mechanisms import DpSgdCharge
 
@@ -58,7 +58,7 @@ def searching(content, tmp_path):
     def run(asked: Private, out: str = "out"):
         study = parse_study(content)
         choices = [own_choice(study), replace(own_choice(study), rank=2)]
-        trials = [Trial(choice, COST, 0.6, 0.01, 0.5, 1.0) for choice in choices]
+        trials = [Trial(choice, COST, 0.6, 0.01, 0.5, 1.0, WorstClass(6, 0.2, 0.1, 20)) for choice in choices]
         (tmp_path / out / "trials").mkdir(parents=True, exist_ok=True)
         return private_trials(
             lambda choice: parse_study(with_choice(content, study, choice, 8.0)),
