@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,11 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _absolute(path: str, folder: Path) -> str:
     """`~` and `$VARIABLES` expanded, relative to the study file's folder. Raises ConfigError for unset variables."""
     expanded = os.path.expanduser(os.path.expandvars(path))
-    if "$" in expanded:
+    unset = re.search(r"\$\{?(\w*)", expanded)
+    if unset:
         raise ConfigError(
             f"the path {path} names a variable that is not set",
             where=str(folder),
-            fix="set it in the shell, for example BLOOD_CELLS=/data/blood-cells, or write the path out",
+            fix=f"set it in the shell, as in `export {unset[1]}=/data/folder`, or write the path out",
         )
     return str(folder / expanded)

@@ -172,8 +172,13 @@ class DpSgd:
 def check_epsilon(epsilon: float) -> None:
     """Raises PrivacyError for an epsilon that no noise can give."""
     if not _positive(epsilon):
+        why = (
+            "at 0 nothing may be learned from the records at all"
+            if epsilon <= 0
+            else "it has to be a finite number"
+        )
         raise PrivacyError(
-            f"epsilon {epsilon!r} cannot be reached: at 0 nothing may be learned from the records at all",
+            f"epsilon {epsilon!r} cannot be reached: {why}",
             where="epsilon",
             fix="choose an epsilon above 0; 1 to 10 is usual for training, smaller protects more",
         )

@@ -148,7 +148,7 @@ def test_page_and_plots_are_written_and_stand_alone(plan, tmp_path):
         ({"epsilon": 0.0}, "nothing may be learned"),
         ({"epsilon": -1.0}, "cannot be reached"),
         ({"epsilon": 500.0}, "an attacker could be certain"),
-        ({"epsilon": float("nan")}, "cannot be reached"),
+        ({"epsilon": float("nan")}, "cannot be reached: it has to be a finite number"),
         ({"delta": 0.0}, "not a small probability"),
         ({"delta": 0.1}, "too large for up to 2,000 records"),
         ({"delta": 1.0}, "not a small probability"),
