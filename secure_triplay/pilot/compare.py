@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from secure_triplay.pilot.choices import Choice
 from secure_triplay.pilot.optimiser import Optimiser
-from secure_triplay.pilot.search import Trial, fairest, level
-
-_ERRORS = 2.0 * math.sqrt(2.0)
-"""Two standard errors of a difference. All trials see the same images, so that this is rather too wide."""
+from secure_triplay.pilot.search import Trial, level, of_optimisers, resolution, worst_gap
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,9 @@ class Comparison:
         }
 
 
-def compare(trials: Sequence[Trial], taken: Choice, classes: Sequence[str], images: int) -> Comparison | None:
+def compare(
+    trials: Sequence[Trial], taken: Choice, own: Optimiser, classes: Sequence[str], images: int
+) -> Comparison | None:
     """The comparison, on so many measured `images`; None where no other optimiser was tried beside the one taken.
 
     It is made in the settings in which most optimisers were tried, whether they fit or not: none costs anything.
@@ -52,8 +50,8 @@ def compare(trials: Sequence[Trial], taken: Choice, classes: Sequence[str], imag
         return None
     (mine,) = [trial for trial in group if trial.choice.optimiser == taken.optimiser]
     others = [trial for trial in group if trial is not mine]
-    near, resolution = level(group), _ERRORS * max(one.standard_error for one in group)
-    untold = [one for one in others if abs(one.accuracy - mine.accuracy) < resolution]
+    near, least = level(group), resolution(group)
+    untold = [one for one in others if abs(one.accuracy - mine.accuracy) < least]
     words = [
         "Server optimisers, all else alike: "
         + "; ".join(
@@ -62,41 +60,36 @@ def compare(trials: Sequence[Trial], taken: Choice, classes: Sequence[str], imag
             for one in group
         )
         + ".",
-        _why(mine, near),
-        _resolved(mine, untold, images, resolution),
+        _why(mine, group, own),
+        _resolved(mine, untold, images, least),
     ]
     return Comparison(
         tuple(one.choice.optimiser for one in near),
         tuple(one.choice.optimiser for one in untold),
-        resolution,
+        least,
         " ".join(words),
     )
 
 
-def _why(mine: Trial, near: list[Trial]) -> str:
-    name = mine.choice.optimiser.words()
-    alone = fairest(near)
+def _why(mine: Trial, group: list[Trial], own: Optimiser) -> str:
+    name, alone = mine.choice.optimiser.words(), of_optimisers(group, own)
     if mine is not alone:
         return (
             f"By this alone {alone.choice.optimiser.words()} would be taken; {name} was for the reason above."
         )
-    if len(near) == 1:
-        return f"{name} is above the others by more than one standard error."
+    if mine.choice.optimiser == own:
+        return f"{name} is the study's own, and the images do not tell that another is better."
+    if any(one.choice.optimiser == own for one in group):
+        return f"The images tell that {name} is better than the study's own, {own.words()}."
     return f"{name} is within one standard error of the best, and of those that are none has a better worst class."
 
 
-def _resolved(mine: Trial, untold: list[Trial], images: int, resolution: float) -> str:
-    least = f"{100 * resolution:.1f} points"
+def _resolved(mine: Trial, untold: list[Trial], images: int, least: float) -> str:
+    points = f"{100 * least:.1f} points"
     if not untold:
-        return f"{images:,} images tell differences from {least} on, and all others are further from it."
+        return f"{images:,} images tell differences from {points} on, and all others are further from it."
     names = ", ".join(one.choice.optimiser.words() for one in untold)
-    said = f"NOT TOLD APART from it by {images:,} images, which tell differences from {least} on: {names}."
-    if any(abs(_gap(mine, one)) >= 1 for one in untold):
+    said = f"NOT TOLD APART from it by {images:,} images, which tell differences from {points} on: {names}."
+    if any(abs(worst_gap(mine, one)) >= 1 for one in untold):
         return said
     return f"{said} Nor are their worst classes: which of these is taken may be luck; more images would say more."
-
-
-def _gap(one: Trial, other: Trial) -> float:
-    """How far two worst classes' accuracies are from each other, in two standard errors of the difference."""
-    a, b = one.worst_class, other.worst_class
-    return (a.accuracy - b.accuracy) / (2 * math.hypot(a.standard_error, b.standard_error))

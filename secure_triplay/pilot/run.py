@@ -17,6 +17,7 @@ from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_
 from secure_triplay.pilot.compare import compare
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
 from secure_triplay.pilot.files import STUDY, kept, locked, study_text
+from secure_triplay.pilot.optimiser import Optimiser
 from secure_triplay.pilot.private import Private, private_trials, require_payer
 from secure_triplay.pilot.probe import measure_speeds
 from secure_triplay.pilot.sample import Sample, caveats, public_sample
@@ -127,7 +128,7 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
             return done[-1]
 
         trials = search(space, fits, first(own, fits), attempt, asked.limits, asked.trials)
-        decision = decide(trials, asked.limits)
+        decision = decide(trials, asked.limits, own.optimiser)
         charged = None
         if asked.private is not None:
             tell("on the site's own records, charged", len(done), asked.trials)
@@ -186,7 +187,7 @@ def _result(
 ) -> dict[str, Any]:
     best = {price: [id(one) for one in frontier(trials, price)] for price in PRICES}
     classes = [entry.name for entry in study.classes]
-    compared = compare(trials, decision.trial.choice, classes, sample.measured_images)
+    compared = compare(trials, decision.trial.choice, Optimiser.of(study), classes, sample.measured_images)
     return {
         "suite": "pilot",
         "version": __version__,

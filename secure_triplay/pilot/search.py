@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from secure_triplay.errors import PrivacyError
 from secure_triplay.pilot.choices import Choice, Space
 from secure_triplay.pilot.costs import GIB, Cost, SiteLimits, nothing_fits
+from secure_triplay.pilot.optimiser import Optimiser
 
 ORDER = ("optimiser", "rounds", "batch", "output_rank", "rank", "blocks", "value_bits", "quantization")
 """Settings that moved accuracy most in our own runs come first, for where trials run out.
@@ -104,9 +106,9 @@ def search(
                 tried[choice] = attempt(choice)
         trials = list(tried.values())
         if _fitting(trials, limits):
-            here = decide(trials, limits).trial.choice
+            here = decide(trials, limits, start.optimiser).trial.choice
         elif axis == "optimiser":  # it costs nothing, so that no limit speaks against it
-            here = fairest(level(trials)).choice
+            here = of_optimisers(trials, start.optimiser).choice
     return list(tried.values())
 
 
@@ -120,22 +122,48 @@ def untried(fits: Mapping[Choice, Cost], trials: list[Trial]) -> tuple[str, ...]
     return tuple(axis for axis in ORDER if len(values(axis, tried)) == 1 < len(values(axis, fits)))
 
 
-def level(trials: list[Trial]) -> list[Trial]:
+def level(trials: Sequence[Trial]) -> list[Trial]:
     """Those no more than one standard error below the best accuracy."""
     best = max(trials, key=lambda trial: trial.accuracy)
     return [trial for trial in trials if trial.accuracy >= best.accuracy - best.standard_error]
 
 
-def fairest(trials: list[Trial]) -> Trial:
-    """The one whose worst class does best; of those alike in that, the most accurate, and the first."""
-    return max(trials, key=lambda trial: (trial.worst_class.accuracy, trial.accuracy))
+def resolution(trials: Iterable[Trial]) -> float:
+    """The least difference of accuracies, a share of right answers, that the images of these trials tell.
+
+    Two standard errors of a difference. All trials see the same images, so that this is rather too wide.
+    """
+    return 2 * math.sqrt(2) * max(trial.standard_error for trial in trials)
 
 
-def decide(trials: list[Trial], limits: SiteLimits) -> Decision:
+def worst_gap(one: Trial, other: Trial) -> float:
+    """By how much the first one's worst class does better, in two standard errors of the difference."""
+    a, b = one.worst_class, other.worst_class
+    return (a.accuracy - b.accuracy) / (2 * math.hypot(a.standard_error, b.standard_error))
+
+
+def of_optimisers(trials: Sequence[Trial], own: Optimiser) -> Trial:
+    """Of trials that differ in their optimiser alone: the study's `own`, unless the images tell that another is better.
+
+    Another is better by accuracy, or if it is within one standard error of the best and its worst class does better. Of
+    several that are, and of all where `own` was not tried, it is the one with the best worst class, then with the best
+    accuracy.
+    """
+    near = level(trials)
+    mine = next((trial for trial in trials if trial.choice.optimiser == own), None)
+    if mine is not None:
+        least = resolution(trials)
+        near = [
+            one for one in near if one.accuracy - mine.accuracy >= least or worst_gap(one, mine) >= 1
+        ] or [mine]
+    return max(near, key=lambda trial: (trial.worst_class.accuracy, trial.accuracy))
+
+
+def decide(trials: list[Trial], limits: SiteLimits, own: Optimiser) -> Decision:
     """Of the trials that fit, the cheapest among those that are no more than one standard error below the best.
 
     Cheap is the sum of the shares of hours and memory; fewer bytes where that is equal. Server optimisers cost
-    nothing: of those level so far that differ in nothing else, the one whose worst class does best is taken.
+    nothing: of trials that differ in nothing else, `of_optimisers` takes one.
 
     This is the one-standard-error rule (Breiman et al. 1984, section 3.4.3): the best of several noisy figures is
     partly the luckiest, and what is told from it by luck alone may as well be cheap. It can cost up to one standard
@@ -150,7 +178,8 @@ def decide(trials: list[Trial], limits: SiteLimits) -> Decision:
     cheapest = min(
         near, key=lambda trial: (sum(trial.cost.shares(limits).values()), trial.cost.upload_bytes_per_round)
     )
-    taken = fairest([one for one in near if one.choice.with_optimiser_of(cheapest.choice) == cheapest.choice])
+    alike = [one for one in fitting if one.choice.with_optimiser_of(cheapest.choice) == cheapest.choice]
+    taken = of_optimisers(alike, own)
     share = taken.cost.shares(limits)
     if taken is best:
         reason = "It has the best accuracy of the choices tried that fit"
@@ -158,16 +187,20 @@ def decide(trials: list[Trial], limits: SiteLimits) -> Decision:
     elif taken.choice.with_optimiser_of(best.choice) == best.choice:
         reason = (
             f"The best of the choices tried ({best.choice.optimiser.words()}, else the same) has {best.accuracy:.1%}; "
-            f"this one has {taken.accuracy:.1%}, within one standard error of it ({best.standard_error:.1%}), costs "
-            f"the same, and its worst class does better ({taken.worst_class.accuracy:.1%} against "
-            f"{best.worst_class.accuracy:.1%})."
+            f"this one has {taken.accuracy:.1%} and costs the same."
         )
     else:
         reason = (
-            f"The best of the choices tried ({best.choice.words()}) has {best.accuracy:.1%}; this one is within one "
-            f"standard error of it ({best.standard_error:.1%}), and the cheapest that is. The best would take "
-            f"{best.cost.hours:.2g} h instead of {taken.cost.hours:.2g} h, and {best.cost.memory_bytes / GIB:.1f} GiB "
-            f"instead of {taken.cost.memory_bytes / GIB:.1f} GiB."
+            f"The best of the choices tried ({best.choice.words()}) has {best.accuracy:.1%}; this one's settings come "
+            f"within one standard error of it ({best.standard_error:.1%}), and are the cheapest that do. The best "
+            f"would take {best.cost.hours:.2g} h instead of {taken.cost.hours:.2g} h, and "
+            f"{best.cost.memory_bytes / GIB:.1f} GiB instead of {taken.cost.memory_bytes / GIB:.1f} GiB."
+        )
+    if len(alike) > 1 and taken is not best:
+        reason += (
+            " Its server optimiser is the study's own: the images do not tell that another is better."
+            if taken.choice.optimiser == own
+            else f" Its server optimiser is the one whose worst class does best ({taken.worst_class.accuracy:.1%})."
         )
     reason += f" It uses {share['hours']:.0%} of the hours and {share['memory']:.0%} of the memory allowed."
     if taken.accuracy <= taken.start_accuracy:

@@ -213,15 +213,17 @@ def test_what_is_taken_is_the_cheapest_within_one_standard_error_and_never_what_
         trial(ladder[0], 0.70, 1.0), trial(ladder[1], 0.745, 2.0), trial(ladder[2], 0.75, 8.0),
         trial(ladder[3], 0.90, 11.0),  # the best of all, and eleven hours where ten are allowed
     ]  # fmt: skip
-    found = decide(trials, limits)
+    found = decide(trials, limits, ladder[0].optimiser)
     assert found.trial.choice == ladder[1]
     assert found.best.choice == ladder[2]
     assert "one standard error" in found.reason
     assert "would take 8 h instead of 2 h" in found.reason  # what a person gives up is said
     assert "WARNING" not in found.reason
-    assert "WARNING" in decide([trial(ladder[0], 0.4, 1.0)], limits).reason  # worse than before training
+    assert (
+        "WARNING" in decide([trial(ladder[0], 0.4, 1.0)], limits, ladder[0].optimiser).reason
+    )  # worse than before training
     with pytest.raises(ConfigError, match="hours binds"):
-        decide(trials[3:], limits)
+        decide(trials[3:], limits, ladder[0].optimiser)
 
 
 def test_settings_that_trials_ran_out_for_are_named(demo):
