@@ -8,14 +8,22 @@ from typing import Any
 
 from secure_triplay.pilot.choices import Choice
 from secure_triplay.pilot.optimiser import Optimiser
-from secure_triplay.pilot.search import Trial, level, of_optimisers, resolution, worst_gap
+from secure_triplay.pilot.search import (
+    Trial,
+    alike_but_optimiser,
+    level,
+    of_optimisers,
+    resolution,
+    worst_gap,
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Of trials that differ in their server optimiser alone: which are level with the best, within one standard error.
 
-    `not_told_apart` are those closer to the one taken than the images tell: `resolution`, a share of right answers.
+    `not_told_apart` are those closer to the one taken than the images tell (`resolution`, a share of right answers),
+    and whose worst class is, too.
     """
 
     level: tuple[Optimiser, ...]
@@ -40,18 +48,16 @@ def compare(
 
     It is made in the settings in which most optimisers were tried, whether they fit or not: none costs anything.
     """
-    alike = [
-        [one for one in trials if one.choice.with_optimiser_of(trial.choice) == trial.choice]
-        for trial in trials
-        if trial.choice.optimiser == taken.optimiser
-    ]
-    group = max(alike, key=len)
+    with_it = [trial for trial in trials if trial.choice.optimiser == taken.optimiser]
+    group = max((alike_but_optimiser(trials, trial) for trial in with_it), key=len)
     if len(group) == 1:
         return None
     (mine,) = [trial for trial in group if trial.choice.optimiser == taken.optimiser]
     others = [trial for trial in group if trial is not mine]
     near, least = level(group), resolution(group)
-    untold = [one for one in others if abs(one.accuracy - mine.accuracy) < least]
+    untold = [
+        one for one in others if abs(one.accuracy - mine.accuracy) < least and abs(worst_gap(one, mine)) < 1
+    ]
     words = [
         "Server optimisers, all else alike: "
         + "; ".join(
@@ -61,7 +67,7 @@ def compare(
         )
         + ".",
         _why(mine, group, own),
-        _resolved(mine, untold, images, least),
+        _resolved(untold, images, least, kept=mine.choice.optimiser == own),
     ]
     return Comparison(
         tuple(one.choice.optimiser for one in near),
@@ -84,12 +90,16 @@ def _why(mine: Trial, group: list[Trial], own: Optimiser) -> str:
     return f"{name} is within one standard error of the best, and of those that are none has a better worst class."
 
 
-def _resolved(mine: Trial, untold: list[Trial], images: int, least: float) -> str:
-    points = f"{100 * least:.1f} points"
+def _resolved(untold: list[Trial], images: int, least: float, *, kept: bool) -> str:
+    points = f"{100 * least:.1f} points of accuracy"
     if not untold:
-        return f"{images:,} images tell differences from {points} on, and all others are further from it."
+        return (
+            f"{images:,} images tell differences from {points} on; all others are further from it, or their worst "
+            "class is."
+        )
     names = ", ".join(one.choice.optimiser.words() for one in untold)
-    said = f"NOT TOLD APART from it by {images:,} images, which tell differences from {points} on: {names}."
-    if any(abs(worst_gap(mine, one)) >= 1 for one in untold):
-        return said
-    return f"{said} Nor are their worst classes: which of these is taken may be luck; more images would say more."
+    luck = "" if kept else "which of these is taken may be luck; "
+    return (
+        f"NOT TOLD APART from it by {images:,} images, which tell differences from {points} on, nor by their worst "
+        f"class: {names}; {luck}more images would say more."
+    )

@@ -129,8 +129,8 @@ def _measured(records: Records, rng: np.random.Generator) -> NDArray[np.bool_]:
 def _shares(study: Study, records: Records, rng: np.random.Generator) -> tuple[str, tuple[Codes, ...]]:
     """The study's own skew where public images allow it; equal sites, their classes alike, otherwise.
 
-    All images are given away, and their classes are alike: so are those of all sites together, which is what
-    `union: balanced` asks for, and needs images to spare to find.
+    All images are given away, but for a `long-tail`, which leaves out what would make rare classes frequent. So the
+    classes of all sites together are alike, as `union: balanced` asks; to search for that needs images to spare.
     """
     n_sites, rule = len(study.sites), study.data.partition
     if len(records) < n_sites:

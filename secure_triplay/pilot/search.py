@@ -159,48 +159,48 @@ def of_optimisers(trials: Sequence[Trial], own: Optimiser) -> Trial:
     return max(near, key=lambda trial: (trial.worst_class.accuracy, trial.accuracy))
 
 
-def decide(trials: list[Trial], limits: SiteLimits, own: Optimiser) -> Decision:
-    """Of the trials that fit, the cheapest among those that are no more than one standard error below the best.
+def alike_but_optimiser(trials: Sequence[Trial], one: Trial) -> list[Trial]:
+    """Those that differ from a trial in their optimiser alone, and itself."""
+    return [other for other in trials if other.choice.with_optimiser_of(one.choice) == one.choice]
 
-    Cheap is the sum of the shares of hours and memory; fewer bytes where that is equal. Server optimisers cost
-    nothing: of trials that differ in nothing else, `of_optimisers` takes one.
+
+def settled(trials: Sequence[Trial], own: Optimiser) -> Optimiser:
+    """The optimiser that is taken: by the settings in which most were tried, fit or not, since none costs anything."""
+    group = max((alike_but_optimiser(trials, one) for one in trials), key=len)
+    return of_optimisers(group, own).choice.optimiser
+
+
+def decide(trials: list[Trial], limits: SiteLimits, own: Optimiser) -> Decision:
+    """With the optimiser that is `settled`: of the trials that fit, the cheapest within one standard error of the best.
+
+    Cheap is the sum of the shares of hours and memory; fewer bytes where that is equal. `own` is the study's optimiser.
 
     This is the one-standard-error rule (Breiman et al. 1984, section 3.4.3): the best of several noisy figures is
     partly the luckiest, and what is told from it by luck alone may as well be cheap. It can cost up to one standard
-    error of accuracy: a point or two on 800 images, nine on 24. Raises ConfigError where what was measured in the
-    trials shows that none fits.
+    error of accuracy, a point or two on 800 images, nine on 24; to keep the study's optimiser can cost as much as the
+    images do not tell (`resolution`). Raises ConfigError where what was measured in the trials shows that none fits.
     """
     fitting = _fitting(trials, limits)
     if not fitting:
         raise nothing_fits({trial.choice: trial.cost for trial in trials}, limits, ())
+    optimiser = settled(trials, own)
+    fitting = [trial for trial in fitting if trial.choice.optimiser == optimiser] or fitting
     best = max(fitting, key=lambda trial: trial.accuracy)
-    near = level(fitting)
-    cheapest = min(
-        near, key=lambda trial: (sum(trial.cost.shares(limits).values()), trial.cost.upload_bytes_per_round)
+    taken = min(
+        level(fitting),
+        key=lambda trial: (sum(trial.cost.shares(limits).values()), trial.cost.upload_bytes_per_round),
     )
-    alike = [one for one in fitting if one.choice.with_optimiser_of(cheapest.choice) == cheapest.choice]
-    taken = of_optimisers(alike, own)
     share = taken.cost.shares(limits)
+    of = f" with {optimiser.words()}" if any(trial.choice.optimiser != optimiser for trial in trials) else ""
     if taken is best:
-        reason = "It has the best accuracy of the choices tried that fit"
+        reason = f"It has the best accuracy of the choices tried{of} that fit"
         reason += ", and none cheaper comes within one standard error of it."
-    elif taken.choice.with_optimiser_of(best.choice) == best.choice:
-        reason = (
-            f"The best of the choices tried ({best.choice.optimiser.words()}, else the same) has {best.accuracy:.1%}; "
-            f"this one has {taken.accuracy:.1%} and costs the same."
-        )
     else:
         reason = (
-            f"The best of the choices tried ({best.choice.words()}) has {best.accuracy:.1%}; this one's settings come "
-            f"within one standard error of it ({best.standard_error:.1%}), and are the cheapest that do. The best "
-            f"would take {best.cost.hours:.2g} h instead of {taken.cost.hours:.2g} h, and "
-            f"{best.cost.memory_bytes / GIB:.1f} GiB instead of {taken.cost.memory_bytes / GIB:.1f} GiB."
-        )
-    if len(alike) > 1 and taken is not best:
-        reason += (
-            " Its server optimiser is the study's own: the images do not tell that another is better."
-            if taken.choice.optimiser == own
-            else f" Its server optimiser is the one whose worst class does best ({taken.worst_class.accuracy:.1%})."
+            f"The best of the choices tried{of} ({best.choice.words()}) has {best.accuracy:.1%}; this one is within "
+            f"one standard error of it ({best.standard_error:.1%}), and the cheapest that is. The best would take "
+            f"{best.cost.hours:.2g} h instead of {taken.cost.hours:.2g} h, and {best.cost.memory_bytes / GIB:.1f} GiB "
+            f"instead of {taken.cost.memory_bytes / GIB:.1f} GiB."
         )
     reason += f" It uses {share['hours']:.0%} of the hours and {share['memory']:.0%} of the memory allowed."
     if taken.accuracy <= taken.start_accuracy:

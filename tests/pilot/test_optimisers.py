@@ -131,9 +131,21 @@ def test_the_studys_own_optimiser_stays_unless_the_images_tell_that_another_is_b
     above = by(own, AVERAGE, 0.80, 0.3)
     assert decide([mine, above], LIMITS, ADAM).trial is above
     found = decide([mine, by(own, AVERAGE, 0.79, 0.3), by(own, SMALL, 0.78, 0.3)], LIMITS, ADAM)
-    assert "79.0%" in found.reason
-    assert "this one has 74.0% and costs the same" in found.reason
-    assert "is the study's own: the images do not tell that another is better" in found.reason
+    assert "the best accuracy of the choices tried with fedadam 0.01 that fit" in found.reason
+    compared = compare([mine, above], mine.choice, ADAM, CLASSES, 800)
+    assert compared is not None
+    assert "By this alone fedavg 0.3 would be taken" in compared.words
+
+
+def test_no_tried_choice_with_the_same_optimiser_is_cheaper_and_better_than_the_one_taken(own):
+    """An optimiser that is a little better, and not by what the images tell, sets no mark for the others' prices."""
+    first = by(own, ADAM, 0.700, 0.3, hours=8.0)
+    cheap = by(replace(own, rounds=15), ADAM, 0.712, 0.3, hours=4.0)
+    long = by(replace(own, rounds=60), ADAM, 0.7185, 0.3, hours=9.0)
+    found = decide([first, by(own, AVERAGE, 0.735, 0.3, hours=8.0), cheap, long], LIMITS, ADAM)
+    assert found.trial is cheap
+    assert found.best is long
+    assert "with fedadam 0.01" in found.reason
 
 
 def test_an_optimiser_level_with_the_best_is_better_where_its_worst_class_is(own):
@@ -143,8 +155,11 @@ def test_an_optimiser_level_with_the_best_is_better_where_its_worst_class_is(own
     rare, worse = by(own, SMALL, 0.785, 0.25), by(own, AVERAGE, 0.77, 0.9)
     found = decide([mine, rare, worse], LIMITS, ADAM)  # 0.77 is more than one standard error (0.02) below
     assert found.trial is rare
-    assert found.best is mine
-    assert "the one whose worst class does best (25.0%)" in found.reason
+    compared = compare([mine, rare, worse], rare.choice, ADAM, CLASSES, 800)
+    assert compared is not None
+    assert "The images tell that fedadam 0.003 is better than the study's own" in compared.words
+    assert compared.not_told_apart == ()  # worst classes tell
+    assert "NOT TOLD APART" not in compared.words
 
 
 def test_where_the_studys_own_optimiser_was_not_tried_worst_classes_decide(own):
@@ -238,10 +253,13 @@ def test_what_a_sample_cannot_tell_is_said_beside_the_choice(own):
     assert (found.level, found.not_told_apart) == ((ADAM, AVERAGE), (ADAM,))
     assert "fedadam 0.01 70.0% ± 9.0%, worst class shirt 0.0% ± 17.0%" in found.words
     assert (
-        "NOT TOLD APART from it by 24 images, which tell differences from 25.5 points on: fedadam 0.01"
-        in found.words
+        "NOT TOLD APART from it by 24 images, which tell differences from 25.5 points of accuracy on, nor by their "
+        "worst class: fedadam 0.01; which of these is taken may be luck" in found.words
     )
     assert "may be luck" in found.words
+    kept = compare(pair, pair[0].choice, ADAM, CLASSES, 24)
+    assert kept is not None
+    assert "luck" not in kept.words  # it stays by rule
     clear = [pair[0], by(own, AVERAGE, 0.68, 0.9, error=0.09, worst_error=0.1)]
     found = compare(clear, clear[1].choice, ADAM, CLASSES, 24)
     assert found is not None
