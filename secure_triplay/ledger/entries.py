@@ -159,7 +159,7 @@ class Decided(Body):
 
 
 class Exported(Body):
-    """Evidence left the party for a stated purpose."""
+    """Evidence was whole, and about to be handed out for a stated purpose."""
 
     kind: ClassVar[str] = "exported"
     purpose: Text

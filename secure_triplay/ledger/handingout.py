@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,11 @@ from secure_triplay.errors import RunError
 
 @contextmanager
 def handing_out(out: Path, note: Callable[[], object]) -> Iterator[Path]:
-    """Yield a draft folder to write into; when the block ends it is `out`, whole, and then `note` writes the entry.
+    """Yield a draft folder to write into; when the block ends, whole, `note` writes the entry, and the draft is `out`.
 
-    The entry comes last: a kill before it leaves a bundle that the log does not speak of yet, and never an entry that
-    speaks of a bundle which is not there. Where the entry cannot be written, the bundle goes again.
+    The entry comes between: no bundle gets its name without one. A kill right after it leaves an entry of a bundle that
+    did not get its name, so the log may say more than was handed out, and never less. Where the entry cannot be
+    written, the bundle goes again.
 
     Raises RunError where `out` exists, or cannot be written (known before the block), and what `note` raises.
     """
@@ -28,14 +28,10 @@ def handing_out(out: Path, note: Callable[[], object]) -> Iterator[Path]:
     try:
         with durable.new_folder(out) as draft:
             yield draft
+            note()
     except OSError as error:
         raise RunError(
             f"the bundle cannot be written: {error.strerror}",
             where=str(out),
             fix="check that the folder is yours and that the disk has room",
         ) from error
-    try:
-        note()
-    except Exception:
-        shutil.rmtree(out)
-        raise

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
+from secure_triplay import durable
 from secure_triplay.crypto.identity import Identity, SigningIdentity
 from secure_triplay.errors import PrivacyError, RunError
 from secure_triplay.ledger import budget
@@ -83,7 +84,9 @@ class Ledger:
         adopted = _policy(limits, approved_by, policy, policy_sha256)
         chain = Chain.create(folder / NAME, identity, opened, adopted, clock=clock)
         try:
-            trace.write_text("A privacy ledger was started here. If ledger.sqlite is missing, it was lost.\n")
+            durable.replace(
+                trace, b"A privacy ledger was started here. If ledger.sqlite is missing, it was lost.\n"
+            )
         except OSError as error:
             raise RunError(
                 f"the ledger's folder cannot be written: {error.strerror}",
