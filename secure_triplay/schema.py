@@ -44,7 +44,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                str(value)  # a long hexadecimal one is a number that could not be shown
+            return value
         except (ValueError, TypeError, OverflowError, LookupError) as error:
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
@@ -75,6 +78,10 @@ def _inside(node: yaml.Node) -> list[yaml.Node]:
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            raise yaml.constructor.ConstructorError(
+                None, None, "merge keys (<<) are not read here; write the keys out", key_node.start_mark
+            )
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
             raise yaml.constructor.ConstructorError(
@@ -164,14 +171,13 @@ def readable_error(error: ValidationError, where: str, module: str, fix: str) ->
 
 
 def _problem(item: Any, module: str) -> str:
-    parts = [
-        str(part)
-        for part in item["loc"]
-        if (part not in ("fashion-mnist", "manifest") or part == item["loc"][-1])
-        and not _BRANCH.fullmatch(str(part))
-    ]
-    key = ".".join(parts)
-    if item["type"] == "extra_forbidden":
+    *inner, last = item["loc"] or ("",)
+    named = item["type"] == "extra_forbidden"  # the last part is then a key that stands in the file
+    kinds = ("fashion-mnist", "manifest")
+    parts = [str(part) for part in inner if part not in kinds and not _BRANCH.fullmatch(str(part))]
+    parts += [str(last)] if named or not _BRANCH.fullmatch(str(last)) else []
+    key = ".".join(part for part in parts if part)
+    if named:
         known = sorted(_known_keys(module))
         if parts[-1] in known:
             return f"{key}: unknown key here; it belongs to another part of the file"

@@ -101,12 +101,33 @@ def test_every_yaml_that_the_package_reads_goes_through_one_function(root):
         ("adapter", {"kind": "x"}, "adapter.kind: must be 'ffa' or 'lora' (given: 'x')"),
         ("epsilon", 3, "epsilon: unknown key here; it belongs to another part of the file"),
         ("epsilonn", 3, "epsilonn: unknown key; did you mean `epsilon`?"),
+        ("DpOn", 1, "DpOn: unknown key"),
+        ("list[x]", 1, "list[x]: unknown key"),
     ],
 )
 def test_a_wrong_value_is_told_in_the_words_of_the_file(demo, key, value, said):
     with pytest.raises(ConfigError) as caught:
         parse_study(demo | {key: value})
     assert caught.value.what == said
+
+
+def test_privacy_and_none_are_not_asked_for_together(demo):
+    with pytest.raises(
+        ConfigError, match=r"unsafe_dp_off trains without privacy, and epsilon, delta, .* are of"
+    ):
+        parse_study(demo | {"privacy": demo["privacy"] | {"unsafe_dp_off": True}})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rounds: 1\nseed: 0x" + "f" * 6000, "line 2"),
+        ("base: &a {x: 1}\nmore: {<<: *a}\n", "merge keys .* line 2"),
+    ],
+)
+def test_a_value_that_cannot_be_shown_or_is_not_read_here_is_refused_with_its_line(text, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_yaml(text, "study.yaml")
 
 
 @pytest.mark.parametrize("hours", [3, [], [{"from": "08:00", "until": 9, "x": 1}], {}])

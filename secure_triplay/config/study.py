@@ -47,7 +47,15 @@ class Study(Frozen):
     def _which_privacy(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return (DpOff if "unsafe_dp_off" in value else DpOn).model_validate(value)
+        if "unsafe_dp_off" not in value:
+            return DpOn.model_validate(value)
+        private = [key for key in DpOn.model_fields if key in value and key not in DpOff.model_fields]
+        if private:
+            raise ValueError(
+                f"unsafe_dp_off trains without privacy, and {', '.join(private)} are of training with it: leave out "
+                "the one or the others"
+            )
+        return DpOff.model_validate(value)
 
     @field_validator("aggregation", mode="before")
     @classmethod
