@@ -27,12 +27,14 @@ def private_file(path: str, flags: int) -> int:
 
 def write_new(path: Path, content: bytes) -> None:
     """A new file of mode 0600. Raises FileExistsError where one is there already, and OSError."""
-    with open(path, "xb", opener=private_file) as file:
-        try:
+    draft = _draft_beside(path)
+    try:
+        with open(draft, "xb", opener=private_file) as file:
             _write(file, content)
-        except BaseException:
-            path.unlink()
-            raise
+        os.link(draft, path)  # unlike a rename, refuses where a file is
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -33,6 +33,7 @@ def happened(monkeypatch):
     watch(os, "sync", "fsync")
     watch(os, "name", "replace")
     watch(os, "name", "rename")
+    watch(os, "name", "link")
     return seen
 
 
@@ -59,7 +60,9 @@ def test_content_is_on_disk_before_its_name_and_the_name_before_the_call_returns
     folder = tmp_path / "folder"
     folder.mkdir()
     durable.write_new(folder / "new", b"1")
-    assert happened == ["sync new", "sync folder"]
+    draft = happened[0].removeprefix("sync ")
+    assert happened == [f"sync {draft}", f"name {draft}", "sync folder"]
+    assert draft.startswith(".new.")
     happened.clear()
     durable.replace_private(folder / "private", b"1")
     assert happened == ["sync private.part", "name private.part", "sync folder"]
@@ -119,6 +122,19 @@ def test_a_full_disk_leaves_no_half_of_a_new_file(tmp_path, full):
     with pytest.raises(OSError, match="No space"):
         durable.write_new(tmp_path / "key", b"content")
     assert names(tmp_path) == []
+
+
+def test_a_new_file_that_a_kill_cut_short_is_not_there_and_can_be_made_again(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from secure_triplay import durable\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), 9)\n"
+        "durable.write_new(Path(sys.argv[1]), b'secret')"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "key")], check=False)
+    assert killed.returncode == -9
+    assert not (tmp_path / "key").exists()
+    durable.write_new(tmp_path / "key", b"secret")
+    assert (tmp_path / "key").read_bytes() == b"secret"
 
 
 @pytest.mark.parametrize("write", [durable.replace, durable.replace_private])

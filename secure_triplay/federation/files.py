@@ -38,6 +38,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         make_folder(path)
     try:
         with durable.new_folder(path, mode=0o700) as draft:
+            make_folder(draft)  # some mounts give every folder their own mode
             yield draft
     except OSError as error:
         raise _unwritable(path, error) from error

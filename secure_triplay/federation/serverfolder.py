@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +75,7 @@ class ServerFolder:
         require_person(started_by, "--started-by")
         _require_address(server)
         study, members = load_study(study_file), read_enrolments(enrolments)
+        study_bytes = read_public(study_file, "study", "name a study file")
         chosen = rules or Rules(quorum=least_quorum(study, len(members)), deadline_s=3600.0)
         signer, ca = DoubleSigner.generate(), make_ca(f"{study.study} study")
         certificate = make_server_certificate(ca, _hosts(server))
@@ -98,7 +98,7 @@ class ServerFolder:
             write_secret(draft / KEY, certificate.key)
             for name in (EPOCHS, CONFIRMED, ROUNDS):
                 (draft / name).mkdir(mode=0o700)
-            shutil.copyfile(study_file, draft / "study.yaml")
+            write_public(draft / "study.yaml", study_bytes)
             AuditLog.create(draft, signer.signer, party="coordinator", started_by=started_by).close()
             cls(draft).add_epoch(bundle)
         return cls(path)

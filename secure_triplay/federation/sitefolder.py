@@ -8,7 +8,6 @@ user, or takes an unencrypted disk, has them. The site's full-disk encryption is
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -67,7 +66,7 @@ class SiteFolder:
                 fix="name a new folder with --dir, or use the site that is there",
             )
         source = Path(str(files("secure_triplay.federation") / "strict.yaml")) if policy is None else policy
-        limits = load_policy(source)
+        limits, policy_bytes = load_policy(source), read_public(source, "policy", "name a policy file")
         if with_ledger:
             policy_limits(limits)
         signer = DoubleSigner.generate()
@@ -93,7 +92,7 @@ class SiteFolder:
             write_secret(draft / SUPERNODE_KEY, supernode.private_bytes(*_OPENSSH))
             write_secret(draft / APPROVAL_KEY, approval.private_bytes(*_OPENSSH))
             write_secret(draft / STORAGE_KEY, os.urandom(STORAGE_KEY_BYTES))
-            shutil.copyfile(source, draft / POLICY)
+            write_public(draft / POLICY, policy_bytes)
             (draft / STUDIES).mkdir(mode=0o700)
             write_public(draft / f"{name}.enrol", enrolment.signed(signer))
         return cls(path, enrolment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -62,6 +63,34 @@ def test_only_its_user_can_read_a_sites_keys(world):
     storage.chmod(0o644)
     with pytest.raises(CryptoError, match="can read a key"):
         _ = world.sites["north"].storage_key
+
+
+def test_a_folder_that_others_can_open_whatever_is_asked_for_gets_no_key(tmp_path, monkeypatch):
+    """As on a mount whose owner, and not the program, chooses the modes of folders."""
+    made = Path.mkdir
+
+    def open_to_all(path: Path, *_: object, **asked: bool) -> None:
+        made(path, parents=asked.get("parents", False), exist_ok=asked.get("exist_ok", False))
+        path.chmod(0o755)
+
+    monkeypatch.setattr(Path, "mkdir", open_to_all)
+    with pytest.raises(RunError, match="other users of this machine can open this folder"):
+        SiteFolder.init(tmp_path / "north", "north", None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_new_folder_holds_is_on_disk_before_the_folder_has_its_name(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    site = SiteFolder.init(tmp_path / "north", "north", None)
+    for path in site.path.iterdir():
+        if path.is_file():
+            assert any(name.startswith((path.name, f".{path.name}.")) for name in synced), path.name
 
 
 def test_no_key_is_ever_overwritten(world):
