@@ -183,7 +183,7 @@ def require_of_public_gradients(given: Matrices, gradients: dict[str, NDArray[np
 
     Its rows must be orthonormal within 0.01, hold all but 0.02 of what as many of the leading directions hold, and no
     direction among them may hold less than 0.9 of what the last of the leading ones does. Measured as above, 2 to 20
-    directions, in float32 and bfloat16: at most 0.0003, at most 0.0009, at least 0.998; a test holds these. Random
+    directions, in float32 and bfloat16: at most 0.0004, at most 0.0009, at least 0.998; a test holds these. Random
     directions miss 0.94 or more; those of another hundred images of the same classes miss 0.6 or more.
     What it protects and what not is as with A: within what public images show, U may be turned. Raises ConfigError.
     """
