@@ -2,8 +2,8 @@
 
 In each the coalition takes what it reads for the victim's update, and the suite's two strongest attacks go on from
 there: a picture by the span of a gradient (`span`), and who it was out of a gallery (`identification`). The victim
-trains on one image, plain LoRA of rank 32 on every block, without noise, and its values have 20 bits: nothing but the
-masks stands between an attacker and the picture. Three arms have to succeed, or the audit is INVALID. That with t
+trains on one image, plain LoRA of rank 32 on every block, without noise, and its values have 24 bits, the most that a
+codec has: nothing but the masks stands between an attacker and the picture. Three arms have to succeed, or the audit is INVALID. That with t
 sites does, as Shamir's sharing says, shows that the arm with t-1 asks the same attack of the same bytes.
 """
 
@@ -39,7 +39,7 @@ from secure_triplay.privacy.noise import NoiseSource
 SCHEMA = "secure-triplay/audit-collusion/1"
 PARAMETERS = MaskingParameters.choose(7, colluders=2, dropouts=2)
 T = PARAMETERS.threshold
-VALUE_BITS = 20
+VALUE_BITS = 24
 CLEAR, NO_MASKS, FEWER, ENOUGH = "clear", "no masks", "t-1 sites", "t sites"
 WITH: dict[str, int | None] = {CLEAR: None, NO_MASKS: 1, FEWER: T - 1, ENOUGH: T}
 """Arm -> how many sites collude with the server; nobody has to where updates travel in the clear."""
