@@ -47,7 +47,7 @@ def site_init(
     out = Console(highlight=False, soft_wrap=True)
     out.print(
         Text.assemble(
-            f"Made {where}: keys of {name}, which never leave it, and policy.yaml, which only people here write.\n"
+            f"Made {where}: keys of {name}, which are never sent, and policy.yaml, which only people here write.\n"
             "Key files have no passphrase, so that the site starts by itself; full-disk encryption protects them.\n"
             f"Send to the coordinator:  {site.enrolment_file}  (public)\n"
             "Its fingerprint, to read out over the phone:\n  ",
@@ -166,8 +166,8 @@ def _show(out: Console, name: str, asked: object) -> None:
     columns = (
         "a public data set; no data of this site"
         if isinstance(data, FashionMnist)
-        else "this site's manifest.csv: path and label"
-        + (", patient_id" if study.dp and study.dp.unit == "patient" else "")
+        else "this site's manifest.csv: path and label, "
+        + ("patient_id" if study.dp and study.dp.unit == "patient" else "patient_id where it has one")
         + (", domain" if data.partition.kind == "domain" else "")
     )
     table = Table(show_header=False, box=None, padding=(0, 1), pad_edge=False)
@@ -221,7 +221,9 @@ def site_start(site_dir: SiteDir, study: StudyName = None) -> None:
     start_site(site, joined, lambda event: say(out, event))
     out.print(
         Text(
-            f"The study has ended. In {joined.folder}: adapter/ (PEFT), evidence/ (what was spent), "
-            "journal.jsonl.\nWhat may leave the site is in its policy under may_export."
+            f"The study has ended. In {joined.folder}: adapter/ (PEFT), evidence/ (what was spent), personal/ (this "
+            "site's own adapter, where the study has them), journal.jsonl (exact figures, for this site alone).\n"
+            "What people here may hand out is in the policy under may_export; no program keeps them from more.\n"
+            "The last epoch's key stays in state/ until somebody deletes that folder; the ledger has to be kept."
         )
     )

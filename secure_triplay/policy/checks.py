@@ -98,7 +98,7 @@ def check_participants(policy: SitePolicy, participants: int) -> Refusal | None:
 
 
 def check_export(policy: SitePolicy, what: Export) -> Refusal | None:
-    """A refusal where `what` may not leave the site."""
+    """A refusal where people here may not hand out `what`; no command asks, and files are theirs to keep."""
     if what in policy.may_export:
         return None
     allowed = ", ".join(policy.may_export) or "nothing"

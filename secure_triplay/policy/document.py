@@ -105,7 +105,9 @@ class SitePolicy(Frozen):
 
     timezone: str = Field("UTC", description="of allowed_hours, such as Europe/Berlin")
     allowed_hours: Literal["always"] | Annotated[tuple[Hours, ...], Field(min_length=1)]
-    may_export: tuple[Export, ...] = Field(description="what may leave the site on a person's command")
+    may_export: tuple[Export, ...] = Field(
+        description="what people here may hand out; the program enforces `accuracy` alone, by refusing studies"
+    )
 
     @field_validator("timezone")
     @classmethod
