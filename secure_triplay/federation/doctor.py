@@ -1,6 +1,6 @@
 """Looks a person through what usually keeps a federation from running, at a site or at the server.
 
-Nothing is changed and no secret is read; a connection that is tried carries no request but for the time.
+Nothing is changed and no secret is shown; a connection that is tried carries no request but for the time.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ from secure_triplay.policy import check_hours
 FLOWER = "1.41.0"
 LEAST_FREE_BYTES = 2 << 30
 WARN_DAYS = 30
+_RENEW_SERVER = "at the server: secure-triplay server renew"
+_RENEW_OWN = (
+    "remove local.key beside it, and join again with the same bundle: secure-triplay site join BUNDLE"
+)
+_RENEW_AUTHORITY = "it is not renewed: end the study before that day, or make a new one"
 MOST_SKEW_S = 60.0
 _TIMEOUT_S = 10.0
 
@@ -57,7 +62,7 @@ def examine_site(site: SiteFolder, study: str | None = None) -> list[Finding]:
         _tried("ledger", lambda: _ledger(site)),
         _tried("policy", lambda: _policy(site, joined)),
         _tried("app", lambda: _app(site, joined)),
-        _certificate("own certificate", joined.folder / LOCAL_CERTIFICATE),
+        _certificate("own certificate", joined.folder / LOCAL_CERTIFICATE, _RENEW_OWN),
         *reach(joined.bundle.server, joined.bundle.ca_certificate),
     ]
 
@@ -77,8 +82,8 @@ def examine_server(folder: ServerFolder) -> list[Finding]:
         *_here(folder.path, bundle),
         confirmed,
         _tried("app", lambda: _own_app(bundle)),
-        _certificate("server certificate", certificate),
-        _certificate("study's authority", certificate_authority),
+        _certificate("server certificate", certificate, _RENEW_SERVER),
+        _certificate("study's authority", certificate_authority, _RENEW_AUTHORITY),
         *reach(f"127.0.0.1:{bundle.server.rpartition(':')[2]}", bundle.ca_certificate),
     ]
 
@@ -116,7 +121,7 @@ def reach(server: str, ca_certificate: str) -> Iterable[Finding]:
     assert peer is not None
     return [
         Finding("server", "ok", f"{server} answers, over TLS by the study's authority"),
-        _expiry("its certificate", ca.expires(ssl.DER_cert_to_PEM_cert(peer).encode())),
+        _expiry("its certificate", ca.expires(ssl.DER_cert_to_PEM_cert(peer).encode()), _RENEW_SERVER),
         _skew(head),
     ]
 
@@ -172,21 +177,21 @@ def _own_app(bundle: StudyBundle) -> str:
     return f"{bundle.app_sha256[:16]}…, made of the package that is installed here"
 
 
-def _certificate(what: str, file: Path) -> Finding:
+def _certificate(what: str, file: Path, renewal: str) -> Finding:
     try:
-        return _expiry(what, ca.expires(file.read_bytes()))
+        return _expiry(what, ca.expires(file.read_bytes()), renewal)
     except (OSError, SecureTriplayError) as error:
         return Finding(what, "wrong", str(error), "make the folder again, or restore it from its backup")
 
 
-def _expiry(what: str, ends: datetime) -> Finding:
+def _expiry(what: str, ends: datetime, renewal: str) -> Finding:
     days = (ends - datetime.now(UTC)).days
     verdict: Verdict = "wrong" if days < 0 else "warning" if days < WARN_DAYS else "ok"
     return Finding(
         what,
         verdict,
         f"holds until {ends:%Y-%m-%d} ({days} days)",
-        "" if verdict == "ok" else "at the server: secure-triplay server renew",
+        "" if verdict == "ok" else renewal,
     )
 
 

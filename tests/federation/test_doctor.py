@@ -163,6 +163,22 @@ def test_a_certificate_that_a_full_disk_does_not_renew_stays_with_its_key(world,
     assert world.server.tls[2].stat().st_mode & 0o777 == 0o600
 
 
+def test_what_is_said_of_a_certificate_that_ends_renews_that_very_one(world, monkeypatch):
+    world.join("north")
+    north = world.sites["north"]
+    certificate = world.joined("north").folder / "local.crt"
+    before = certificate.read_bytes()
+    monkeypatch.setattr(doctor, "WARN_DAYS", 10**4)
+    fixes = {finding.what: finding.fix for finding in (*examine_site(north), *examine_server(world.server))}
+    assert "server renew" in fixes["server certificate"]
+    assert "not renewed" in fixes["study's authority"]
+    assert "remove local.key" in fixes["own certificate"]
+    assert "site join" in fixes["own certificate"]
+    (certificate.parent / "local.key").unlink()
+    world.join("north")
+    assert certificate.read_bytes() != before
+
+
 def test_at_the_server_a_missing_confirmation_is_named(world):
     world.server.take_confirmation(world.join("north"))
     found = {finding.what: finding for finding in examine_server(world.server)}
