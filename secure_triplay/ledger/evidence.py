@@ -225,20 +225,22 @@ def not_covered(books: Books, last: int, peers: int, unanchored: int) -> list[di
         )
     found += [
         (
-            f"The same {unit} at other sites",
-            f"Epsilon is per {unit} and per site. A {unit} known to k sites composes k budgets: "
+            f"The same {'patient' if unit == 'patient' else 'person'} at other sites",
+            f"Epsilon is per {unit} and per site. Somebody known to k sites composes k budgets: "
             "the figures add up, roughly.",
         ),
         (
             "Groups",
-            f"A group of k {unit}s, such as a family, is protected by about k times the epsilon, and a "
+            f"A group of k {unit}s, such as {'a family' if unit == 'patient' else 'all images of one person'}, is "
+            "protected by about k times the epsilon, and a "
             "delta that grows "
             "faster than k.",
         ),
         (
             "Withdrawn consent",
-            "Taking somebody's records away stops what they would cost from then on. It cannot recall what "
-            "was released before: the adapters already published keep what they learned, within the "
+            "Taking somebody's rows out of the manifest, and starting the site again, stops what they would "
+            "cost from then on; until then a running site goes on with what it read. It cannot recall what was "
+            "released before: adapters, the site's personal one included, keep what they learned, within the "
             "epsilon charged until then.",
         ),
         (
@@ -249,8 +251,13 @@ def not_covered(books: Books, last: int, peers: int, unanchored: int) -> list[di
         (
             "Use outside this ledger",
             "Only releases that went through this ledger are counted: not other systems, papers, or "
-            "results told by people who saw the data, nor the choice of settings by hand on the same "
-            "records.",
+            "results told by people who saw the data (the exact figures in this site's journal among them), "
+            "nor the choice of settings by hand on the same records.",
+        ),
+        (
+            "What clocks tell",
+            "Whoever sees when this site's messages come can tell roughly how long training took, and how many "
+            "images it measures. No budget is charged for that.",
         ),
         (
             "A mistake in the software",

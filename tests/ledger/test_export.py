@@ -171,6 +171,18 @@ def test_an_owner_who_signs_a_lie_is_refuted_by_the_entries(bundle, identity, li
         verify(bundle)
 
 
+def test_a_bundle_that_another_version_worded_verifies_by_its_figures_and_says_so(bundle, identity):
+    def older(evidence):
+        evidence.update(software="0.0.9")
+        evidence["not_covered"][0].update(text="In other words.")
+
+    resigned(bundle, identity, older)
+    assert any("worded by version 0.0.9" in note for note in verify(bundle).notes)
+    resigned(bundle, identity, LIES["a smaller epsilon"])
+    with pytest.raises(PrivacyError, match="epsilon_charged"):
+        verify(bundle)
+
+
 def test_an_owner_who_signs_another_table_or_page_is_refuted(bundle, identity):
     for name in (CSV_NAME, PAGE_NAME):
         path = bundle / name
