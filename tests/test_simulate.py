@@ -337,7 +337,7 @@ def test_the_summary_has_both_accuracies_of_each_site_on_its_own_records(run):
         assert set(personal) == {"event", "time", "rounds", "holdout_correct", "holdout_total"}
     page = (folder / "report.html").read_text()
     assert ">Personal<" in page
-    assert "never leaves the site" in page
+    assert "is never sent" in page
 
 
 def test_a_missing_manifest_ends_the_run_with_its_name_and_leaves_nothing(tmp_path):

@@ -263,7 +263,7 @@ class HarnessOnly(Part):
     )
     note: str = (
         "The simulation harness read these figures from the sites' own folders. No site sent them, no budget "
-        "was charged for them, and a real federation would not have them."
+        "was charged for them, and in a real federation nobody but the site itself would have them."
     )
 
 

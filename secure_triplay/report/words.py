@@ -18,7 +18,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 PERSONAL = (
     "each site's own second adapter, made of its own updates. It costs no privacy beyond ε, "
-    "lies in sites/NAME/personal and never leaves the site."
+    "lies in sites/NAME/personal and is never sent."
 )
 """What a figure of a personal adapter is, after its name and a colon."""
 
@@ -235,9 +235,9 @@ _MALICIOUS = Limit(
     "the sum. Signatures say who sent an update, not that it is a good one.",
 )
 _UPLOAD_TIME = Limit(
-    "The time of an upload",
-    "Uploads leave when they are ready. Whoever watches the network can guess how many records were sampled "
-    "in a round from how long it took.",
+    "What clocks tell",
+    "Messages leave when they are ready. Whoever sees when they come, the server included, can guess how many "
+    "records were sampled in a round, and roughly how many images a site measures.",
 )
 _ONE_MACHINE = Limit(
     "The machine that simulated it",

@@ -91,7 +91,7 @@ def test_personal_adapters_have_a_column_that_fits_and_are_said_to_be_free_and_t
     assert all("69.3 KB" in line and "7.98" in line for line in (east, south))
     flat = " ".join(text.split())
     assert "no privacy beyond ε" in flat
-    assert "never leaves the site" in flat
+    assert "is never sent" in flat
 
 
 def test_without_personal_adapters_there_is_no_column_for_them(summary: Summary) -> None:

@@ -121,5 +121,5 @@ def test_without_dp_the_first_limit_is_what_the_adapter_reveals(unsafe: Summary)
     assert not any("ε" in limit.text for limit in others)
 
 
-def test_the_time_of_an_upload_is_named_as_unprotected(summary: Summary) -> None:
-    assert any("time of an upload" in limit.title for limit in words.limits(summary))
+def test_what_clocks_tell_is_named_as_unprotected(summary: Summary) -> None:
+    assert any("clocks" in limit.title and "server included" in limit.text for limit in words.limits(summary))
