@@ -39,12 +39,13 @@ def describe(study: Study, n_params: int | None = None) -> list[tuple[str, str]]
         (
             "Server",
             "It adds encrypted updates and holds no key. It learns which site took part in which round, when, "
-            "and the size of an update, which is the same for all.",
+            "hashes of ledgers, and the size of an update, which is the same for all. When messages come tells it "
+            "roughly how long training took and how many images a site measures; nothing prevents that.",
         ),
         ("Together", together(study)),
         (
             "Not protected",
-            f"{_not_protected(study)} Upload times may tell how long training took.",
+            _not_protected(study),
         ),
     ]
 
@@ -143,7 +144,7 @@ def _adapter(study: Study) -> str:
     ranks = {site.name: site.rank for site in study.sites if site.rank is not None}
     own = "".join(f" Site {name} trains {rank} columns of B." for name, rank in ranks.items())
     text = " and of the text tower's" * of.text_tower
-    where = f"{of.target_modules} of the last {of.last_blocks} blocks{text}"
+    where = f"{of.target_modules} of the last {of.last_blocks} block{'s' * (of.last_blocks != 1)}{text}"
     return f"LoRA of rank {of.rank} on {where}; {kind[of.kind]}.{own}"
 
 

@@ -1,10 +1,10 @@
 """The proof that matters: everything that a real server received, wrote and holds, searched for what it must not have.
 
-A real federation runs: SuperLink, SuperNodes, TLS, separate processes. At several moments of every round the audit
-reads the memory of every process of the server, and at the end everything in its folder, database and logs
-included. It looks for the CKKS key in every form in which the library holds it, each site's update and adapter
-(float32 and as the integers that are encrypted), training images, and record counts. The same search has to find
-each of these in a client's memory; otherwise it proves nothing, and the audit says INVALID.
+A real federation runs: SuperLink, SuperNodes, TLS, separate processes. Each time that a sum was just formed, and
+after the study, the audit reads the memory of every process of the server, and at the end everything in its folder,
+database and logs included. It looks for the CKKS key in every form in which the library holds it, each site's
+update and adapter (float32 and as the integers that are encrypted), training images, and record counts. The same
+search has to find each of these in a client's memory; otherwise it proves nothing, and the audit says INVALID.
 """
 
 from __future__ import annotations

@@ -170,10 +170,15 @@ class MaskingParameters:
         )
         vanish = "no site may vanish" if d == 0 else f"up to {d} of {n} sites may vanish"
         return (
-            f"To see one site's update, {who} needs the help of more than {c} of the {n} sites. Otherwise it and they "
-            f"learn the sum of at least {self.fewest_honest_survivors} honest sites, and nothing else. "
+            f"To see one site's update, {who} needs the help of more than {c} of the {n} sites. Otherwise all "
+            f"that it and they learn of updates is sums over at least {self.fewest_honest_survivors} honest sites. "
             f"In a round {vanish}; with fewer than {self.threshold} left, the round fails and nothing is opened."
             + (" With two sites, the sum tells each of them the other's update." if n == 2 else "")
+            + (
+                ""
+                if self.complete
+                else " Above 50 sites this rests on an argument of ours that nobody else reviewed."
+            )
         )
 
 
