@@ -94,8 +94,8 @@ def _data(study: Study) -> str:
     if isinstance(data, FashionMnist):
         return (
             f"Fashion-MNIST: {data.records_per_site:,} training images a site, {data.holdout_per_site:,} held back, "
-            f"divided by {data.partition.kind}; {data.public_images:,} public images align the projection, "
-            f"{data.test_images:,} public images measure."
+            f"divided by {data.partition.kind}; {data.public_images:,} public images align the projection"
+            f"{' and give A' * (study.adapter.basis == 'public')}, {data.test_images:,} public images measure."
         )
     assert isinstance(data, Manifest)
     if data.manifest is None:
@@ -105,7 +105,7 @@ def _data(study: Study) -> str:
         )
     return (
         f"{data.manifest}, divided over the simulated sites by {data.partition.kind}; no patient is at two sites; "
-        f"{_test_set(data)}."
+        f"{_test_set(data)}{_public(data)}."
     )
 
 
@@ -116,6 +116,14 @@ def _test_set(data: Manifest) -> str:
     if data.test_manifest is not None:
         return f"{data.test_manifest} is the public test set"
     return f"{data.test_fraction:.0%} of patients are the public test set"
+
+
+def _public(data: Manifest) -> str:
+    """What is taken for public without being of another manifest."""
+    return (
+        f"; {data.public_images:,} images of patients at no site count as public: nothing protects them"
+        * bool(data.public_images)
+    )
 
 
 def _model(study: Study) -> str:

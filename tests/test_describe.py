@@ -44,5 +44,7 @@ def test_what_is_tested_on_is_said_where_one_manifest_is_divided():
     assert "all of domain sketch is the public test set" in said(content, "Data")
     del content["data"]["test_domain"]
     assert "20% of patients are the public test set" in said(content, "Data")
+    content["data"]["public_images"] = 60
+    assert "60 images of patients at no site count as public: nothing protects them" in said(content, "Data")
     content["data"]["test_manifest"] = "test.csv"
     assert "test.csv is the public test set" in said(content, "Data")

@@ -69,10 +69,19 @@ def stand_of(model: ThreatModel, asset: Asset, found: Found, *, private: bool) -
 
 
 def in_words(finding: FindingEntry) -> str:
-    """`span-inversion: 9.1 dB (bound 9.4)`: the figure that decided."""
+    """`span-inversion: 9.1 dB (bound 9.4)`: the figure that decided, and whether chance allows it past its bound."""
     value = "beyond measure" if finding.value is None else f"{finding.value:.3g}"
-    bound = "" if finding.bound is None else f" (bound {finding.bound:.3g})"
+    bound = "" if finding.bound is None else f" (bound {finding.bound:.3g}{_by_chance(finding)})"
     return f"{finding.attack}: {finding.metric} {value}{bound}"
+
+
+def _by_chance(finding: FindingEntry) -> str:
+    """Why a figure past its bound is no leak: the bound lies in its 95 % interval."""
+    low, high = finding.interval or (None, None)
+    if finding.value is None or finding.bound is None or low is None or high is None:
+        return ""
+    past = finding.value > finding.bound if finding.worse == "higher" else finding.value < finding.bound
+    return ", inside the 95 % interval" * (past and low <= finding.bound <= high)
 
 
 def _elsewhere(model: ThreatModel, asset: Asset) -> str:

@@ -37,7 +37,9 @@ class FashionMnist(Frozen):
     """Fashion-MNIST divided over simulated sites; public images come from outside every site's share."""
 
     kind: Literal["fashion-mnist"]
-    public_images: Count = Field(100, description="public images that align the packaged projection")
+    public_images: Count = Field(
+        100, description="public images: they align the packaged projection, and give A (`basis: public`)"
+    )
     test_images: Annotated[int, Field(ge=1, le=10000)] = 2000
     records_per_site: Count = 2000
     holdout_per_site: Annotated[int, Field(ge=0)] = Field(
@@ -54,9 +56,14 @@ class Manifest(Frozen):
 
     kind: Literal["manifest"]
     manifest: str | None = Field(None, description="one manifest, divided over simulated sites")
-    public_manifest: str | None = Field(None, description="public images that align the packaged projection")
+    public_manifest: str | None = Field(
+        None,
+        description="images that anybody may see: they align the packaged projection, and give A (`basis: public`)",
+    )
     test_manifest: str | None = Field(None, description="public test images")
-    public_images: Annotated[int, Field(ge=0)] = Field(0, description="carved out of `manifest` by patient")
+    public_images: Annotated[int, Field(ge=0)] = Field(
+        0, description="carved out of `manifest` by patient; nothing protects them"
+    )
     test_domain: str | None = Field(
         None, description="test on all of this domain of `manifest`; the sites have the others"
     )

@@ -16,11 +16,12 @@ from secure_triplay.attacks import registry
 from secure_triplay.attacks.attack import Attack, Observable, Setting
 from secure_triplay.attacks.finding import Arm, Control, Curve, Finding, Outcome, Verdict
 from secure_triplay.attacks.matrix import matrix, read_audits
+from secure_triplay.attacks.standing import in_words
 from secure_triplay.attacks.suite import above_bound, run_suite
 from secure_triplay.attacks.threat import load_threat_model
 from secure_triplay.config import parse_study
 from secure_triplay.errors import DataError, RunError
-from secure_triplay.report.attack import read_attack_report
+from secure_triplay.report.attack import FindingEntry, read_attack_report
 
 CONTROL = Control("inversion", True, "25 dB", {"psnr_db": 31.0, "ssim": 0.9, "seconds": 0.7})
 OPEN = Finding("stub", Arm.NOTHING, "lora", "PSNR, dB", 31.0, Verdict.LEAKS_AS_STATED)
@@ -93,6 +94,20 @@ def suite(monkeypatch, tmp_path, root, study):
 
 def image_claim(report):
     return next(asset for asset in report.threat_models[0].assets if asset.asset == "an image")
+
+
+def test_a_figure_past_its_bound_says_that_chance_allows_it_and_no_other_does():
+    def said(value: float, low: float, high: float) -> str:
+        return in_words(
+            FindingEntry(
+                attack="a", arm="dp", adapter="ffa", metric="named", value=value, worse="higher",
+                interval=(low, high), bound=0.008, verdict="nothing found",
+            )
+        )  # fmt: skip
+
+    assert said(0.009, 0.001, 0.03) == "a: named 0.009 (bound 0.008, inside the 95 % interval)"
+    assert said(0.007, 0.001, 0.03) == "a: named 0.007 (bound 0.008)"
+    assert said(0.02, 0.01, 0.03) == "a: named 0.02 (bound 0.008)"
 
 
 def test_valid_controls_and_nothing_above_a_bound_exit_with_0(suite, tmp_path):
