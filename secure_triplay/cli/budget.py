@@ -78,7 +78,7 @@ def budget_start(
             f"The ledger of {name or site.resolve().name} is started: epsilon {limits.epsilon_per_study:g} a study "
             f"and {limits.epsilon_per_year:g} a year, per {limits.unit}, at delta {limits.delta:.2g}.\nBack up ",
             (str(site), "bold"),
-            " as a whole. An older copy of the ledger is refused by the other sites.\n"
+            " as a whole, and anew after every study: the other sites refuse an older copy of its ledger.\n"
             f"Next:  secure-triplay budget status --site {quoted(site)}",
         ),
         soft_wrap=True,

@@ -1,8 +1,8 @@
 """The study's bundle: the one public file from which every site knows what it joins, and with whom.
 
 Study, roster, server, certificate authority, rules of a round and the app bundle, signed by the coordinator; with
-`adapter.basis: public` also the frozen A matrices, which two processors would not compute alike. A
-coordinator could show two sites two different bundles, or put a sham site on the roster, which would then receive
+`adapter.basis: public` also the frozen A matrices and output directions, which two processors would not compute alike.
+A coordinator could show two sites two different bundles, or put a sham site on the roster, which would then receive
 the key. So sites compare a short code over all of it among themselves, out of band, and confirm it.
 """
 

@@ -33,6 +33,8 @@ def test_the_card_states_the_exact_claim_and_what_is_not_covered(summary: Summar
     assert "(7.98, 5×10⁻⁶)-differentially private for adding or removing one record of that site" in body
     assert "dp-accounting PLD" in body
     assert "The server together with one site" in body
+    assert "for the sites to agree" in body
+    assert "a consent that is withdrawn later cannot be taken out of it" in " ".join(body.split())
     assert "UNSAFE" not in body
 
 
