@@ -1,3 +1,3 @@
 """Federated fine-tuning of CLIP under differential privacy and encryption."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,8 +3,9 @@
 In each the coalition takes what it reads for the victim's update, and the suite's two strongest attacks go on from
 there: a picture by the span of a gradient (`span`), and who it was out of a gallery (`identification`). The victim
 trains on one image, plain LoRA of rank 32 on every block, without noise, and its values have 24 bits, the most that a
-codec has: nothing but the masks stands between an attacker and the picture. Three arms have to succeed, or the audit is INVALID. That with t
-sites does, as Shamir's sharing says, shows that the arm with t-1 asks the same attack of the same bytes.
+codec has: nothing but the masks stands between an attacker and the picture. Three arms have to succeed, or the audit is
+INVALID. That with t sites does, as Shamir's sharing says, shows that the arm with t-1 asks the same attack of the same
+bytes.
 """
 
 from __future__ import annotations
