@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,52 @@ def adapter_card(summary: Summary) -> str:
         loading=loading_code(summary.backbone),
     )
     return f"---\n{_front_matter(summary)}---\n\n{text}"
+
+
+def write_study_card(
+    study: Study, described: Sequence[tuple[str, str]], rounds: int, folder: str | Path
+) -> Path:
+    """Write `README.md` into a site's copy of the study's adapter. Raises RunError, and what `study_card` raises."""
+    return write_text(Path(folder) / "README.md", study_card(study, described, rounds))
+
+
+def study_card(study: Study, described: Sequence[tuple[str, str]], rounds: int) -> str:
+    """The Markdown card that a site of a real federation writes: of public settings alone, after so many rounds.
+
+    `described` is `describe.describe` of the study. Raises PrivacyError where no noise keeps the study's epsilon.
+    """
+    dp = study.dp
+    epsilon = None if dp is None else epsilon_of_study(study)
+    front = {
+        "library_name": "peft",
+        "base_model": study.backbone.name,
+        "tags": [
+            "lora",
+            "clip",
+            "federated-learning",
+            "unsafe-no-differential-privacy" if dp is None else "differential-privacy",
+        ],
+        "secure_triplay": {
+            "study": " ".join(study.study.split()),
+            "config_sha256": study.file_sha256,
+            "rounds": rounds,
+            "dp": "off" if dp is None else "on",
+            "epsilon_per_site": epsilon,
+            "delta": None if dp is None else dp.delta,
+            "unit": None if dp is None else dp.unit,
+        },
+    }
+    text = render(
+        "study.md.j2",
+        study=study,
+        described=described,
+        rounds=rounds,
+        dp=dp,
+        spent=epsilon,
+        shared=study.shared_noise is not None,
+        loading=loading_code(study.backbone),
+    )
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)}---\n\n{text}"
 
 
 def write_personal_card(

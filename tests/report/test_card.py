@@ -9,8 +9,15 @@ import pytest
 import yaml
 
 from secure_triplay import config
+from secure_triplay.describe import describe
 from secure_triplay.errors import ConfigError
-from secure_triplay.report.card import adapter_card, loading_code, personal_card, write_adapter_card
+from secure_triplay.report.card import (
+    adapter_card,
+    loading_code,
+    personal_card,
+    study_card,
+    write_adapter_card,
+)
 from secure_triplay.report.summary import Summary, from_json
 
 
@@ -153,3 +160,44 @@ def test_without_privacy_there_is_no_card_of_a_personal_adapter(demo: dict[str, 
     content = {**demo, "privacy": {"unsafe_dp_off": True, **rate}, "codec": {"range": 1.0}}
     with pytest.raises(ConfigError):
         personal_card(config.parse_study(content), "north", 30)
+
+
+def test_a_real_sites_card_claims_the_studys_epsilon_and_holds_no_measured_figure(
+    demo: dict[str, Any],
+) -> None:
+    study = config.parse_study(demo)
+    front, body = _parts(study_card(study, describe(study), 30))
+    said = front["secure_triplay"]
+    assert study.dp is not None
+    assert 0.9 * study.dp.epsilon < said["epsilon_per_site"] <= study.dp.epsilon
+    assert (said["dp"], said["rounds"], said["delta"]) == ("on", 30, study.dp.delta)
+    flat = " ".join(body.split())
+    assert (
+        f"({said['epsilon_per_site']:.2f}, 5×10⁻⁶)-differentially private for adding or removing one record"
+        in flat
+    )
+    assert "is in the evidence" in flat
+    assert "Server and 2 sites together may read every site's updates" in flat  # as `config check` says
+    assert "Sites shared their noise" not in flat
+    assert "accuracy" not in flat.lower()
+    assert "load_backbone(settings)" in body
+    shared = demo | {"privacy": demo["privacy"] | {"noise": "shared"}}
+    study = config.parse_study(shared)
+    assert "**Sites shared their noise**" in study_card(study, describe(study), 30)
+
+
+def test_a_real_sites_card_without_privacy_is_red_and_claims_nothing(demo: dict[str, Any]) -> None:
+    rate = {name: demo["privacy"][name] for name in ("sampling_rate", "expected_batch_size")}
+    study = config.parse_study({**demo, "privacy": {"unsafe_dp_off": True, **rate}, "codec": {"range": 1.0}})
+    front, body = _parts(study_card(study, describe(study), 1))
+    assert (front["secure_triplay"]["dp"], front["secure_triplay"]["epsilon_per_site"]) == ("off", None)
+    assert "UNSAFE: TRAINED WITHOUT DIFFERENTIAL PRIVACY" in body
+    assert "differentially private" not in body
+    assert "after 1 round." in body
+
+
+def test_no_study_can_forge_a_claim_on_a_real_sites_card(demo: dict[str, Any]) -> None:
+    study = config.parse_study(demo)
+    _, body = _parts(study_card(study, [("Study", "x\n## Certified <b>")], 1))
+    assert "\n## Certified" not in body
+    assert "<b>" not in body

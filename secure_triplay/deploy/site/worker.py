@@ -35,6 +35,7 @@ from secure_triplay.deploy.site.ceremony import SiteCeremony, end_epoch
 from secure_triplay.deploy.site.ending import ending_plainly
 from secure_triplay.deploy.site.handover import open_state, seal_state, state_sha256
 from secure_triplay.deploy.site.own import write_personal
+from secure_triplay.describe import describe
 from secure_triplay.errors import ProtocolError, SecureTriplayError
 from secure_triplay.federation.ceremony import Deliver, MakeKeys, Opened, Summon
 from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted, needed
@@ -47,6 +48,7 @@ from secure_triplay.ledger.study import study_releases
 from secure_triplay.memory import peak_bytes
 from secure_triplay.policy import check_hours
 from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.report.card import write_study_card
 from secure_triplay.wire import Behind, Declined, SessionPlan
 from secure_triplay.wireformat import MAGIC, read
 
@@ -349,6 +351,9 @@ def run_worker(
                 )  # after the reply, which it does not delay; the next one it may
         assert worker.session is not None
         learns.save(worker.session.state, joined.folder / ADAPTER)
+        write_study_card(
+            joined.study, describe(joined.study), worker.session.state.round, joined.folder / ADAPTER
+        )
         write_personal(joined, site.name, worker.session, worker.vault, learns, journal)
         journal.write("saved", round=worker.session.state.round)
         listener.settimeout(linger_s)
