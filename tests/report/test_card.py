@@ -196,6 +196,15 @@ def test_a_real_sites_card_without_privacy_is_red_and_claims_nothing(demo: dict[
     assert "after 1 round." in body
 
 
+def test_a_real_sites_card_tells_no_path_of_the_site(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSPITAL_DATA", "/where/records/lie")
+    study = config.load_study(root / "configs" / "hospital.yaml")
+    assert any(
+        "/where/records/lie" in (site.manifest or "") for site in study.sites
+    )  # as at a site that joined
+    assert "/where" not in study_card(study, describe(study), 1)
+
+
 def test_no_study_can_forge_a_claim_on_a_real_sites_card(demo: dict[str, Any]) -> None:
     study = config.parse_study(demo)
     _, body = _parts(study_card(study, [("Study", "x\n## Certified <b>")], 1))
