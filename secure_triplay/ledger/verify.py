@@ -78,11 +78,13 @@ def verify(
             row["epsilon_prv"] = claimed.get("epsilon_prv")
         derived["second_accountant"] = evidence.get("second_accountant")
     claimed = {key: value for key, value in evidence.items() if key not in ("software", "entries")}
-    if (
-        evidence["software"] != __version__
-    ):  # words, which each version may put better; all figures are compared
+    if evidence["software"] != __version__:  # each version may word it better; all figures are compared
+        limits = "; ".join(limit["title"] for limit in derived["not_covered"])
         derived["not_covered"] = claimed.get("not_covered")
-        notes.append(f"Page and limits were worded by version {evidence['software']}; that was not compared.")
+        notes.append(
+            f"Page and limits were worded by version {evidence['software']}, and not compared. By these entries, not "
+            f"covered are: {limits}."
+        )
     different = _difference(derived, claimed, "evidence")
     if different:
         raise PrivacyError(

@@ -174,10 +174,17 @@ def test_an_owner_who_signs_a_lie_is_refuted_by_the_entries(bundle, identity, li
 def test_a_bundle_that_another_version_worded_verifies_by_its_figures_and_says_so(bundle, identity):
     def older(evidence):
         evidence.update(software="0.0.9")
-        evidence["not_covered"][0].update(text="In other words.")
+        evidence["not_covered"] = [{"title": "Nothing", "text": "In other words, all is covered."}]
 
+    limits = [
+        limit["title"] for limit in json.loads((bundle / JSON_NAME).read_text())["evidence"]["not_covered"]
+    ]
     resigned(bundle, identity, older)
-    assert any("worded by version 0.0.9" in note for note in verify(bundle).notes)
+    (note,) = [note for note in verify(bundle).notes if "worded by version 0.0.9" in note]
+    assert len(limits) > 3
+    assert all(
+        limit in note for limit in limits
+    )  # what such a bundle keeps quiet about is said by the verifier
     resigned(bundle, identity, LIES["a smaller epsilon"])
     with pytest.raises(PrivacyError, match="epsilon_charged"):
         verify(bundle)
