@@ -11,7 +11,6 @@ import yaml
 from secure_triplay.config import DpOff, Masked, PublishedAccuracy, SharedKey, load_study
 from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.policy import (
-    check_export,
     check_hours,
     check_participants,
     check_study,
@@ -183,13 +182,6 @@ def test_a_published_accuracy_needs_the_right_to_export_one(made, demo):
     assert check_terms(made(), publishing) == []
     assert "may_export" in rules(check_terms(made(may_export=["adapter"]), publishing))
     assert check_terms(made(may_export=["adapter"]), demo) == []
-
-
-def test_exports_need_a_right(made):
-    policy = made(may_export=["audit-log"])
-    assert check_export(policy, "audit-log") is None
-    assert check_export(policy, "adapter").rule == "may_export"
-    assert "nothing" in check_export(made(may_export=[]), "adapter").allowed
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ study sends changes it. Every rule has to be stated: a rule that is left out is 
 
 from secure_triplay.policy.checks import (
     Refusal,
-    check_export,
     check_hours,
     check_participants,
     check_study,
@@ -27,7 +26,6 @@ __all__ = [
     "Export",
     "Refusal",
     "SitePolicy",
-    "check_export",
     "check_hours",
     "check_participants",
     "check_study",

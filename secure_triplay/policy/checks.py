@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from secure_triplay.config import Study
 from secure_triplay.errors import PrivacyError
-from secure_triplay.policy.document import DAYS, Export, SitePolicy
+from secure_triplay.policy.document import DAYS, SitePolicy
 
 _PROTECTS = {"record": 0, "patient": 1}
 
@@ -94,19 +94,6 @@ def check_participants(policy: SitePolicy, participants: int) -> Refusal | None:
         f"The study asks to sum the updates of {participants} site{'s' * (participants != 1)}",
         f"the policy allows no fewer than {policy.fewest_participants}",
         "Find more sites, or a person lowers fewest_participants.",
-    )
-
-
-def check_export(policy: SitePolicy, what: Export) -> Refusal | None:
-    """A refusal where people here may not hand out `what`; no command asks, and files are theirs to keep."""
-    if what in policy.may_export:
-        return None
-    allowed = ", ".join(policy.may_export) or "nothing"
-    return Refusal(
-        "may_export",
-        f"Somebody asks to take the {what} out of the site",
-        f"the policy lets out: {allowed}",
-        f"A person adds {what} to may_export.",
     )
 
 
