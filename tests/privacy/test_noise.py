@@ -41,10 +41,24 @@ def test_stream_is_chacha20_of_its_key():
 def test_production_key_is_32_bytes_of_the_operating_system(monkeypatch):
     asked = []
     monkeypatch.setattr(os, "urandom", lambda n: asked.append(n) or bytes(range(n)))
-    drawn = NoiseSource().uniform(4)
+    drawn = NoiseSource().poisson_mask(1000, 0.3)
     assert asked == [32]
     same = Generator(ChaCha(key=int.from_bytes(bytes(range(32)), "little"), rounds=20))
-    assert (drawn == same.random(4, dtype=np.float32)).all()
+    assert (drawn == (same.random(1000) < 0.3)).all()
+
+
+def test_uniforms_are_chacha20_of_the_same_key_under_a_nonce_of_their_own():
+    """Another library's ChaCha20, however they are asked for: what is drawn besides never moves or repeats them."""
+    source = NoiseSource.unsafe_from_seed(7)
+    drawn = [source.uniform(5), source.uniform((2, 3)).reshape(-1)]
+    source.gaussian(10, 1.0)
+    drawn.append(source.uniform(989))
+    key = int.from_bytes(hashlib.sha256(b"secure-triplay unsafe noise 7").digest(), "little")
+    # randomgen counts words, 16 a block: this is block 2^64, where OpenSSL's 64-bit nonce turns 1
+    expected = Generator(ChaCha(key=key, counter=16 << 64, rounds=20)).random(1000, dtype=np.float32)
+    assert (np.concatenate(drawn) == expected).all()
+    other = Generator(ChaCha(key=key, rounds=20)).random(1000, dtype=np.float32)
+    assert not np.isin(expected[:8], other).any()
 
 
 def test_production_source_takes_no_seed():
@@ -68,13 +82,14 @@ def test_forked_child_never_draws_its_parents_noise():
     child = os.fork()
     if child == 0:
         try:
-            os.write(write, source.gaussian(64, 1.0).tobytes())
+            os.write(write, source.gaussian(64, 1.0).tobytes() + source.uniform(64).tobytes())
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    theirs = np.frombuffer(os.read(read, 1 << 16))
-    assert len(theirs) == 64
-    assert not np.isin(theirs, source.gaussian(64, 1.0)).any()
+    theirs = os.read(read, 1 << 16)
+    assert len(theirs) == 64 * (8 + 4)
+    assert not np.isin(np.frombuffer(theirs[: 64 * 8]), source.gaussian(64, 1.0)).any()
+    assert not np.array_equal(np.frombuffer(theirs[64 * 8 :], np.float32), source.uniform(64))
 
 
 def test_source_cannot_be_copied_pickled_or_read_from_its_repr():
