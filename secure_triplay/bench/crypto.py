@@ -45,12 +45,19 @@ RANGE_STDS = 5.0
 DEFAULT_BITS = CodecSettings().value_bits
 """What a study sends a value in where it names no number (`codec.value_bits`)."""
 
+MORE_BITS = 9
+"""What the demo sends: its adapter fills no ciphertext, so that the ninth bit costs nothing."""
+
 FEWER_BITS = (6, 5)
 """At epsilon 8 their rounding is lost in the noise (`audits/quantization`); more values then share a ciphertext."""
 
 FULL_GRID = (
     *((100_000, n_sites, DEFAULT_BITS) for n_sites in (2, 8, 32, 64)),
-    *((1_000_000, n_sites, bits) for bits in (DEFAULT_BITS, *FEWER_BITS) for n_sites in (2, 8, 32, 64)),
+    *(
+        (1_000_000, n_sites, bits)
+        for bits in (MORE_BITS, DEFAULT_BITS, *FEWER_BITS)
+        for n_sites in (2, 8, 32, 64)
+    ),
     *((10_000_000, n_sites, DEFAULT_BITS) for n_sites in (2, 32, 64)),
 )
 QUICK_GRID = ((20_000, 2, DEFAULT_BITS), (20_000, 3, DEFAULT_BITS), (20_000, 3, FEWER_BITS[0]))

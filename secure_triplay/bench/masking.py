@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
-from secure_triplay.bench.crypto import RANGE_STDS, UPDATE_STD, machine, update_of
+from secure_triplay.bench.crypto import DEFAULT_BITS, RANGE_STDS, UPDATE_STD, machine, update_of
 from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.client.masking import MaskingSite
 from secure_triplay.client.tag import TagKey
@@ -92,7 +92,7 @@ class _Clock:
 def run_masking_bench(
     *,
     grid: tuple[tuple[int, int], ...] | None = None,
-    value_bits: int = 9,
+    value_bits: int = DEFAULT_BITS,
     seed: int = 0,
     quick: bool = False,
 ) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from secure_triplay.schema import Frozen
 class Codec(Frozen):
     """How an update becomes integers: public range, bits a value."""
 
-    value_bits: Annotated[int, Field(ge=2, le=20)] = 9
+    value_bits: Annotated[int, Field(ge=2, le=20)] = 8
     range: Positive | None = Field(None, description="largest |update|; left out: derived from the DP noise")
     range_noise_stds: Positive = Field(
         16.0, description="derived range, in standard deviations of one update (noise: local)"

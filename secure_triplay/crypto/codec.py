@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_triplay.crypto.exactness import REAL_BITS, Numbers
+from secure_triplay.crypto.exactness import MAX_RESIDUAL, REAL_BITS, Numbers
 from secure_triplay.crypto.parameters import DEGREE, SLOTS, CkksParameters
 from secure_triplay.errors import ConfigError, CryptoError
 
@@ -253,14 +253,14 @@ class Codec:
     def _rounded(self, slots: Slots, n_terms: int) -> Iterator[Integers]:
         """The sum of words (4096,) of one chunk after the other."""
         numbers = self._numbers
-        most, offset, residual = n_terms * numbers.max_word, n_terms * numbers.centre, numbers.max_residual
+        most, offset = n_terms * numbers.max_word, n_terms * numbers.centre
         for row in slots:
             raw = np.concatenate([row.real, row.imag])
             # written so that NaN fails; the first bound makes the cast to integers safe
             if not np.abs(raw).max() < 2.0**53:
                 raise undecodable()
             near = np.rint(raw)
-            if np.abs(raw - near).max() > residual:
+            if np.abs(raw - near).max() > MAX_RESIDUAL:
                 raise undecodable()
             reals = near.astype(np.int64) + offset
             if reals.min() < 0 or reals.max() > most:
@@ -291,7 +291,7 @@ class Codec:
 
     def refused_log2(self) -> float:
         """log2 of the bound on a refusal of an honest sum anywhere in a key epoch: at most -64."""
-        return self._numbers.off_log2(self._numbers.max_residual)
+        return self._numbers.off_log2(MAX_RESIDUAL)
 
 
 def _require_sensible(n_sites: int, value_bits: int, n_params: int, limit: float) -> None:

@@ -26,7 +26,7 @@ rounding, so an honest update is never turned away. Decoding the sum is allowed 
 
     |E| <= n T + 32 u sqrt(2) A.                                                                    (3)
 
-*Choice of scale.* A real that is off by 1/2 would round wrongly; a residual above r = 1/4 is refused already.
+*Choice of scale.* A real that is off by 1/2 would round wrongly; a residual above r = 3/8 is refused already.
 With R reals in a key epoch (4,096 a chunk, `ROUNDS_PER_EPOCH` rounds), `Codec.choose` takes the smallest
 scale at which, with (1), (3) and the union bound,
 
@@ -58,8 +58,6 @@ standard deviation k u 2^(W-1), encoding and decoding again (measured: k <= 1.9;
 sqrt(n) as much; with 9.8 standard deviations again, and rounding and floating point independent,
 
     T = 9.8 sqrt(N/24 + (k u 2^(W-1) D)^2) / D,     |E| <= n T + 9.8 k u sqrt(n) 2^(W-1).                  (5)
-
-Residuals up to r = 3/8 are let through here; the first bound above, against wrong integers, is the same.
 """
 
 from __future__ import annotations
@@ -71,7 +69,8 @@ from secure_triplay.crypto.parameters import DEGREE, MODULUS, NOISE_MAX, NOISE_V
 
 ROUNDS_PER_EPOCH = 2**16
 WRONG_BITS, REFUSED_BITS = 128, 64
-MAX_RESIDUAL, MAX_MASKED_RESIDUAL = 0.25, 0.375
+MAX_RESIDUAL = 0.375
+"""A sum with a real farther than this from an integer is refused."""
 REAL_BITS = 52
 
 _U = 2.0**-53
@@ -129,11 +128,6 @@ class Numbers:
             return _DEVIATIONS * math.hypot(math.sqrt(DEGREE / 24), float_units) / scale
         return _ROUNDING_UNITS / scale + _FLOAT_UNITS * self.centre
 
-    @property
-    def max_residual(self) -> float:
-        """A sum with a real farther than this from an integer is refused."""
-        return MAX_MASKED_RESIDUAL if self.masked else MAX_RESIDUAL
-
     def off_log2(self, distance: float) -> float:
         """log2 of R P(|X| > distance - |E|), by (1) and (3) or (5); infinite where |E| leaves no room."""
         if self.masked:
@@ -163,7 +157,7 @@ class Numbers:
             )
         if self.off_log2(0.5) > -WRONG_BITS:
             return f"noise could round a sum wrongly at scale 2^{self.scale_bits}"
-        if self.off_log2(self.max_residual) > -REFUSED_BITS:
+        if self.off_log2(MAX_RESIDUAL) > -REFUSED_BITS:
             return f"noise could have an honest sum refused at scale 2^{self.scale_bits}"
         return None
 

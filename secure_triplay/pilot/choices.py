@@ -70,7 +70,7 @@ class Space:
             else (None,),
             "rank": (4, 8, 16, 32),
             "blocks": (1, 2, 4),
-            "value_bits": (6, 9),
+            "value_bits": (6, 8),
             "quantization": QUANTIZATIONS,
         }
         return cls(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.crypto.codec import Codec
-from secure_triplay.crypto.exactness import MAX_MASKED_RESIDUAL, ROUNDS_PER_EPOCH
+from secure_triplay.crypto.exactness import MAX_RESIDUAL, ROUNDS_PER_EPOCH
 from secure_triplay.crypto.masking import masked_codec, residues
 from secure_triplay.crypto.masking.arithmetic import require_masked, zero_words
 from secure_triplay.crypto.masking.expand import add_masks, new_seed
@@ -40,7 +40,7 @@ def test_words_hold_sums_and_every_bound_of_the_docstring_holds(n_sites, value_b
     error = n_sites * codec.encode_tolerance + math.sqrt(n_sites) * floats
     assert codec.encode_tolerance == pytest.approx(math.hypot(9.8 * math.sqrt(DEGREE / 24) / scale, floats))
     proxy = n_sites * 10.5 * DEGREE / 2 / scale**2
-    for distance, bits in ((0.5, 128), (MAX_MASKED_RESIDUAL, 64)):
+    for distance, bits in ((0.5, 128), (MAX_RESIDUAL, 64)):
         assert error < distance
         assert math.log(2 * reals) - (distance - error) ** 2 / (2 * proxy) <= -bits * math.log(2)
     assert codec.wrong_log2() <= -128
