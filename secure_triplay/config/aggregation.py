@@ -11,7 +11,11 @@ from secure_triplay.schema import Frozen
 
 
 class Codec(Frozen):
-    """How an update becomes integers: public range, bits a value."""
+    """How an update becomes integers: public range, bits a value.
+
+    In the derived range, rounding to eight bits adds at most 0.4 % to the variance of the noise (a step is 16/127 of its
+    standard deviation, and stochastic rounding has a variance of at most a quarter of a step squared); six bits 6.7 %.
+    """
 
     value_bits: Annotated[int, Field(ge=2, le=20)] = 8
     range: Positive | None = Field(None, description="largest |update|; left out: derived from the DP noise")
