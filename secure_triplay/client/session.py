@@ -339,8 +339,9 @@ class Session:
 
     def _settle_on(self, total: SumMessage) -> None:
         if self._signed.sums.get(total.round) != total.sha256:
-            self._signed.sums[total.round] = total.sha256
-            self._vault.save("signed", self._signed.to_bytes())
+            signed = replace(self._signed, sums={**self._signed.sums, total.round: total.sha256})
+            self._vault.save("signed", signed.to_bytes())  # a full disk raises, and then nothing is settled
+            self._signed = signed
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from federation_driver import EPOCH, STUDY, Federation, closing
+from federation_driver import EPOCH, STUDY, Federation, FusedVault, closing
 
 from secure_triplay.client.session import MAX_FAILURES
 from secure_triplay.crypto.identity import SigningIdentity
@@ -506,3 +506,22 @@ def test_a_damaged_state_is_an_error_and_no_new_beginning(federation):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CryptoError, match="damaged"):
         federation.boot(0)
+
+
+def test_no_signature_leaves_that_a_full_disk_kept_from_being_noted(federation, monkeypatch):
+    """Asked again once there is room: what was not on disk the first time is written before anything leaves."""
+    uploads = list(uploads_of_round_1(federation).values())
+    one, other = summed(federation, uploads), summed(federation, uploads[:3])
+    save = FusedVault.save
+
+    def full(vault, name, content):
+        if name == "signed":
+            raise RunError("no space left on device")
+        save(vault, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FusedVault, "save", full)
+        assert ask(federation, 0, witness(one)) == Declined()
+    assert ask(federation, 0, witness(one)).signature
+    federation.boot(0)
+    assert ask(federation, 0, witness(other)) == Declined()
