@@ -131,9 +131,12 @@ class SummingProcess:
         reason, claimed_site = json.loads(reply)
         return Refusal(Reason(reason), claimed_site)
 
-    def close(self, *, last: bool) -> bytes:
-        """Close the round: the bytes of its `SumMessage`. Raises RunError below the quorum, and then it stays open."""
-        return self._ask(_CLOSE, bytes([last]))
+    def close(self, *, last: bool, ready: bool = True) -> bytes:
+        """Close the round: the bytes of its `SumMessage`.
+
+        Raises RunError below the quorum, or where the next one is not `ready` to follow, and then it stays open.
+        """
+        return self._ask(_CLOSE, bytes([last, ready]))
 
     def note(self, event: str, **fields: str | int) -> None:
         """Have one more event written into the log: of the exchanges around the rounds, never of content."""
@@ -243,7 +246,8 @@ def _answer(service: Service, operation: int, content: bytes) -> bytes:
         )
         return b""
     if operation == _CLOSE:
-        return service.close(last=content == b"\1")
+        last, ready = content
+        return service.close(last=last == 1, ready=ready == 1)
     if operation == _NOTE:
         event, fields = json.loads(content)
         service.note(event, **fields)

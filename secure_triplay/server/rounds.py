@@ -54,7 +54,7 @@ class Sums(Protocol):
 
     def offer(self, content: bytes) -> Refusal | None: ...
 
-    def close(self, *, last: bool) -> bytes: ...
+    def close(self, *, last: bool, ready: bool = True) -> bytes: ...
 
     def note(self, event: str, **fields: str | int) -> None: ...
 
@@ -181,8 +181,10 @@ class Rounds:
             self._end_of_training(now)
 
     def _end_of_training(self, now: Exchange) -> None:
+        # Of all who are here; nobody has seen any yet. Keys come with updates: a round that was closed gets no more.
+        ready = self._masks.fix_keys(now.round + 1, anew=True)
         try:
-            content = self._sums.close(last=now.round == self._rounds)
+            content = self._sums.close(last=now.round == self._rounds, ready=ready)
         except RunError:
             if self._patient and self._declined > self._asked - self._quorum:
                 self.resting = True
@@ -194,7 +196,6 @@ class Rounds:
             self._go("witness", now.round, now.attempt)
             return
         total = SumMessage.from_bytes(content)
-        self._masks.fix_keys(now.round + 1, anew=True)  # of all who are here; nobody has seen any yet
         self._archive.save_sum(total)  # on disk before anyone sees it
         self._total = total
         self._approvals.clear()

@@ -131,8 +131,11 @@ class Service:
         )
         return refusal
 
-    def close(self, *, last: bool) -> bytes:
-        """The bytes of the open round's sum. Raises RunError if there is no quorum, and then keeps what came."""
+    def close(self, *, last: bool, ready: bool = True) -> bytes:
+        """The bytes of the open round's sum.
+
+        Raises RunError if there is no quorum, or the next round is not `ready` to follow, and then keeps what came.
+        """
         if self._round is None:
             raise RunError("no round is open", where="server", fix="open one first")
         current = self._round
@@ -140,6 +143,12 @@ class Service:
         started = time.perf_counter()
         try:
             message = current.close("finish" if last else "train")
+            if not ready:
+                raise RunError(
+                    f"round {number} failed: too few sites sent the keys of their next masks with their updates",
+                    where="server",
+                    fix="see which sites are missing, or run another version; repeat the round then",
+                )
         except RunError:
             self._events.write("failed", round=number, survivors=survivors, quorum=self._quorum)
             raise

@@ -514,3 +514,22 @@ def test_counts_are_published_through_masks_as_well(tmp_path):
             (said,) = [fields for event, fields in site.notes if event == "published"]
             assert said["correct"] == pytest.approx(48, abs=0.3)
             assert said["total"] == pytest.approx(137, abs=0.3)
+
+
+def test_a_sum_is_not_closed_before_there_are_keys_for_the_next_round(federation):
+    """A site leaves out its keys while another is away: closed then, its round could never have a next one."""
+    until(federation, "train", 1)
+
+    def keyless(way, node, content):
+        if way == "up" and node == 2:
+            return []
+        if way == "up" and node == 3 and federation.server.exchange.kind == "train":
+            return [replace(read(content, Report), mask_keys=None).to_bytes()]
+        return [content]
+
+    federation.exchange(keyless)
+    assert federation.archive.last is None
+    federation.exchange()
+    federation.run()
+    is_whole(federation)
+    assert federation.archive.total(1).names == tuple(site.name for site in federation.sites.values())

@@ -125,6 +125,9 @@ def test_a_round_that_failed_keeps_what_came_for_its_next_attempt(federation):
             summing.close(last=False)
         summing.open(1)
         assert summing.offer(federation.upload("site-0001").to_bytes()) is None
+        with pytest.raises(RunError, match="keys of their next masks"):
+            summing.close(last=False, ready=False)
+        summing.open(1)
         total = SumMessage.from_bytes(summing.close(last=False))
         assert total.names == ("site-0000", "site-0001")
         total.verify(federation.plan, 1, fewest=2)
