@@ -23,7 +23,10 @@ class Relayed:
     held: dict[bytes, dict[bytes, HeldHead]] = field(default_factory=dict)
 
     def take(self, plan: SessionPlan, heads: tuple[LedgerHead, ...]) -> str | None:
-        """Keep a site's heads -> its name; None, and nothing kept, where no site of the plan signed them."""
+        """Keep a site's heads -> its name; None, and nothing kept, where no site of the plan signed them.
+
+        Of several that come in one exchange the newest count: peers have older ones, and could show them in its place.
+        """
         try:
             for head in heads:
                 head.verify()
@@ -32,7 +35,9 @@ class Relayed:
         party = heads[0].party_key if heads else b""
         name = next((site.name for site in plan.sites if site.identity.public_bytes == party), None)
         if name is not None:
-            self.heads[name] = heads
+            both = (*self.heads.get(name, ()), *heads)
+            newest = max(head.counter for head in both)
+            self.heads[name] = tuple(dict.fromkeys(head for head in both if head.counter == newest))
         return name
 
     def shown_to(self, site: str) -> tuple[LedgerHead, ...]:

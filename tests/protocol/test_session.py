@@ -525,3 +525,21 @@ def test_no_signature_leaves_that_a_full_disk_kept_from_being_noted(federation, 
     assert ask(federation, 0, witness(one)).signature
     federation.boot(0)
     assert ask(federation, 0, witness(other)) == Declined()
+
+
+def test_no_site_is_kept_from_training_by_whoever_shows_an_older_head_of_its_ledger(federation):
+    """Heads go to peers. One of these gives an old one back in the place of its own, and answers last."""
+    seen = {}
+
+    def wire(way, node, content):
+        if way == "down" and federation.server.exchange.kind == "witness":
+            for head in read(content, Witness).heads:
+                if head.party_key == federation.sites[0].identity.identity.public_bytes:
+                    seen.setdefault("head", head)
+        if (way, node, federation.server.exchange.kind) == ("up", 3, "train") and seen:
+            return [Report(STUDY, EPOCH, federation.server.exchange.round, (seen["head"],)).to_bytes()]
+        return [content]
+
+    while federation.archive.last != 3:
+        federation.exchange(wire)
+    assert [site.trained for site in federation.sites.values()][:3] == [[1, 2, 3]] * 3
