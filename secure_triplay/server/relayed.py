@@ -9,6 +9,8 @@ from secure_triplay.wire import MAX_HEADS, Approval, Countersignature, HeldHead,
 
 WITNESSES = 4
 """To how many others a site's ledger head is shown in a round; one receipt is enough to train."""
+_MOST_HEADS = MAX_HEADS // WITNESSES
+"""So many of one site are shown, so that all of those that a site is shown fit; an honest site has fewer."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Relayed:
         others = sorted(name for name in self.heads if name != site)
         after = sum(name < site for name in others)
         ring = others[after:] + others[:after]
-        return tuple(head for name in ring[-WITNESSES:] for head in self.heads[name])[:MAX_HEADS]
+        return tuple(head for name in ring[-WITNESSES:] for head in self.heads[name][:_MOST_HEADS])
 
     def said(self, key: bytes, reply: Approval) -> None:
         """Keep what the site with this key says of others' heads; the newest word counts."""

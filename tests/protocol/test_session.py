@@ -9,11 +9,12 @@ import pytest
 from federation_driver import EPOCH, STUDY, Federation, FusedVault, closing
 
 from secure_triplay.client.session import MAX_FAILURES
-from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.identity import Purpose, SigningIdentity
 from secure_triplay.errors import ConfigError, CryptoError, PrivacyError, RunError
 from secure_triplay.ledger.entries import Anchored, Countersigned, Reserved, Settled
 from secure_triplay.server.round import Round
 from secure_triplay.wire import (
+    MAX_HEADS,
     Approval,
     Behind,
     CatchUp,
@@ -543,3 +544,23 @@ def test_no_site_is_kept_from_training_by_whoever_shows_an_older_head_of_its_led
     while federation.archive.last != 3:
         federation.exchange(wire)
     assert [site.trained for site in federation.sites.values()][:3] == [[1, 2, 3]] * 3
+
+
+def test_no_site_is_kept_from_training_by_a_peer_with_as_many_heads_as_a_message_holds(federation):
+    def wire(way, node, content):
+        if (way, node) != ("up", 0):
+            return [content]
+        if federation.server.exchange.kind == "witness":
+            return [replace(read(content, Approval), receipts=()).to_bytes()]
+        report, signer = read(content, Report), federation.sites[0].identity
+        head, heads = report.heads[0], []
+        for number in range(MAX_HEADS):
+            before = bytes([number]) * 32
+            own = head.counter.to_bytes(8), head.head, (1).to_bytes(8), before
+            follows = signer.sign(Purpose.LEDGER_FOLLOWS, *own)
+            heads.append(replace(head, previous_counter=1, previous_head=before, follows=follows))
+        return [replace(report, heads=tuple(heads)).to_bytes()]
+
+    while federation.archive.last != 3:
+        federation.exchange(wire)
+    assert [site.trained for site in federation.sites.values()][1:] == [[1, 2, 3]] * 3
