@@ -8,16 +8,15 @@ outsider can search all that the server ever got. A log that cannot be written e
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
 
 from secure_triplay.durable import private_file
 from secure_triplay.errors import RunError
+from secure_triplay.eventlog import EventLog
 from secure_triplay.memory import peak_bytes
 from secure_triplay.server.inbox import Admitted, Reason, Refusal
 from secure_triplay.server.round import Round
@@ -47,12 +46,12 @@ class Events:
     """Append-only record of what happened, and of every received byte where that is asked for."""
 
     def __init__(self, folder: Path | None, keep_received: bool) -> None:
-        self._log: IO[str] | None = None
+        self._log: EventLog | None = None
         self._received: Path | None = None
         self._count = 0
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._log = open(folder / EVENT_LOG, "a", encoding="utf-8", opener=private_file)  # noqa: SIM115
+            self._log = EventLog(folder / EVENT_LOG)
         if folder is not None and keep_received:
             self._received = folder / RECEIVED_FOLDER
             self._received.mkdir(mode=0o700, exist_ok=True)
@@ -61,8 +60,7 @@ class Events:
     def write(self, event: str, **fields: object) -> None:
         """Append one event, at once."""
         if self._log is not None:
-            self._log.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
-            self._log.flush()
+            self._log.write(event, **fields)
 
     def keeping(self, pieces: Iterable[bytes], round_number: int) -> Iterator[bytes]:
         """The same pieces, each kept on disk first."""

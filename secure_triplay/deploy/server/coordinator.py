@@ -25,6 +25,7 @@ from secure_triplay.deploy.server.app import (
 from secure_triplay.deploy.server.epochstart import EVENTS, NODES
 from secure_triplay.deploy.server.superlinkmain import REFUSED
 from secure_triplay.errors import RunError
+from secure_triplay.eventlog import events_after
 from secure_triplay.federation import deployment
 from secure_triplay.federation.files import write_public
 from secure_triplay.federation.hub import hub
@@ -304,15 +305,9 @@ class _Follow:
         """Events that are whole and were not given before."""
         for own in self._folders():
             for path in (own / EVENTS, own / EVENT_LOG, own / REFUSED):
-                if not path.exists():
-                    continue
-                with path.open("rb") as file:
-                    file.seek(self._read.get(path, 0))
-                    for line in file:
-                        if not line.endswith(b"\n"):
-                            break
-                        self._read[path] = self._read.get(path, 0) + len(line)
-                        yield json.loads(line)
+                for event, end in events_after(path, self._read.get(path, 0)):
+                    self._read[path] = end
+                    yield event
 
     def _folders(self) -> list[Path]:
         return [
