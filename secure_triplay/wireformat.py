@@ -24,6 +24,9 @@ MAX_CHUNKS = 4096
 MAX_NUMBER = (1 << 32) - 1
 MAX_MESSAGE_BYTES = 1 << 30
 """No message is larger, whatever its plan; a plan bounds its uploads and sums far below."""
+MAX_REPLY_HEAD_BYTES = 1 << 20
+"""No site's answer has a longer head. Whoever takes in many sites' reads none: lists take some seventy times as much
+memory as the bytes that make them."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,47}")
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
@@ -50,17 +53,21 @@ class Message:
         return b"".join((MAGIC, bytes((VERSION, self.kind)), len(head).to_bytes(4), head, *self._body()))
 
     @classmethod
-    def from_bytes(cls, content: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Self:
+    def from_bytes(
+        cls, content: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES, max_head_bytes: int = MAX_MESSAGE_BYTES
+    ) -> Self:
         """The message of this kind that `to_bytes` made into `content`.
 
         Raises:
-            ProtocolError: for anything else; of what is longer than `max_bytes` nothing is read.
+            ProtocolError: for anything else; of what is longer than `max_bytes`, or has a head longer than
+                `max_head_bytes`, nothing is read.
         """
         require(type(content) is bytes and len(content) <= max_bytes, "it is too large", cls)
         start = MAGIC + bytes((VERSION, cls.kind))
         require(len(content) >= PREFIX_BYTES and content.startswith(start), "it is no such message", cls)
         end = PREFIX_BYTES + int.from_bytes(content[len(start) : PREFIX_BYTES])
         require(end <= len(content), "it is cut short", cls)
+        require(end - PREFIX_BYTES <= max_head_bytes, "its head is too large", cls)
         view = memoryview(content)
         try:
             message = cls._from_parts(list_of(_unpacked(view[PREFIX_BYTES:end], cls), cls), view[end:])
@@ -73,11 +80,16 @@ class Message:
 MessageType = TypeVar("MessageType", bound=Message)
 
 
-def read(content: bytes, *expected: type[MessageType], max_bytes: int = MAX_MESSAGE_BYTES) -> MessageType:
+def read(
+    content: bytes,
+    *expected: type[MessageType],
+    max_bytes: int = MAX_MESSAGE_BYTES,
+    max_head_bytes: int = MAX_MESSAGE_BYTES,
+) -> MessageType:
     """The message in `content`, of one of the expected kinds. Raises ProtocolError if it is not."""
     for message in expected:
         if content[: len(MAGIC) + 2] == MAGIC + bytes((VERSION, message.kind)):
-            return message.from_bytes(content, max_bytes=max_bytes)
+            return message.from_bytes(content, max_bytes=max_bytes, max_head_bytes=max_head_bytes)
     raise refused("it is none that is expected here", Message)
 
 

@@ -33,7 +33,7 @@ from secure_triplay.wire import (
     Witness,
     unpack_tags,
 )
-from secure_triplay.wireformat import Message, read
+from secure_triplay.wireformat import MAX_REPLY_HEAD_BYTES, Message, read
 
 BLOCK_CHUNKS = 16
 """Chunks that are unpacked at a time: half a megabyte, which stays in the processor's cache."""
@@ -102,10 +102,11 @@ class Inbox:
 
     def receive(self, content: bytes) -> VerifiedUpload | Refusal:
         """The verified upload in `content`, at most one a site, or why there is none. Never raises."""
-        if len(content) > self.plan.max_upload_bytes:
+        most = self.plan.max_upload_bytes
+        if len(content) > most:
             return Refusal(Reason.OVERSIZED)
         try:
-            upload = read(content, Upload, max_bytes=self.plan.max_upload_bytes)
+            upload = read(content, Upload, max_bytes=most, max_head_bytes=MAX_REPLY_HEAD_BYTES)
         except ProtocolError:
             return Refusal(_other_kind(content))
         header = upload.header
@@ -192,7 +193,7 @@ def _other_kind(content: bytes) -> Reason:
     """What bytes are that are no upload; a decline is a site's good right and counted as such."""
     for message, reason in _OTHERS:
         try:
-            message.from_bytes(content)
+            message.from_bytes(content, max_bytes=MAX_REPLY_HEAD_BYTES)
         except ProtocolError:
             continue
         return reason

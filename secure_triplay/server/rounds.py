@@ -39,7 +39,7 @@ from secure_triplay.wire import (
     require_quorum,
     verify_endorsement,
 )
-from secure_triplay.wireformat import MAX_MESSAGE_BYTES, Message, read
+from secure_triplay.wireformat import MAX_MESSAGE_BYTES, MAX_REPLY_HEAD_BYTES, Message, read
 
 ATTEMPTS = 5
 
@@ -348,8 +348,9 @@ class Rounds:
 
 def _read(content: bytes, plan: SessionPlan) -> Message | None:
     """A reply other than a bare upload, or None."""
+    kinds, most = (Report, Approval, Unmasked, Behind, Declined, Done), _bound(plan)
     try:
-        return read(content, Report, Approval, Unmasked, Behind, Declined, Done, max_bytes=_bound(plan))
+        return read(content, *kinds, max_bytes=most, max_head_bytes=MAX_REPLY_HEAD_BYTES)
     except ProtocolError:
         return None
 
