@@ -21,7 +21,7 @@ class RoundLog:
     """Writes closed rounds into the log in `folder`; without a folder it writes nothing."""
 
     def __init__(self, folder: Path | None, plan: SessionPlan) -> None:
-        self._plan = plan
+        self._plan, self._taken_in = plan, 0
         self._log = None if folder is None else AuditLog.open(folder, load_identity(folder))
         members = tuple(site.name for site in plan.sites)
         self._once(
@@ -30,7 +30,7 @@ class RoundLog:
 
     def take_in(self, archive: Archive, base: int) -> None:
         """Every round of this epoch that is closed and is not in the log yet."""
-        for number in range(base + 1, (archive.last or base) + 1):
+        for number in range(max(base, self._taken_in) + 1, (archive.last or base) + 1):
             if not archive.is_signed(number):
                 return
             total = archive.total(number)
@@ -43,6 +43,7 @@ class RoundLog:
                     sum_sha256=total.sha256.hex(),
                 )
             )
+            self._taken_in = number
 
     def __enter__(self) -> Self:
         return self
