@@ -88,6 +88,14 @@ def remove(path: Path) -> None:
     sync_folder(path.parent)
 
 
+def private_folder(path: Path) -> None:
+    """A folder of mode 0700 with those above it, made and on disk where they were missing. Raises OSError."""
+    for folder in (*reversed(path.parents), path):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(folder.parent)
+
+
 @contextmanager
 def new_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
     """A draft to write into, which becomes `path` when the block ends without an error.

@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from secure_triplay import durable
+from secure_triplay.client.vault import Vault
+from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.errors import CryptoError
+from secure_triplay.server.archive import Archive
+from secure_triplay.wire import SessionPlan, Site
 
 
 @pytest.fixture
@@ -80,6 +84,24 @@ def test_content_is_on_disk_before_its_name_and_the_name_before_the_call_returns
     assert happened[0].startswith("name .made.")
     assert happened[1:] == ["sync folder"]
     assert names(folder) == ["made", "new", "public"]
+
+
+def test_a_folder_of_what_must_not_be_lost_has_its_name_on_disk_before_anything_is_in_it(happened, tmp_path):
+    """A vault's, and that of closed rounds: a power cut takes a folder with everything in it."""
+    identity = SigningIdentity.generate().identity
+    plan = SessionPlan("ab" * 32, bytes(32), 1, 1, (Site("north", identity),))
+    closed = tmp_path / "server" / "closed"
+    Archive(closed, plan)
+    assert happened == [f"sync {tmp_path.name}", "sync server"]
+    happened.clear()
+    Vault(tmp_path / "state" / "epoch-1", bytes(32), study="ab" * 32, epoch=1).save("keys", b"key")
+    assert happened[:2] == [f"sync {tmp_path.name}", "sync state"]
+    assert happened[2:] == ["sync keys.part", "name keys.part", "sync epoch-1"]
+    made = [tmp_path / "state", tmp_path / "state" / "epoch-1", closed]
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in made} == {0o700}
+    happened.clear()
+    durable.private_folder(closed)
+    assert happened == []
 
 
 @pytest.mark.usefixtures("open_umask")

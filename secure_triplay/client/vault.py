@@ -37,7 +37,7 @@ class Vault:
             )
         self._folder, self._cipher, self._of = folder, AESGCM(key), (study.encode(), str(epoch).encode())
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.private_folder(folder)
         except OSError as error:
             raise _unwritable(folder, error) from error
 

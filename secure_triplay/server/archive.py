@@ -38,7 +38,7 @@ class Archive:
     def __init__(self, folder: Path, plan: SessionPlan) -> None:
         self._folder, self._plan = folder, plan
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.private_folder(folder)
         except OSError as error:
             raise _unwritable(folder, error) from error
 
