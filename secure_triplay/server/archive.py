@@ -8,14 +8,15 @@ up with.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
 from secure_triplay import durable
 from secure_triplay.crypto.masking.messages import MaskKeys, SealedShares
-from secure_triplay.errors import ProtocolError, RunError
+from secure_triplay.errors import CryptoError, ProtocolError, RunError
 from secure_triplay.wire import (
     MAX_CATCH_UP_BYTES,
     CatchUp,
@@ -30,6 +31,7 @@ from secure_triplay.wire.records import as_lists, from_lists
 from secure_triplay.wireformat import list_of
 
 _NAME = re.compile(r"(\d{6,})\.sum")
+R = TypeVar("R")
 
 
 class Archive:
@@ -71,12 +73,8 @@ class Archive:
         try:
             total = SumMessage.from_bytes(path.read_bytes())
             total.verify(self._plan, round)
-        except OSError as error:
-            raise RunError(
-                f"the sum of round {round} cannot be read: {error.strerror}",
-                where=str(path),
-                fix="restore the server's folder from a backup",
-            ) from error
+        except (OSError, CryptoError, ProtocolError) as error:
+            raise _unreadable("sum", path, error) from error
         return total
 
     def is_signed(self, round: int) -> bool:
@@ -96,10 +94,8 @@ class Archive:
 
         Raises RunError where it has none yet.
         """
-        signed = from_lists(self._listed(round, "approvals"), Endorsement, Closed)
-        total = self.total(round)
-        seeds = from_lists(self._listed(round, "seeds"), MemberSeed, Closed) if total.members else ()
-        return Closed(total, signed, seeds)
+        total, signed = self.total(round), self._records(round, "approvals", Endorsement)
+        return Closed(total, signed, self._records(round, "seeds", MemberSeed) if total.members else ())
 
     def catch_up(self, applied: int, wanted: int) -> CatchUp:
         """The closed rounds after `applied` up to `wanted`, as many as one message carries. Raises RunError."""
@@ -119,7 +115,7 @@ class Archive:
 
     def mask_keys(self, round: int) -> tuple[MaskKeys, ...]:
         """Whose keys a round starts with; empty where that is open."""
-        return from_lists(self._listed(round, "mask-keys", empty=True), MaskKeys, Archive)
+        return self._records(round, "mask-keys", MaskKeys, empty=True)
 
     def save_mask_members(self, round: int, members: tuple[SealedShares, ...]) -> None:
         """Keep the members of a round with what they shared."""
@@ -128,8 +124,7 @@ class Archive:
 
     def mask_members(self, round: int) -> tuple[SealedShares, ...]:
         """The members of a round; empty where these are open."""
-        listed = self._listed(round, "mask-members", empty=True)
-        return tuple(SealedShares(*shares_from_list(one, Archive)) for one in listed)
+        return self._read(round, "mask-members", _sealed, empty=True)
 
     def save_mask_seeds(self, round: int, seeds: tuple[MemberSeed, ...]) -> None:
         """Keep the seeds of a round's members; there is nothing more to reveal, and sealed shares go."""
@@ -139,21 +134,22 @@ class Archive:
 
     def mask_seeds(self, round: int) -> tuple[MemberSeed, ...]:
         """The seeds of a round's members; empty where they were not revealed yet."""
-        return from_lists(self._listed(round, "seeds", empty=True), MemberSeed, Archive)
+        return self._records(round, "seeds", MemberSeed, empty=True)
 
-    def _listed(self, round: int, what: str, *, empty: bool = False) -> list[Any]:
-        """What lies here of a round; nothing at all only where that may be. Raises RunError."""
+    def _records(self, round: int, what: str, kind: type[R], *, empty: bool = False) -> tuple[R, ...]:
+        return self._read(round, what, lambda listed: from_lists(listed, kind, Archive), empty=empty)
+
+    def _read(
+        self, round: int, what: str, made: Callable[[list[Any]], tuple[R, ...]], *, empty: bool = False
+    ) -> tuple[R, ...]:
+        """What is `made` of what lies here of a round; nothing at all only where that may be. Raises RunError."""
         path = self._path(round, what)
         if empty and not path.exists():
-            return []
+            return ()
         try:
-            return list_of(msgpack.unpackb(path.read_bytes()), Archive)
-        except (OSError, ValueError, TypeError, msgpack.UnpackException, ProtocolError) as error:
-            raise RunError(
-                f"the {what} of round {round} cannot be read",
-                where=str(path),
-                fix="restore the server's folder from a backup",
-            ) from error
+            return made(list_of(msgpack.unpackb(path.read_bytes()), Archive))
+        except (OSError, ValueError, TypeError, msgpack.UnpackException, CryptoError, ProtocolError) as error:
+            raise _unreadable(what, path, error) from error
 
     def _path(self, round: int, what: str) -> Path:
         return self._folder / f"{round:06d}.{what}"
@@ -163,6 +159,21 @@ class Archive:
             durable.replace_private(path, content)
         except OSError as error:
             raise _unwritable(path, error) from error
+
+
+def _sealed(listed: list[Any]) -> tuple[SealedShares, ...]:
+    return tuple(SealedShares(*shares_from_list(one, Archive)) for one in listed)
+
+
+def _unreadable(what: str, path: Path, error: Exception) -> RunError:
+    why = (
+        error.strerror if isinstance(error, OSError) else None
+    ) or "it is damaged, or of another study or epoch"
+    return RunError(
+        f"the {what} of round {int(path.stem)} cannot be read: {why}",
+        where=str(path),
+        fix="restore the server's folder from a backup",
+    )
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:
