@@ -53,14 +53,19 @@ class Relayed:
         """Keep what the site with this key says of others' heads; the newest word counts."""
         for receipt in reply.receipts:
             if receipt.peer_key == key:
+                self._forget(receipt.party_key, key)
                 self.receipts.setdefault(receipt.party_key, {})[key] = receipt
-                self.held.get(receipt.party_key, {}).pop(key, None)
         for held in reply.held:
             if held.peer_key == key:
+                self._forget(held.party_key, key)
                 self.held.setdefault(held.party_key, {})[key] = held
-                self.receipts.get(held.party_key, {}).pop(key, None)
 
     def due(self, key: bytes) -> tuple[tuple[Countersignature, ...], tuple[HeldHead, ...]]:
-        """What peers said of the heads of the party with this key."""
+        """What peers said of the heads of the party with this key; where that is too much, what they said last."""
         receipts, held = self.receipts.get(key, {}), self.held.get(key, {})
-        return tuple(receipts.values())[:MAX_HEADS], tuple(held.values())[:MAX_HEADS]
+        return tuple(receipts.values())[-MAX_HEADS:], tuple(held.values())[-MAX_HEADS:]
+
+    def _forget(self, party: bytes, peer: bytes) -> None:
+        """What a peer said of a party before: what it says now stands last."""
+        for said in (self.receipts, self.held):
+            said.get(party, {}).pop(peer, None)
