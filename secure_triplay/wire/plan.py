@@ -104,12 +104,6 @@ class SessionPlan(Message):
         return cls(study, key_id, epoch, n_chunks, tuple(Site(name, Identity(key)) for name, key in entries))
 
     @cached_property
-    def roster_sha256(self) -> bytes:
-        """Hash `(32,)` of the ordered names and identities."""
-        fields = (part for site in self.sites for part in (site.name.encode(), site.identity.public_bytes))
-        return hashlib.sha256(transcript(b"session roster 1", *fields)).digest()
-
-    @cached_property
     def sha256(self) -> bytes:
         """Hash `(32,)` of the whole plan; it is under every signature of the plan's rounds."""
         return hashlib.sha256(transcript(b"session plan 1", self.to_bytes())).digest()

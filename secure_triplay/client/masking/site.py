@@ -96,7 +96,6 @@ class MaskingSite:
 
     def advertise(self) -> MaskKeys:
         """Fresh keys of this round, signed; the secrets behind them are kept first."""
-        self._require_open()
         if "self_seed" not in self._state:
             drawn = {"self_seed": new_seed(), "mask_seed": new_seed(), "seal_key": os.urandom(KEY_BYTES)}
             self._keep(context=self._context.sha256, **drawn)
@@ -165,7 +164,6 @@ class MaskingSite:
             ProtocolError: if members are too few or unknown, or members or values are not those of the first call.
             CryptoError: if the values do not fit the codec.
         """
-        self._require_open()
         require_masked(codec)
         keys = self._keys()
         masked_with = members_hash(self._context, members)
@@ -206,7 +204,6 @@ class MaskingSite:
             ProtocolError: if another list was agreed to, this site is not on it, it has too few sites, or one of
                 them masked with other members than this site.
         """
-        self._require_open()
         members = self._members()
         lists_hash(self._context, members, survivors)
         if self._name not in survivors:
@@ -226,7 +223,6 @@ class MaskingSite:
         `signers` are those whose signature under the sum over `survivors` the caller verified.
         Raises ProtocolError if this is not the list that was agreed to, or fewer signed it.
         """
-        self._require_open()
         if self._state.get("survivors") != list(survivors):
             raise _refused("this site has not agreed to this list of survivors")
         if len(set(signers) & set(self._context.roster)) < self._context.parameters.threshold:
@@ -240,21 +236,10 @@ class MaskingSite:
         }
         return Revealed.signed(self._context, self._name, self._signer, lists, shares)
 
-    def close(self) -> None:
-        """Forget every secret of this round, for good: it is over, or was declared failed."""
-        self._state = {"context": self._context.sha256, "closed": True}
-        self._agreed.clear()
-        self.__dict__.pop("_seal_private", None)
-        self._store.save(self._file, msgpack.packb(self._state))
-
     def _keep(self, **more: object) -> None:
         state = {**self._state, **more}
         self._store.save(self._file, msgpack.packb(state))
         self._state = state
-
-    def _require_open(self) -> None:
-        if self._state.get("closed"):
-            raise _refused("this round is closed here")
 
     def _keys(self) -> Mapping[str, MaskKeys]:
         if "keys" not in self._state:

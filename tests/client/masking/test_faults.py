@@ -299,23 +299,6 @@ def test_seeds_that_a_server_made_up_are_not_used(new_round):
         both.verify(this.context, by_site, this.members, this.survivors)
 
 
-def test_a_closed_round_answers_nothing_and_keeps_no_secret(new_round):
-    this = new_round(3)
-    this.run()
-    secrets = [this.sites["site-00"]._state[name] for name in ("self_seed", "mask_seed", "seal_key")]
-    this.sites["site-00"].close()
-    assert not any(secret in this.stores["site-00"]["mask-1"] for secret in secrets)
-    for site in (this.sites["site-00"], this.restarted("site-00")):
-        for ask in (
-            site.advertise,
-            lambda site=site: site.share(this.keys),
-            lambda site=site: site.reveal(this.survivors, this.signers),
-            lambda site=site: site.agree(this.survivors, this.masked_with),
-        ):
-            with pytest.raises(ProtocolError, match="closed"):
-                ask()
-
-
 def test_state_of_other_parameters_is_refused(new_round):
     this = until(new_round(4, threshold=3), "share")
     other = new_round(4, threshold=4)
