@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from secure_triplay.client.frames import receive_frame, send_frame
@@ -17,18 +18,22 @@ _WITNESS = MAGIC + bytes((VERSION, Witness.kind))
 
 
 def serve_one(listener: socket.socket, answer: Callable[[bytes], bytes], reply_after_s: float) -> None:
-    """Answer the next question; the reply to a `Witness` leaves `reply_after_s` seconds after it came."""
+    """Answer the next question; the reply to a `Witness` leaves `reply_after_s` seconds after it came.
+
+    A shim that hangs up is passed over: the server asks again, and gets the same. Raises what `answer` raises.
+    """
     with listener.accept()[0] as connection:
         connection.settimeout(None)
         try:
             request = receive_frame(connection)
-            arrived = time.monotonic()
-            reply = answer(request)
-            if request[: len(_WITNESS)] == _WITNESS:
-                time.sleep(max(0.0, arrived + reply_after_s - time.monotonic()))
-            send_frame(connection, reply)
         except (OSError, ProtocolError):
-            return  # the shim hung up; the server asks again, and gets the same
+            return
+        arrived = time.monotonic()
+        reply = answer(request)
+        if request[: len(_WITNESS)] == _WITNESS:
+            time.sleep(max(0.0, arrived + reply_after_s - time.monotonic()))
+        with suppress(OSError):
+            send_frame(connection, reply)
 
 
 def listening(path: Path) -> socket.socket:

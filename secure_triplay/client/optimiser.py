@@ -57,7 +57,7 @@ class GlobalState:
     def from_bytes(cls, content: bytes) -> GlobalState:
         """The state that `to_bytes` gave. Raises CryptoError for anything else."""
         round_number, size, count = _SIZES.unpack_from(content) if len(content) >= _SIZES.size else (0, 0, 0)
-        if count < 3 or len(content) != _SIZES.size + 8 * size * count:
+        if not size or count < 3 or len(content) != _SIZES.size + 8 * size * count:
             raise CryptoError(
                 "this is no state of a round", where="vault", fix="restore the site's folder as a whole"
             )

@@ -61,6 +61,7 @@ def test_a_state_comes_back_from_its_bytes_bit_by_bit_and_nothing_else_does():
         following = rng.normal(size=50)
         assert step(back, following, rule).to_bytes() == step(state, following, rule).to_bytes()
     content = state.to_bytes()
-    for bad in (b"", content[:10], content[:-1], content + b"\0", content[:24]):
+    no_values = content[:8] + bytes(8) + b"\xff" * 8  # no value a vector, and any number of vectors
+    for bad in (b"", content[:10], content[:-1], content + b"\0", content[:24], no_values):
         with pytest.raises(CryptoError):
             GlobalState.from_bytes(bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from secure_triplay.client.app import ask_worker
 from secure_triplay.client.frames import receive_frame, send_frame
 from secure_triplay.deploy.processes import Kept
 from secure_triplay.deploy.server.superlinkmain import may_pass
+from secure_triplay.deploy.site.ending import ending_plainly
 from secure_triplay.deploy.site.worker import REPLY_AFTER_S
 from secure_triplay.errors import RunError
 from secure_triplay.wire import Declined, Train, Witness
@@ -169,6 +172,26 @@ def test_a_real_sites_answer_to_a_sum_leaves_at_a_fixed_time_however_long_its_ch
     monkeypatch.setattr(answering, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=pass_by))
     assert left_after(Witness("ab" * 32, 1, 1, ()).to_bytes()) == pytest.approx(REPLY_AFTER_S)
     assert left_after(Train("ab" * 32, 1, 1).to_bytes()) == pytest.approx(took)
+
+
+def test_a_full_disk_behind_an_answer_is_told_and_a_shim_that_hangs_up_is_passed_over():
+    def full(request: bytes) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for answer, expected in ((full, pytest.raises(OSError, match="No space")), (bytes, nullcontext())):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            send_frame(ours, b"abc")
+            ours.close()  # nobody waits for the reply
+            with expected:
+                serve_one(SimpleNamespace(accept=lambda theirs=theirs: (theirs, None)), answer, 0.0)
+
+
+def test_a_full_disk_ends_a_worker_with_a_line_and_a_code_after_which_it_is_started_again(capsys):
+    with pytest.raises(SystemExit) as ended, ending_plainly():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "[Errno 28] No space left on device\n"
 
 
 def test_a_site_may_lie_in_a_folder_with_a_long_path(tmp_path):

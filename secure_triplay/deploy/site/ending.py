@@ -17,5 +17,10 @@ def ending_plainly() -> Iterator[None]:
     except SecureTriplayError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
+    except (
+        OSError
+    ) as error:  # a full disk, say: whoever keeps the worker alive starts it again, later and later
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
