@@ -20,6 +20,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from secure_triplay.errors import CryptoError, ProtocolError, RunError
+from secure_triplay.eventlog import EventLog
 from secure_triplay.federation.files import write_public
 from secure_triplay.federation.handover import Confirmed, StateGiven, StateOffered, StateWanted, needed
 from secure_triplay.federation.relay import Relay
@@ -53,6 +54,7 @@ class EpochStart:
         pause: Callable[[], bool] = lambda: False,
     ) -> None:
         self._grid, self._relay, self._own, self._pause = grid, relay, own, pause
+        self._log = EventLog(own / EVENTS)
         self._before, self._archive, self._members = before, archive, members
         self._carrier = Carrier(
             grid, ttl_s=24 * 3600.0, retry_s=retry_s, again=lambda size: self._note("again", bytes=size)
@@ -238,9 +240,7 @@ class EpochStart:
         self._note("confirmed", site=own.site)
 
     def _note(self, event: str, **fields: object) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
-        with (self._own / EVENTS).open("a") as log:
-            log.write(line + "\n")
+        self._log.write(event, **fields)
 
 
 def _behind(content: bytes) -> Behind | None:

@@ -10,13 +10,12 @@ nothing of its transport is changed.
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from secure_triplay.deploy.server.app import FOLDER_VARIABLE
+from secure_triplay.eventlog import EventLog
 from secure_triplay.federation.serverfolder import ROUNDS
 from secure_triplay.parcel import MOST_PIECES
 from secure_triplay.wireformat import MAX_MESSAGE_BYTES
@@ -31,7 +30,7 @@ class Entrance:
     """ASGI middleware: from another machine only /v1/fleet/ is answered, and only up to the size of a piece."""
 
     def __init__(self, app: Any, log: Path | None = None) -> None:
-        self._app, self._log = app, log
+        self._app, self._log = app, None if log is None else EventLog(log)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         kind, path = scope["type"], scope.get("path", "")
@@ -70,11 +69,8 @@ class Entrance:
     async def _refuse(self, scope: Any, send: Any, status: int, reason: str, size: int) -> None:
         if self._log is not None:
             client = scope.get("client") or ("unknown", 0)
-            fields = {"time": round(time.time(), 3), "event": "refused", "reason": reason, "bytes": size}
-            with self._log.open("a") as log:
-                log.write(
-                    json.dumps(fields | {"from": str(client[0]), "path": scope.get("path", "")[:80]}) + "\n"
-                )
+            asked = {"from": str(client[0]), "path": scope.get("path", "")[:80]}
+            self._log.write("refused", reason=reason, bytes=size, **asked)
         if scope["type"] == "http":
             await send(
                 {"type": "http.response.start", "status": status, "headers": [(b"connection", b"close")]}
