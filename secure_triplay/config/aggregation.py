@@ -13,8 +13,8 @@ from secure_triplay.schema import Frozen
 class Codec(Frozen):
     """How an update becomes integers: public range, bits a value.
 
-    In the derived range, rounding to eight bits adds at most 0.4 % to the variance of the noise (a step is 16/127 of
-    its standard deviation, and stochastic rounding has a variance of at most a quarter of a step squared); six bits 6.7 %.
+    In the derived range a step of eight bits is 16/127 of the noise's standard deviation. Stochastic rounding has a
+    variance of at most a quarter of a step squared: it adds at most 0.4 % to that of the noise; at six bits 6.7 %.
     """
 
     value_bits: Annotated[int, Field(ge=2, le=20)] = 8
