@@ -109,12 +109,13 @@ def _to_target(cells: list[dict[str, Any]], target: float | None) -> dict[str, A
 
 
 def _costs(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Frozen weights of the image tower, processor time without encoding, and time to encode where it was done."""
+    """Frozen weights of the image tower, processor time beside what methods share, time to encode where it was done."""
     images = sum(cell.get("encoded_images", 0) for cell in cells)
     encoding = sum(cell.get("encoding_cpu_seconds", 0.0) for cell in cells)
-    without = [cell["cpu_seconds"] - cell.get("encoding_cpu_seconds", 0.0) for cell in cells]
+    shared = ("loading_cpu_seconds", "encoding_cpu_seconds")
+    without = [cell["cpu_seconds"] - sum(cell.get(key, 0.0) for key in shared) for cell in cells]
     return {
         "image_frozen_bytes": cells[0].get("image_frozen_bytes"),
-        "cpu_seconds_without_encoding_mean": round(float(np.mean(without)), 1),
+        "cpu_seconds_without_loading_and_encoding_mean": round(float(np.mean(without)), 1),
         "encoding_cpu_ms_per_image": round(1000 * encoding / images, 3) if images else None,
     }

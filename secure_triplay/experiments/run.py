@@ -119,6 +119,7 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
 
     started, worked = time.perf_counter(), time.process_time()
     images, encoding = setting.encoded_images, setting.encoding_cpu_seconds
+    loading = setting.loading_cpu_seconds
     setting.begin()
     begun = memory.restart_peak()
     found = PROCEDURES[cell.method.procedure](setting, cell.study)
@@ -143,7 +144,8 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
         "peak_bytes": memory.peak_bytes() if begun else None,  # else it would be of the cells before, too
         "seconds": round(time.perf_counter() - started, 2),
         "cpu_seconds": round(time.process_time() - worked, 2),
-        # of it, what the frozen blocks took; a data set's first method encodes for those after it
+        # of it, what the first method with a model and its images does for those after it
+        "loading_cpu_seconds": round(setting.loading_cpu_seconds - loading, 2),
         "encoding_cpu_seconds": round(encoding, 2),
         "encoded_images": images,
         "image_frozen_bytes": setting.image_frozen_bytes,

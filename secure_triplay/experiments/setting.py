@@ -50,7 +50,7 @@ class Setting:
         self.sites = [site.name for site in study.sites]
         self._model: _Loaded | None = None
         self._frozen, self._encoded = "", dict[str, Encoded]()
-        self.encoded_images, self.encoding_cpu_seconds = 0, 0.0
+        self.encoded_images, self.encoding_cpu_seconds, self.loading_cpu_seconds = 0, 0.0, 0.0
         self.begin()
 
     @cached_property
@@ -93,6 +93,7 @@ class Setting:
             model = load_model(study, self.split.public, seed)
             frozen = f"{study.backbone.model_dump_json()} {model.tower.cut}"
             self._model = _Loaded(key, model, model.adapter.vector(), frozen)
+            self.loading_cpu_seconds += time.process_time() - began
             self._aside += time.process_time() - began
         self._asked = True
         return self._model.model

@@ -180,10 +180,11 @@ def write_partitions(result: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+_SECONDS = "cpu_seconds_without_loading_and_encoding_mean"
 _PRICES: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
     ("KB sent by a site over all rounds", lambda row: row["rounds"] * row["upload_bytes"] / 1e3),
     ("MB of frozen weights (image tower)", lambda row: (row["image_frozen_bytes"] or 0) / 1e6),
-    ("processor seconds (training, all sites)", lambda row: row["cpu_seconds_without_encoding_mean"]),
+    ("processor seconds (all sites, beside loading and encoding)", lambda row: row[_SECONDS]),
 )
 
 
