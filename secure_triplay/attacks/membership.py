@@ -240,7 +240,9 @@ def finding_of(
             figures[f"ceiling_at_{word}"] = bounds[rate]
     noticed = interval[0] > 0.5 or any(hit.interval[0] > rate for rate, hit in rates.items())
     above = any(rates[rate].interval[0] > bound for rate, bound in bounds.items())
-    if not valid:
+    if (
+        not valid or not np.isfinite(np.concatenate(scored)).all()
+    ):  # what is no number is below every threshold
         verdict = Verdict.INVALID
     elif above:
         verdict = Verdict.LEAKS

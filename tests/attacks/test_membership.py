@@ -197,6 +197,12 @@ def test_verdicts_follow_from_arm_figure_and_control(study):
         assert finding(study, arm, APART, valid=False).verdict is Verdict.INVALID
 
 
+def test_scores_that_are_no_numbers_are_invalid_and_never_nothing_found(study):
+    for broken in (np.full(800, np.nan), np.append(np.nan, APART[0][1:])):
+        for arm in (Arm.DP, Arm.NOTHING):
+            assert finding(study, arm, (broken, ALIKE[1])).verdict is Verdict.INVALID
+
+
 def test_a_control_below_its_goal_is_not_valid():
     assert membership.control_of("ffa", membership._scores("lira", planted(3.0))).valid
     assert not membership.control_of("ffa", membership._scores("lira", planted(0.1))).valid
