@@ -42,6 +42,13 @@ from secure_triplay.federation.studybundle import Rules, SitePaths
 from secure_triplay.ledger.start import start
 
 KINDS = ("CKKS key", "update", "adapter", "training image", "record count")
+PARTS = (
+    "memory of the summing process",
+    "memory of the ServerApp",
+    "memory of the SuperLink",
+    "server's folder",
+)
+"""What uploads pass through: where one of these was not read, nothing found says nothing."""
 _COMMAND = "from secure_triplay.cli import main; main()"
 _START_S, _STUDY_S = 180.0, 1800.0
 
@@ -86,16 +93,18 @@ def audit_server_blindness(out: Path | None, tell: Tell = lambda text: None) -> 
 
 
 def judge(looked: Looked, needles: tuple[Needle, ...]) -> dict[str, Any]:
-    """The verdict: invalid unless the control found each kind and everything could be read; then fail or pass."""
+    """The verdict: invalid unless the control found each kind and all of the server was read; then fail or pass."""
     found = {hit.what.partition(" of ")[0] for hit in looked.control}
     missed = [kind for kind in KINDS if kind not in found]
     blind_spots = sorted(where for where in looked.unreadable if "heap" in where or "stack" in where)
-    verdict = "invalid" if missed or blind_spots else "fail" if looked.server else "pass"
+    unseen = [part for part in PARTS if not looked.searched.get(part)]
+    verdict = "invalid" if missed or blind_spots or unseen else "fail" if looked.server else "pass"
+    not_seen = f"not read: {', '.join(unseen)}" if unseen else "all of the memory could not be read"
     return {
         "audit": "server-blindness",
         "verdict": verdict,
         "reason": {
-            "invalid": f"the control did not find: {', '.join(missed) or 'all of the memory could not be read'}",
+            "invalid": f"the control did not find: {', '.join(missed)}" if missed else not_seen,
             "fail": "something that only sites may know is at the server",
             "pass": "nothing of it is in the server's memory, files, database or logs; a client's memory holds it all",
         }[verdict],

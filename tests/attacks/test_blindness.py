@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,30 +10,47 @@ import sys
 import numpy as np
 import pytest
 
-from secure_triplay.attacks.blindness import KINDS, Looked, judge
+from secure_triplay.attacks.blindness import KINDS, PARTS, Looked, judge
 from secure_triplay.attacks.memory import Hit, Needle, Searched, search_process
 from secure_triplay.attacks.needles import array_needles, long_windows
 
 EVERY_KIND = [Hit(f"{kind} of north", "float32", "a client", 8) for kind in KINDS]
 
 
+def looked_at(parts=PARTS, **found) -> Looked:
+    return Looked(searched=dict.fromkeys(parts, 1 << 20), **({"control": EVERY_KIND} | found))
+
+
 def test_nothing_found_is_a_pass_only_where_the_control_found_every_kind():
-    assert judge(Looked(control=EVERY_KIND), ())["verdict"] == "pass"
+    assert judge(looked_at(), ())["verdict"] == "pass"
     for missing in range(len(KINDS)):
         control = EVERY_KIND[:missing] + EVERY_KIND[missing + 1 :]
-        result = judge(Looked(control=control), ())
+        result = judge(looked_at(control=control), ())
         assert result["verdict"] == "invalid"
         assert KINDS[missing] in result["reason"]
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_server_that_was_never_read_proves_nothing(part):
+    looked = looked_at([other for other in PARTS if other != part])
+    looked.take(part, Searched((), 0), looked.server)  # a process that was gone when it was to be read
+    result = judge(looked, ())
+    assert (result["verdict"], part in result["reason"]) == ("invalid", True)
+
+
+def test_the_committed_result_read_every_part_of_the_server(root):
+    result = json.loads((root / "audits" / "server-blindness" / "result.json").read_text())
+    assert min(result["searched"][part] for part in PARTS) > 1e6
+
+
 def test_one_hit_at_the_server_is_a_failure():
     hit = Hit("CKKS key", "words", "the SuperLink", 1)
-    result = judge(Looked(server=[hit], control=EVERY_KIND), ())
+    result = judge(looked_at(server=[hit]), ())
     assert (result["verdict"], len(result["server_hits"])) == ("fail", 1)
 
 
 def test_a_heap_that_could_not_be_read_proves_nothing():
-    looked = Looked(control=EVERY_KIND)
+    looked = looked_at()
     looked.take("memory", Searched((), 10, ("the SuperLink [heap]",)), looked.server)
     assert judge(looked, ())["verdict"] == "invalid"
 
