@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from secure_triplay.config import Study
+from secure_triplay.config import Adapter, Study
 from secure_triplay.constants import choose_codec, round_rule, share_rule
 from secure_triplay.errors import ConfigError
 
@@ -119,7 +119,7 @@ def _lora(content: dict[str, Any]) -> dict[str, Any]:
 
 def _mixed_ranks(content: dict[str, Any]) -> dict[str, Any]:
     """Every second site trains a quarter of the columns."""
-    rank = max(1, content["adapter"]["rank"] // 4)
+    rank = max(1, (content.get("adapter") or {}).get("rank", Adapter().rank) // 4)
     sites = [{**site, "rank": rank} if n % 2 else site for n, site in enumerate(content["sites"])]
     return _at(8.0)({**content, "sites": sites})
 

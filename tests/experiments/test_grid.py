@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
 from secure_triplay.config import parse_study
 from secure_triplay.data.split import split_study
@@ -149,6 +150,17 @@ def test_a_method_may_change_rank_and_weight_of_sites_and_say_again_what_holds(g
     eps8, mixed = (cell.study.sites for cell in grid.cells)
     assert [(site.weight, site.rank) for site in eps8] == [(3.0, None), (1.0, 2)]
     assert [site.rank for site in mixed] == [None, grid.cells[1].study.adapter.rank // 4]
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "ffa"}, None])
+def test_a_rank_that_a_study_does_not_say_is_the_default_at_sites_of_mixed_ranks_too(grid_file, adapter):
+    path = grid_file(methods=["mixed-ranks"], seeds=[1])
+    study = path.parent / "study.yaml"
+    content = yaml.safe_load(study.read_text()) | {"adapter": adapter}
+    study.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    (cell,) = load_grid(path).cells
+    assert [site.rank for site in cell.study.sites] == [None, 1]
+    assert cell.study.adapter.rank == 4
 
 
 @pytest.mark.parametrize(
@@ -497,8 +509,6 @@ def test_a_site_alone_under_privacy_is_a_federation_of_itself(monkeypatch):
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, pictures):
     """A grid with the packaged model, run once."""
-    import yaml
-
     folder = tmp_path_factory.mktemp("real")
     content = yaml.safe_load((ROOT / "configs" / "experiments" / "fashion-mnist.yaml").read_text())
     content["classes"] = [{"name": n, "prompts": [f"a {n} picture"]} for n in ("dark", "light")]
