@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from secure_triplay.attacks import released as released_adapter
+from secure_triplay.attacks.attack import Setting
 from secure_triplay.attacks.finding import Arm
 from secure_triplay.attacks.identification import Candidates, identify, one_token_layer, residuals
 from secure_triplay.attacks.images import closeness, fit_prior, pictures_of, psnr_db
@@ -165,3 +167,22 @@ def test_an_adapter_on_every_block_reads_a_blocks_input_whatever_the_study_adapt
     scene = open_scene(study, "lora", rank=4, last_blocks=EVERY_BLOCK)
     assert PublicModel.of(scene).inputs_of_block(0) == ["visual.trunk.blocks.0.attn.qkv"]
     assert scene.study.adapter.alpha / 4 == adapter.alpha / adapter.rank  # another rank, the same scale
+
+
+@pytest.mark.parametrize(
+    ("broken", "stand_in"),
+    [
+        (None, None),
+        ("released", lambda scene, *_, **__: released_adapter._zero_b(scene)),  # nothing is trained
+        ("nearer_to_members", lambda found, *_: [0.0] * len(found)),  # nothing is told apart
+    ],
+)
+def test_the_control_of_the_released_adapter_is_valid_only_where_it_learnt_and_records_are_told_apart(
+    attacked, tmp_path, monkeypatch, broken, stand_in
+):
+    if broken:
+        monkeypatch.setattr(released_adapter, broken, stand_in)
+    (control,) = released_adapter.run(Setting(attacked, 0, True, tmp_path)).controls
+    # an untrained model is as sure: that pictures can be found for a class says no more
+    assert control.figures["sure"] >= 0.9
+    assert control.valid is (broken is None)
