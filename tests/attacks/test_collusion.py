@@ -116,14 +116,22 @@ ARMS = {audit.CLEAR: GOOD, audit.NO_MASKS: GOOD, audit.FEWER: NOTHING, audit.ENO
 
 
 @pytest.mark.parametrize("arm", [audit.CLEAR, audit.NO_MASKS, audit.ENOUGH])
-@pytest.mark.parametrize("worse", [{"psnr_db": 24.9}, {"ssim": 0.79}, {"named": 11}])
+@pytest.mark.parametrize(
+    "worse", [{"psnr_db": 24.9}, {"ssim": 0.79}, {"named": 11}, {"psnr_db": np.nan}, {"ssim": np.nan}]
+)
 def test_an_arm_that_has_to_succeed_and_does_not_makes_the_audit_invalid(arm, worse):
     assert audit.judge(ARMS, True, 500)[0] == "pass"
     assert audit.judge(ARMS | {arm: GOOD | worse}, True, 500)[0] == "invalid"
 
 
 @pytest.mark.parametrize(
-    "more", [{"gain_db_interval": [0.1, 3.0]}, {"named_interval": [0.01, 0.4]}, {"masks_left": 0}]
+    "more",
+    [
+        {"gain_db_interval": [0.1, 3.0]},
+        {"gain_db_interval": [np.nan, np.nan]},
+        {"named_interval": [0.01, 0.4]},
+        {"masks_left": 0},
+    ],
 )
 def test_more_than_the_mean_image_or_a_guess_fails(more):
     assert audit.judge(ARMS | {audit.FEWER: NOTHING | more}, True, 500)[0] == "fail"

@@ -159,10 +159,10 @@ def judge(arms: dict[str, Any], second_list_refused: bool, gallery: int) -> tupl
     """The verdict over the four arms, and why."""
     for arm in (CLEAR, NO_MASKS, ENOUGH):
         got = arms[arm]
-        if got["psnr_db"] < PSNR_GOAL_DB or got["ssim"] < SSIM_GOAL or got["named"] < got["tries"]:
+        if not (got["psnr_db"] >= PSNR_GOAL_DB and got["ssim"] >= SSIM_GOAL and got["named"] == got["tries"]):
             return "invalid", f"the arm {arm!r} has to succeed and did not, so that the others prove nothing"
     fewer = arms[FEWER]
-    if fewer["masks_left"] < 1 or fewer["gain_db_interval"][0] > 0:
+    if not (fewer["masks_left"] >= 1 and fewer["gain_db_interval"][0] <= 0):
         return "fail", f"{T - 1} sites and the server got more than the mean image"
     if fewer["named_interval"][0] > 1 / gallery:
         return "fail", f"{T - 1} sites and the server named the record more often than by guessing"
