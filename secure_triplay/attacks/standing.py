@@ -5,6 +5,7 @@ Used on a fresh run for its report, and on committed reports for the matrix of `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from secure_triplay.attacks.registry import AUDITS
@@ -21,7 +22,7 @@ def worst(words: Iterable[StandWord]) -> StandWord:
 
 
 def speaking(model: ThreatModel, asset: Asset, found: Found) -> tuple[FindingEntry, ...]:
-    """The findings that speak for or against a claim, most serious first.
+    """The findings that speak for or against a claim, most serious first; of one measure the strongest.
 
     A protected claim is tried in the arms that have its defences on; what an attack reaches with them off is
     its control. A claim that is not protected is shown by whatever works.
@@ -39,7 +40,22 @@ def speaking(model: ThreatModel, asset: Asset, found: Found) -> tuple[FindingEnt
             and (not private or finding.arm in ("dp", "both"))
             and (not encrypted or finding.arm in ("encryption", "both"))
         ]
-    return tuple(sorted(kept, key=lambda finding: WORST_FIRST.index(finding.verdict)))
+    place: dict[tuple[str, str], int] = {}
+    for finding in kept:
+        place.setdefault(_measure(finding), len(place))
+
+    def order(finding: FindingEntry) -> tuple[int, int, float]:
+        value = math.inf if finding.value is None else finding.value  # beyond measure
+        if finding.value is not None and finding.worse == "lower":
+            value = -value
+        return WORST_FIRST.index(finding.verdict), place[_measure(finding)], -value
+
+    return tuple(sorted(kept, key=order))
+
+
+def _measure(finding: FindingEntry) -> tuple[str, str]:
+    """What may be held against one another: of one attack, whoever of its attackers (in brackets) it was."""
+    return finding.attack, finding.metric.partition(" (")[0]
 
 
 def stand_of(model: ThreatModel, asset: Asset, found: Found, *, private: bool) -> AssetEntry:

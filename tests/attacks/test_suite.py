@@ -110,6 +110,23 @@ def test_a_figure_past_its_bound_says_that_chance_allows_it_and_no_other_does():
     assert said(0.02, 0.01, 0.03) == "a: named 0.02 (bound 0.008)"
 
 
+def test_the_figure_beside_a_claim_is_the_strongest_attackers_and_not_the_first_ones(suite):
+    weak, strong, stronger_without = (
+        replace(CLOSED, metric=f"hits ({name})", value=value, interval=None, bound=0.2, arm=arm)
+        for name, value, arm in (
+            ("loss", 0.01, Arm.BOTH),
+            ("lira", 0.05, Arm.BOTH),
+            ("rmia", 0.9, Arm.NOTHING),
+        )
+    )
+    lower = replace(CLOSED, metric="distance", value=3.0, interval=None, bound=1.0, worse="lower")
+    other = (weak, strong, replace(stronger_without, bound=None, verdict=Verdict.LEAKS_AS_STATED))
+    assert image_claim(suite(Outcome((CONTROL,), other))).why == "stub: hits (lira) 0.05 (bound 0.2)"
+    nearer = replace(lower, value=2.0)
+    why = image_claim(suite(Outcome((CONTROL,), (lower, nearer)), out="again")).why
+    assert why == "stub: distance 2 (bound 1)"
+
+
 def test_valid_controls_and_nothing_above_a_bound_exit_with_0(suite, tmp_path):
     report = suite(Outcome((CONTROL,), (OPEN, CLOSED)))
     assert (report.exit_code, report.verdict) == (0, "nothing above its bound")
