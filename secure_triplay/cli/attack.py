@@ -67,7 +67,7 @@ def attack(
 ) -> None:
     """Attack a study's own model and data with what each adversary observes, and report what leaks.
 
-    Exit code 0: every control is valid and nothing lies above its bound. 1: something leaks above a bound.
+    Exit code 0: every control is valid and nothing lies above its bound beyond chance. 1: something does.
     2: a control is invalid, so that the report proves nothing. Anything else: it could not run.
     """
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -178,7 +178,9 @@ def _print_report(report: AttackReport, out: Path, console: Console) -> None:
             Text("This study runs without differential privacy, and was attacked as such.", style="bold red")
         )
     last = {
-        0: Text("All controls are valid, and nothing lies above its bound.", style="bold green"),
+        0: Text(
+            "All controls are valid, and nothing lies above its bound beyond chance.", style="bold green"
+        ),
         1: Text("LEAKAGE: at least one finding lies above its bound.", style="bold red"),
         2: Text(" INVALID ", style="bold white on red").append(
             " A control failed: this run says nothing about safety.", style="bold red not reverse"

@@ -79,7 +79,7 @@ def lead(report: AttackReport) -> str:
             first + f"{leaks} finding{'s lie' if leaks != 1 else ' lies'} above the bound of a "
             "defence that claims to prevent it."
         )
-    first += "With them on, nothing was found above its bound."
+    first += "With them on, nothing was found above its bound by more than chance allows."
     open_claims = sum(
         asset.verdict in ("not protected", "leaks, as stated")
         for threat in report.threat_models

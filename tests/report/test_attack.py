@@ -283,6 +283,18 @@ def test_a_missing_folder_and_another_version_get_a_sentence(content, tmp_path):
     assert "the version of secure-triplay that wrote it" in caught.value.fix
 
 
+def test_the_lead_does_not_deny_a_figure_past_its_bound_that_chance_allows(root):
+    report = read_attack_report(root / "audits" / "attack" / "report.json")
+    past = [
+        one
+        for one in report.findings
+        if one.bound is not None and one.worse == "higher" and one.value > one.bound
+    ]
+    assert past
+    assert report.exit_code == 0
+    assert "nothing was found above its bound by more than chance allows" in lead(report)
+
+
 def test_the_lead_never_praises_more_than_the_controls_allow(content):
     content["controls"]["other"] = content["controls"]["inversion"] | {"valid": False}
     content |= {"verdict": "invalid", "exit_code": 2}
