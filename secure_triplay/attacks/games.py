@@ -60,7 +60,6 @@ class Games:
     model: Model
     pool: Encoded
     population: Encoded
-    seed: int
     ticked: Callable[[], None]
     every_round: bool = False
     _looks: list[Array] = field(default_factory=list)

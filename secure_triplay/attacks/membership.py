@@ -157,7 +157,7 @@ def tried(setting: Setting, contest: Contest) -> Outcome:
     controls, findings = [], []
     for kind, model in kinds.items():
         only_trains(model)
-        games = partial(Games, study, model, population=population, seed=setting.seed, ticked=ticked,
+        games = partial(Games, study, model, population=population, ticked=ticked,
                         every_round=contest.every_round)  # fmt: skip
         planted = games(pool=mislabelled(first_of(pool, control_size.pool), len(study.classes)))
         outcome = planted.play(control_size, rng, planted.overfitted(CONTROL_ROUNDS))

@@ -267,7 +267,7 @@ def test_freezing_a_leaves_b_alone_to_be_trained_and_released():
 def test_overfitting_is_found_and_the_studys_noise_hides_it(study):
     model = small_model()
     games.only_trains(model)
-    played = games.Games(study, model, drawn(40, 1), drawn(30, 2), 0, lambda: None)
+    played = games.Games(study, model, drawn(40, 1), drawn(30, 2), lambda: None)
     start = model.adapter.vector()
     overfitted = played.play(SIZE, np.random.default_rng(8), played.overfitted(60))
     private = played.play(SIZE, np.random.default_rng(8), played.private)
@@ -302,7 +302,7 @@ def test_single_rounds_tell_more_than_all_of_them_together():
 def test_what_single_rounds_did_adds_up_to_what_was_released(study):
     model = small_model()
     games.only_trains(model)
-    played = games.Games(study, model, drawn(40, 1), drawn(30, 2), 0, lambda: None, every_round=True)
+    played = games.Games(study, model, drawn(40, 1), drawn(30, 2), lambda: None, every_round=True)
     found = played.play(SIZE, np.random.default_rng(8), played.overfitted(30))
     assert found.changes.shape == (6, 30, 40)
     assert np.abs(found.backbone + found.changes.sum(axis=1) - found.confidences).max() < 1e-3
@@ -313,7 +313,7 @@ def test_what_single_rounds_did_adds_up_to_what_was_released(study):
 def test_a_game_repeats_itself(study):
     model = small_model()
     games.only_trains(model)
-    played = games.Games(study, model, drawn(20, 1), drawn(10, 2), 0, lambda: None)
+    played = games.Games(study, model, drawn(20, 1), drawn(10, 2), lambda: None)
     first, second = (played.play(SIZE, np.random.default_rng(9), played.as_stated) for _ in range(2))
     assert np.array_equal(first.confidences, second.confidences)
     assert np.array_equal(first.members, second.members)

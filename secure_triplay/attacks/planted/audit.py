@@ -42,7 +42,6 @@ class TestRun:
     __test__ = False
 
     failed: tuple[str, ...]
-    passed: tuple[str, ...]
     exit_code: int
     seconds: float
     said: str
@@ -165,8 +164,7 @@ def run_tests(copy: Path, nodes: Iterable[str], *, clean_run: int = 0) -> TestRu
     except subprocess.TimeoutExpired:
         exit_code, said = -1, f"no end after {_LIMIT_S} s"
     seconds = time.perf_counter() - started
-    failed, passed = _read_report(report)
-    return TestRun(failed, passed, exit_code, seconds, "" if exit_code == _PASSED else said)
+    return TestRun(_failures(report), exit_code, seconds, "" if exit_code == _PASSED else said)
 
 
 def readme(result: dict[str, Any]) -> str:
@@ -215,17 +213,15 @@ def _failed(node: str, failed: Iterable[str]) -> bool:
     return any(name == wanted or name.startswith(wanted + "[") for name in failed)
 
 
-def _read_report(report: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names `module::test` of the tests that failed, and of those that passed, from pytest's own report."""
+def _failures(report: Path) -> tuple[str, ...]:
+    """Names `module::test` of the tests that failed, from pytest's own report."""
     if not report.exists():
-        return (), ()
-    failed: list[str] = []
-    passed: list[str] = []
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  (written by our own pytest)
-        name = f"{case.get('classname')}::{case.get('name')}"
-        bad = case.find("failure") is not None or case.find("error") is not None
-        (failed if bad else passed).append(name)
-    return tuple(failed), tuple(passed)
+        return ()
+    return tuple(
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in ElementTree.parse(report).iter("testcase")  # noqa: S314  (written by our own pytest)
+        if case.find("failure") is not None or case.find("error") is not None
+    )
 
 
 def _require_copy_is_used(copy: Path) -> None:
