@@ -2,7 +2,7 @@
 
 Everything is written into `OUT.partial`, which becomes `OUT` by one rename when the run is finished. A run
 that fails or is stopped leaves neither. A lock tells a run that is going on from one that was killed; grids and
-pilots, whose folders grow and are gone on with, take the same lock.
+pilots, whose folders grow and are gone on with, and a federation's server and sites take the same lock.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ def run_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(
+    folder: Path,
+    other: str = "another run is writing this folder",
+    fix: str = "wait for it, or give another --out",
+) -> Iterator[None]:
     """`folder`, made where it is missing, for this process alone, until the block or the process ends.
 
     Raises RunError when another process is writing there, or nothing can be written.
@@ -65,11 +69,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(
-                "another run is writing this folder",
-                where=str(folder),
-                fix="wait for it, or give another --out",
-            ) from error
+            raise RunError(other, where=str(folder), fix=fix) from error
         yield
     finally:
         os.close(lock)

@@ -8,17 +8,26 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from secure_triplay.errors import RunError
 from secure_triplay.federation.processes import last_lines, stop_group
+from secure_triplay.runfolder import alone_in
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STEADY_S = 1.0, 60.0, 120.0
 _EXEC_S = 1.0
 _LASTING_PAUSE_S = 8.0
 """A SuperLink takes a SuperNode that was killed for connected for a minute, and until then refuses the next one."""
+
+
+def only_one(folder: Path, otherwise: str) -> AbstractContextManager[None]:
+    """What is kept in `folder`, under one supervisor: a second would take the first one's for leftovers, and end them.
+
+    Raises RunError, in the words of `otherwise`, where one is at work.
+    """
+    return alone_in(folder, otherwise, "leave that one running, or stop it with Ctrl-C first")
 
 
 @dataclass

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from secure_triplay.deploy.processes import Kept
+from secure_triplay.deploy.processes import Kept, only_one
 from secure_triplay.deploy.server.app import (
     FINISHED,
     FOLDER_VARIABLE,
@@ -60,13 +60,13 @@ def start_server(
     port = int(bundle.server.rpartition(":")[2])
     ca, certificate, key = (path.absolute() for path in folder.tls)
     own = "127.0.0.1" if host in ("0.0.0.0", "::", "127.0.0.1") else host  # noqa: S104  (compared, not bound)
-    deployment.write_connection(flower / "home", f"{own}:{port}", ca)
 
     def offered() -> tuple[bytes, list[Any]]:
         current = ServerFolder.open(folder.path)
         return current.bundle.app_bytes, [joined.approval for joined in current.approvals().values()]
 
-    with hub(offered) as address:
+    with only_one(flower, "this study's server is running already"), hub(offered) as address:
+        deployment.write_connection(flower / "home", f"{own}:{port}", ca)
         stock = deployment.superlink_command(
             host=host, port=port, database=flower / "state.db", ca=ca, certificate=certificate, key=key
         )

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from secure_triplay.client.journal import JournalReader
-from secure_triplay.deploy.processes import Kept
+from secure_triplay.deploy.processes import Kept, only_one
 from secure_triplay.deploy.site.worker import SOCKET
 from secure_triplay.federation.approval import require_trust_file
 from secure_triplay.federation.bundle import require_own_app
@@ -72,31 +72,32 @@ def start_site(
         notify({"event": "operator", "text": text})
 
     watch, ready = Watch(node), False
-    try:
-        node.end_leftover()
-        worker.start()
-        while not worker.ended and not stop():
-            worker.look(tell)
-            if ready:
-                node.look(tell)
-            if watch.stuck():
-                tell(
-                    "the SuperNode waits for an app process that has died, or lost its line; it is started again"
-                )
-                node.stop()
+    with only_one(flower, "this site takes part in the study already"):
+        try:
+            node.end_leftover()
+            worker.start()
+            while not worker.ended and not stop():
+                worker.look(tell)
+                if ready:
+                    node.look(tell)
+                if watch.stuck():
+                    tell(
+                        "the SuperNode waits for an app process that has died, or lost its line; it is started again"
+                    )
+                    node.stop()
+                for event in reader.new():
+                    ready = ready or event["event"] == "ready"
+                    notify(event)
+                time.sleep(0.2)
             for event in reader.new():
-                ready = ready or event["event"] == "ready"
                 notify(event)
-            time.sleep(0.2)
-        for event in reader.new():
-            notify(event)
-        ends = time.monotonic() + _LINGER_S  # so that the last answer still reaches the server
-        while time.monotonic() < ends and not stop():
-            node.look(tell)
-            time.sleep(0.5)
-    finally:
-        node.stop()
-        worker.stop()
+            ends = time.monotonic() + _LINGER_S  # so that the last answer still reaches the server
+            while time.monotonic() < ends and not stop():
+                node.look(tell)
+                time.sleep(0.5)
+        finally:
+            node.stop()
+            worker.stop()
 
 
 class Watch:

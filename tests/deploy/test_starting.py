@@ -1,0 +1,76 @@
+"""Starting a server or a site: twice, and where it cannot work."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from secure_triplay.deploy.server.coordinator import start_server
+from secure_triplay.deploy.site.start import start_site
+from secure_triplay.errors import RunError
+from secure_triplay.federation.join import JoinedStudy
+
+from .conftest import Federation
+
+WAITS = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return Federation.make(tmp_path_factory.mktemp("starting"), rounds=1, names=("north", "east"))
+
+
+def until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_second_start_of_a_running_site_is_refused_and_ends_nothing_of_the_first(made):
+    site, enough = made.sites["north"], threading.Event()
+    joined = JoinedStudy.open(site)
+    noted = joined.folder / "flower" / "worker.pid"
+
+    def take_part(said: list[dict], stop: Callable[[], bool]) -> None:
+        start_site(site, joined, said.append, worker_command=WAITS, stop=stop)
+
+    said: list[dict] = []
+    first = threading.Thread(target=take_part, args=(said, enough.is_set))
+    first.start()
+    try:
+        until(noted.exists)
+        pid = noted.read_text()
+        with pytest.raises(RunError, match="takes part in the study already"):
+            take_part([], lambda: True)
+        time.sleep(0.5)
+        assert (noted.read_text(), said) == (pid, [])
+    finally:
+        enough.set()
+        first.join()
+    take_part([], lambda: True)
+
+
+def test_a_second_start_of_a_running_server_is_refused_and_ends_nothing_of_the_first(made):
+    enough, said = threading.Event(), []
+    first = threading.Thread(
+        target=start_server,
+        args=(made.server, said.append),
+        kwargs={"host": "127.0.0.1", "stop": enough.is_set},
+    )
+    first.start()
+    try:
+        until(lambda: said)
+        assert "lets in 2 sites" in said[0]["text"]
+        with pytest.raises(RunError, match="is running already"):
+            start_server(made.server, print, host="127.0.0.1", stop=lambda: True)
+        time.sleep(1.0)
+        assert len(said) == 1
+    finally:
+        enough.set()
+        first.join()
