@@ -24,7 +24,9 @@ def server_start(
             "--dir", help="The coordinator's folder, which `study create` made.", show_default=False
         ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="127.0.0.1 for this machine alone; 0.0.0.0 for all of its addresses.")
+    ] = "127.0.0.1",
 ) -> None:
     """Keep Flower's SuperLink running for the study; Ctrl-C stops it, and nothing is lost."""
     from secure_triplay.cli.events import say

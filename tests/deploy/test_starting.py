@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from secure_triplay.deploy.server.coordinator import start_server
+from secure_triplay.deploy.server.coordinator import start_server, status
 from secure_triplay.deploy.site.start import start_site
-from secure_triplay.errors import RunError
+from secure_triplay.errors import ConfigError, RunError
 from secure_triplay.federation.join import JoinedStudy
 
 from .conftest import Federation
@@ -74,3 +74,22 @@ def test_a_second_start_of_a_running_server_is_refused_and_ends_nothing_of_the_f
     finally:
         enough.set()
         first.join()
+
+
+def test_a_site_and_a_study_go_on_over_logs_that_a_full_disk_tore(made):
+    site = made.sites["east"]
+    joined = JoinedStudy.open(site)
+    journal = joined.folder / "journal.jsonl"
+    journal.write_bytes(b'{"event": "measu{"event": "ready", "time": 1.0}\n')  # as an older version left it
+    start_site(site, joined, print, worker_command=WAITS, stop=lambda: True)
+    events = made.server.path / "rounds" / "epoch-1" / "events.jsonl"
+    events.parent.mkdir(exist_ok=True)
+    events.write_bytes(b'{"time": 1.0, "eve{"time": 2.0, "event": "closed", "round": 1}\n')
+    assert status(made.server)["last_closed_round"] == 0
+
+
+@pytest.mark.parametrize("host", ["192.0.2.2", "::", "triplay.example.org"])
+def test_a_server_is_not_started_on_an_address_on_which_it_could_not_let_any_site_in(made, host):
+    """Sites are let in over loopback, by which alone the SuperLink takes this machine's own commands."""
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        start_server(made.server, print, host=host, stop=lambda: True)

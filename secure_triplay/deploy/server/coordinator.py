@@ -24,7 +24,7 @@ from secure_triplay.deploy.server.app import (
 )
 from secure_triplay.deploy.server.epochstart import EVENTS, NODES
 from secure_triplay.deploy.server.superlinkmain import REFUSED
-from secure_triplay.errors import RunError
+from secure_triplay.errors import ConfigError, RunError
 from secure_triplay.eventlog import events_after
 from secure_triplay.federation import deployment
 from secure_triplay.federation.files import write_public
@@ -40,12 +40,19 @@ _REGISTERED, _RUN = "registered.json", "run.json"
 _MOST_RUNS = 30
 _START_S = 90.0
 _END_S = 8.0
+_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104  (what a person may ask for)
 
 
 def start_server(
     folder: ServerFolder, notify: Notify, *, host: str, stop: Callable[[], bool] = lambda: False
 ) -> None:
-    """Keep hub and SuperLink running, and let the roster's SuperNodes in, until stopped. Raises RunError."""
+    """Keep hub and SuperLink running, with the roster's SuperNodes let in. Raises ConfigError, RunError."""
+    if host not in _HOSTS:
+        raise ConfigError(
+            f"the server cannot listen on {host} alone: this machine's own commands reach it on loopback",
+            where="--host",
+            fix="give 0.0.0.0, and let a firewall say which addresses are open; or 127.0.0.1",
+        )
     bundle = folder.bundle
     missing = [name for name in bundle.members if name not in folder.approvals()]
     if missing:
@@ -59,14 +66,13 @@ def start_server(
     env = environment(flower) | {FOLDER_VARIABLE: str(folder.path.absolute())}
     port = int(bundle.server.rpartition(":")[2])
     ca, certificate, key = (path.absolute() for path in folder.tls)
-    own = "127.0.0.1" if host in ("0.0.0.0", "::", "127.0.0.1") else host  # noqa: S104  (compared, not bound)
 
     def offered() -> tuple[bytes, list[Any]]:
         current = ServerFolder.open(folder.path)
         return current.bundle.app_bytes, [joined.approval for joined in current.approvals().values()]
 
     with only_one(flower, "this study's server is running already"), hub(offered) as address:
-        deployment.write_connection(flower / "home", f"{own}:{port}", ca)
+        deployment.write_connection(flower / "home", f"127.0.0.1:{port}", ca)
         stock = deployment.superlink_command(
             host=host, port=port, database=flower / "state.db", ca=ca, certificate=certificate, key=key
         )
