@@ -93,11 +93,11 @@ class Kept:
         if time.monotonic() >= self._due:
             self.start()
 
-    def start(self) -> None:
+    def start(self) -> subprocess.Popen[bytes]:
         """Start it now; one that a killed supervisor left behind is ended first."""
         self.end_leftover()
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 self.command,
                 cwd=self.folder / "empty",
                 env=self.env,
@@ -106,8 +106,9 @@ class Kept:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._note_file.write_text(json.dumps({"pid": self._process.pid, "command": self.command}))
+        self._note_file.write_text(json.dumps({"pid": process.pid, "command": self.command}))
         self._started = time.monotonic()
+        return process
 
     @property
     def _note_file(self) -> Path:

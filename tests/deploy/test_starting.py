@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
@@ -93,3 +94,16 @@ def test_a_server_is_not_started_on_an_address_on_which_it_could_not_let_any_sit
     """Sites are let in over loopback, by which alone the SuperLink takes this machine's own commands."""
     with pytest.raises(ConfigError, match="cannot listen on"):
         start_server(made.server, print, host=host, stop=lambda: True)
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_server_whose_port_another_one_has_says_so_at_once_and_never_that_it_listens(made, listens):
+    """Also where every site was let in before, so that nothing else is asked of the SuperLink."""
+    port, said = int(made.server.bundle.server.rpartition(":")[2]), []
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        if listens:
+            other.listen()
+        with pytest.raises(RunError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            start_server(made.server, said.append, host="127.0.0.1", stop=lambda: True)
+    assert said == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ from secure_triplay.eventlog import events_after
 from secure_triplay.federation import deployment
 from secure_triplay.federation.files import write_public
 from secure_triplay.federation.hub import hub
-from secure_triplay.federation.processes import environment
+from secure_triplay.federation.processes import environment, wait_until_listening
 from secure_triplay.federation.serverfolder import FLOWER, ROUNDS, ServerFolder
 from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.server.service import EVENT_LOG
@@ -40,6 +41,7 @@ _REGISTERED, _RUN = "registered.json", "run.json"
 _MOST_RUNS = 30
 _START_S = 90.0
 _END_S = 8.0
+_FREE_S = 5.0
 _HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104  (what a person may ask for)
 
 
@@ -83,7 +85,9 @@ def start_server(
             notify({"event": "operator", "text": text})
 
         try:
-            link.start()
+            link.end_leftover()
+            _require_free(host, port)
+            wait_until_listening(link.start(), port, link.log)
             _until_registered(folder, flower, env, link, tell)
             tell(f"the SuperLink listens on {host}:{port}, and lets in {len(bundle.members)} sites")
             epochs = len(folder.epochs)
@@ -98,6 +102,32 @@ def start_server(
         finally:
             link.stop()
             _end_serverapp(folder)
+
+
+def _require_free(host: str, port: int) -> None:
+    """Return nothing once a server can listen there. Raises RunError: a SuperLink would end again and again.
+
+    Threads of a SuperLink that was just ended may hold the port for a moment.
+    """
+    deadline = time.monotonic() + _FREE_S
+    while (error := _why_taken(host, port)) is not None:
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"the server cannot listen on {host}:{port}: {error.strerror}",
+                where="the port in the study's --server",
+                fix=f"end what uses it (`ss -ltnp` names that), or make the study with another port than {port}",
+            ) from error
+        time.sleep(0.1)
+
+
+def _why_taken(host: str, port: int) -> OSError | None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the SuperLink does
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None
 
 
 def _until_registered(
