@@ -93,6 +93,7 @@ def look(site: SiteFolder, file: Path, paths: SitePaths) -> Asked:
         )
     require_own_app(bundle.app_bytes, "study bundle")
     study = bundle.study_here(paths, site.name)
+    _require_goes_on(site.path / STUDIES / study.study, bundle)
     return Asked(bundle, raw, study, paths, tuple(refusals(site.policy, study, bundle)))
 
 
@@ -122,8 +123,7 @@ def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> P
             fix="have the study changed, or decide on the policy first",
         )
     folder = site.path / STUDIES / study.study
-    if (folder / BUNDLE).exists():
-        _require_later(read_bundle(folder / BUNDLE), bundle)
+    _require_goes_on(folder, bundle)
     with Ledger.open(site.ledger, site.identity) as ledger:
         ledger.approve(study.sha256, study.study, study_releases(study), approved_by=approved_by)
         ledger.record(_decided(bundle, approved_by, f"confirmed roster code {bundle.code} out of band"))
@@ -204,13 +204,25 @@ def _pin(site: SiteFolder, folder: Path, bundle: StudyBundle) -> None:
         write_secret(folder / LOCAL_KEY, local.key)
 
 
+def _require_goes_on(folder: Path, bundle: StudyBundle) -> None:
+    if (folder / BUNDLE).exists():
+        _require_later(read_bundle(folder / BUNDLE), bundle)
+
+
 def _require_later(before: StudyBundle, bundle: StudyBundle) -> None:
     founding = before.founding or before.sha256.hex()
     if before.sha256 == bundle.sha256:
         return
-    if bundle.epoch <= before.epoch or bundle.founding != founding:
+    if (bundle.founding or bundle.sha256.hex()) != founding:
         raise ProtocolError(
-            "this site is in a later epoch of the study already, or in another study of this name",
+            "this site has joined another study of this name",
+            where=f"study {before.study['study']}",
+            fix="ask for the study under a name of its own; or, if no round of the joined one was run here, move its "
+            "folder away from studies/ and join again",
+        )
+    if bundle.epoch <= before.epoch:
+        raise ProtocolError(
+            "this site is in a later epoch of the study already",
             where=f"epoch {before.epoch}",
             fix="ask the coordinator for the newest bundle",
         )

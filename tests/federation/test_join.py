@@ -232,6 +232,23 @@ def test_no_later_epoch_takes_a_site_back_to_an_earlier_roster(world):
         join.succeed(site, after, StudyBundle.read(first, where="x"), first)
 
 
+def test_a_study_that_was_made_again_is_refused_before_a_code_is_compared_and_says_how_to_go_on(
+    world, tmp_path
+):
+    """To ask for the newest bundle, as was said, brings the same one again."""
+    world.join("north")
+    file = tmp_path / "again.bundle"
+    file.write_bytes(resigned(world, server="10.0.0.1:8443"))
+    with pytest.raises(ProtocolError, match="another study of this name") as refused:
+        world.look("north", file)
+    assert "move its folder away" in refused.value.fix
+    joined = world.joined("north").folder
+    joined.rename(joined.parent.parent / "first")
+    asked = world.look("north", file)
+    join.confirm(world.sites["north"], asked, code=asked.bundle.code, approved_by="Dr. north")
+    assert world.joined("north").bundle.server == "10.0.0.1:8443"
+
+
 def test_the_adapters_seed_outlives_epochs_and_differs_by_study(world):
     first = world.server.bundle
     assert world.server.next_epoch(remove=["south"]).adapter_seed == first.adapter_seed
