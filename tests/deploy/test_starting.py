@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from secure_triplay.deploy.server.coordinator import start_server, status
+from secure_triplay.deploy.server.app import FINISHED
+from secure_triplay.deploy.server.coordinator import change_roster, start_server, status
 from secure_triplay.deploy.site.start import start_site
 from secure_triplay.errors import ConfigError, RunError
 from secure_triplay.federation.join import JoinedStudy
@@ -107,3 +108,13 @@ def test_a_server_whose_port_another_one_has_says_so_at_once_and_never_that_it_l
         with pytest.raises(RunError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
             start_server(made.server, said.append, host="127.0.0.1", stop=lambda: True)
     assert said == []
+
+
+def test_a_study_that_has_ended_is_not_sent_to_stop_first_where_its_roster_is_to_change(made):
+    """`study stop` answers that no run is going on, and so both sent each other round."""
+    finished = made.server.path / "rounds" / FINISHED
+    finished.write_bytes(b"")
+    with pytest.raises(RunError, match="has ended") as refused:
+        change_roster(made.server)
+    finished.unlink()
+    assert "stop" not in refused.value.fix

@@ -256,9 +256,15 @@ def change_roster(
 
     Raises RunError while a round may be going on, or after the last one.
     """
-    if is_running(folder) or finished(folder):
+    if finished(folder):
         raise RunError(
-            "the study is running" if is_running(folder) else "the study has ended",
+            "the study has ended, and no round would come under a new key",
+            where=str(folder.path),
+            fix="secure-triplay study create makes a new study, under a name of its own",
+        )
+    if is_running(folder):
+        raise RunError(
+            "the study is running",
             where=str(folder.path),
             fix="secure-triplay study stop --dir DIR (`--now`, where a round does not end), and then again",
         )
