@@ -24,7 +24,8 @@ def policy(root, tmp_path):
 @pytest.fixture
 def site(tmp_path, policy):
     """A site whose ledger was started by the command, with one study approved and two rounds charged."""
-    folder = tmp_path / "st-mary"
+    folder = tmp_path / "any name"
+    assert run("site", "init", "--name", "st-mary", "--dir", str(folder)).returncode == 0
     done = run("budget", "start", "--site", str(folder), "--policy", policy, "--approved-by", "Dr. Weber")
     assert done.returncode == 0, done.stderr
     assert "epsilon 3 a study and 6 a year, per patient" in " ".join(done.stdout.split())
@@ -97,6 +98,23 @@ def test_a_policy_without_a_bound_on_patients_gives_no_ledger(tmp_path, policy):
     text = (tmp_path / "own.yaml").read_text()
     (tmp_path / "own.yaml").write_text(text.replace("most_patients: 20000", "most_patients: null"))
     site = tmp_path / "st-mary"
+    run("site", "init", "--name", "st-mary", "--dir", str(site))
     done = run("budget", "start", "--site", str(site), "--policy", policy, "--approved-by", "Dr. Weber")
     assert_plain_error(done, 3, "delta.most_patients")
-    assert not site.exists()
+    assert not (site / "ledger").exists()
+
+
+def test_no_ledger_is_started_where_no_study_could_ever_be_joined(tmp_path, policy):
+    """`site init` refuses a folder that holds one, and what it had charged would count nowhere."""
+    done = run(
+        "budget",
+        "start",
+        "--site",
+        str(tmp_path / "st-mary"),
+        "--policy",
+        policy,
+        "--approved-by",
+        "Dr. Weber",
+    )
+    assert_plain_error(done, 3, "no site's folder", "site init")
+    assert not (tmp_path / "st-mary").exists()

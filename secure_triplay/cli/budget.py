@@ -17,7 +17,7 @@ app = typer.Typer(
     help="Plan a privacy budget, start it, follow it, and hand over the evidence.", no_args_is_help=True
 )
 
-SiteFolder = Annotated[
+SiteDir = Annotated[
     Path, typer.Option("--site", help="The site's folder, which holds its key and its ledger/.")
 ]
 
@@ -59,23 +59,25 @@ def budget_plan(
     epilog="Example:  secure-triplay budget start --site st-mary --policy strict.yaml --approved-by 'Dr. Weber'",
 )
 def budget_start(
-    site: SiteFolder,
+    site: SiteDir,
     policy_file: Annotated[Path, typer.Option("--policy", help="The site's policy, whose limits bind.")],
     approved_by: Annotated[str, typer.Option(help="The person who answers for this.")],
-    name: Annotated[str | None, typer.Option(help=r"The site's name. \[default: the folder's]")] = None,
     replaces: Annotated[
         str, typer.Option(help="Where a ledger was lost: why a new one starts. It stands in every export.")
     ] = "",
 ) -> None:
-    """Start a site's privacy ledger, once; a person does it, by name. Nothing can be charged before."""
+    """Start a site's privacy ledger, once; a person does it, by name. Nothing can be charged before.
+
+    The site is one of `site init`: so what is charged now counts in every study that it joins later.
+    """
+    from secure_triplay.federation.sitefolder import SiteFolder
     from secure_triplay.ledger.start import start
 
-    limits = start(
-        site, policy_file, name=name or site.resolve().name, approved_by=approved_by, replaces=replaces
-    )
+    name = SiteFolder.open(site).name
+    limits = start(site, policy_file, name=name, approved_by=approved_by, replaces=replaces)
     Console(highlight=False).print(
         Text.assemble(
-            f"The ledger of {name or site.resolve().name} is started: epsilon {limits.epsilon_per_study:g} a study "
+            f"The ledger of {name} is started: epsilon {limits.epsilon_per_study:g} a study "
             f"and {limits.epsilon_per_year:g} a year, per {limits.unit}, at delta {limits.delta:.2g}.\nBack up ",
             (str(site), "bold"),
             " as a whole, and anew after every study: the other sites refuse an older copy of its ledger.\n"
@@ -116,7 +118,7 @@ def budget_status(
     "export", epilog="Example:  secure-triplay budget export --site runs/first/sites/north --out evidence"
 )
 def budget_export(
-    site: SiteFolder,
+    site: SiteDir,
     out: Annotated[Path, typer.Option(help="Folder of the bundle; it must not exist.")],
     purpose: Annotated[str, typer.Option(help="For whom or what; it is noted in the ledger.")] = "audit",
 ) -> None:

@@ -59,7 +59,7 @@ def site_init(
         out.print(
             Text(
                 "Next: read policy.yaml, then start the privacy ledger under it, once:\n"
-                f"  secure-triplay budget start --site {quoted(where)} --name {name} "
+                f"  secure-triplay budget start --site {quoted(where)} "
                 f"--policy {quoted(site.policy_file)} --approved-by NAME"
             )
         )

@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from secure_triplay.crypto.identity import SigningIdentity
-from secure_triplay.crypto.keyfile import NAME, load_identity, save_identity
+from secure_triplay.crypto.keyfile import load_identity
 from secure_triplay.errors import RunError
 from secure_triplay.ledger.budget import Limits
 from secure_triplay.ledger.entries import require_person
@@ -19,17 +18,14 @@ LEDGER = "ledger"
 
 
 def start(site: Path, policy_file: Path, *, name: str, approved_by: str, replaces: str = "") -> Limits:
-    """Start the ledger in `site`/ledger under the limits of a policy file; a site without a key gets one.
+    """Start the ledger in `site`/ledger under the limits of a policy file, signed by that site's own key.
 
-    Raises ConfigError for a policy that gives no limits and where nobody is named, RunError where a ledger is there,
-    or was lost and `replaces` gives no reason.
+    Raises ConfigError for a policy that gives no limits and where nobody is named, CryptoError where the site has no
+    key, RunError where a ledger is there, or was lost and `replaces` gives no reason.
     """
     require_person(approved_by, "--approved-by")
     policy = load_policy(policy_file)
     limits = policy_limits(policy)
-    site.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not (site / NAME).exists():
-        save_identity(site, SigningIdentity.generate())
     with Ledger.create(
         site / LEDGER,
         load_identity(site),
