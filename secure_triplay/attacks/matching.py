@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import bitsandbytes as bnb
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from secure_triplay.attacks.attack import Attack, Observable, Setting
@@ -33,6 +32,7 @@ from secure_triplay.attacks.scene import (
 )
 from secure_triplay.attacks.scoring import gain_finding
 from secure_triplay.attacks.span import RANK, Victim
+from secure_triplay.model.quantize import dequantize
 from secure_triplay.privacy.per_record import evaluation_mode, record_loss
 
 NAME = "gradient-matching"
@@ -50,10 +50,7 @@ class Matcher:
     @classmethod
     def of(cls, scene: Scene) -> Matcher:
         """From the public part of a scene; the victim is done with it by then."""
-        for module in list(scene.model.backbone.model.visual.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, bnb.nn.Linear4bit):
-                    setattr(module, name, _full_precision(child))
+        dequantize(scene.model.backbone.model.visual)
         return cls(scene, PublicModel.of(scene))
 
     def gradient(self, pixels: Tensor, label: int, *, again: bool) -> Tensor:
@@ -103,15 +100,6 @@ class Matcher:
 def _total_variation(pixels: Tensor) -> Tensor:
     """Mean absolute difference of neighbours, in both directions (Rudin, Osher and Fatemi 1992)."""
     return pixels.diff(dim=1).abs().mean() + pixels.diff(dim=2).abs().mean()
-
-
-def _full_precision(layer: Any) -> nn.Linear:
-    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    plain.weight = nn.Parameter(weight.float(), requires_grad=False)
-    if layer.bias is not None:
-        plain.bias = nn.Parameter(layer.bias.detach().float(), requires_grad=False)
-    return plain
 
 
 def run(setting: Setting) -> Outcome:

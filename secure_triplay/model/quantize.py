@@ -146,3 +146,20 @@ _MAKERS: dict[str, Callable[[nn.Linear, torch.dtype], nn.Module] | None] = {
     "int8": _int8,
     "none": None,
 }
+
+
+def dequantize(tower: nn.Module) -> None:
+    """Put plain layers in place of a tower's 4-bit ones, with the weights that these stand for."""
+    for module in list(tower.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, bnb.nn.Linear4bit):
+                setattr(module, name, _full_precision(child))
+
+
+def _full_precision(layer: Any) -> nn.Linear:
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    plain.weight = nn.Parameter(weight.float(), requires_grad=False)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.detach().float(), requires_grad=False)
+    return plain

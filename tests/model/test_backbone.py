@@ -243,8 +243,9 @@ def test_nothing_is_trainable_and_training_mode_changes_nothing(backbone: Make, 
     assert torch.equal(calm[1], busy[1])
 
 
-def test_importing_the_model_layer_says_nothing_about_hubs() -> None:
-    command = "import secure_triplay.model.quantize"
+@pytest.mark.parametrize("module", ["model.quantize", "attacks.suite", "attacks.matching"])
+def test_importing_the_model_layer_or_attacks_says_nothing_about_hubs(module: str) -> None:
+    command = f"import secure_triplay.{module}"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert "kernels" not in done.stderr + done.stdout
 
