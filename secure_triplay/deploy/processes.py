@@ -87,7 +87,9 @@ class Kept:
                 self._pause_s = _FIRST_PAUSE_S
             self._due = time.monotonic() + self._pause_s
             self.restarts += 1
-            notify(f"{self.name} ended with code {code}; it is started again in {self._pause_s:.0f} s")
+            notify(
+                f"{self.name} ended with code {code}; it is started again in {self._pause_s:.0f} s (see {self.log})"
+            )
             longest_s = _LASTING_PAUSE_S if self.lasting else _LONGEST_PAUSE_S
             self._pause_s = min(2 * self._pause_s, longest_s)
         if time.monotonic() >= self._due:

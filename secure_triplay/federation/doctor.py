@@ -22,7 +22,15 @@ from secure_triplay.errors import SecureTriplayError
 from secure_triplay.federation import ca
 from secure_triplay.federation.approval import require_trust_file
 from secure_triplay.federation.bundle import package_sha256, require_own_app
-from secure_triplay.federation.join import LOCAL_CERTIFICATE, TRUST, JoinedStudy, refusals
+from secure_triplay.federation.files import read_public
+from secure_triplay.federation.join import (
+    LOCAL_CERTIFICATE,
+    LOCAL_KEY,
+    SERVER_CA,
+    TRUST,
+    JoinedStudy,
+    refusals,
+)
 from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import StudyBundle
@@ -36,6 +44,7 @@ _RENEW_SERVER = "at the server: secure-triplay server renew"
 _RENEW_OWN = (
     "remove local.key beside it, and join again with the same bundle: secure-triplay site join BUNDLE"
 )
+_JOIN_AGAIN = "join again with the same bundle: secure-triplay site join BUNDLE"
 _RENEW_AUTHORITY = "it is not renewed: end the study before that day, or make a new one"
 MOST_SKEW_S = 60.0
 _TIMEOUT_S = 10.0
@@ -62,7 +71,9 @@ def examine_site(site: SiteFolder, study: str | None = None) -> list[Finding]:
         _tried("ledger", lambda: _ledger(site)),
         _tried("policy", lambda: _policy(site, joined)),
         _tried("app", lambda: _app(site, joined)),
-        _certificate("own certificate", joined.folder / LOCAL_CERTIFICATE, _RENEW_OWN),
+        _certificate(
+            "own certificate", joined.folder / LOCAL_CERTIFICATE, _RENEW_OWN, joined.folder / LOCAL_KEY
+        ),
         *reach(joined.bundle.server, joined.bundle.ca_certificate),
     ]
 
@@ -77,12 +88,12 @@ def examine_server(folder: ServerFolder) -> list[Finding]:
         f"missing: {', '.join(missing)}" if missing else f"all {len(bundle.members)} sites confirmed",
         "secure-triplay study confirm *.joined" if missing else "",
     )
-    certificate_authority, certificate, _ = folder.tls
+    certificate_authority, certificate, key = folder.tls
     return [
         *_here(folder.path, bundle),
         confirmed,
         _tried("app", lambda: _own_app(bundle)),
-        _certificate("server certificate", certificate, _RENEW_SERVER),
+        _certificate("server certificate", certificate, _RENEW_SERVER, key),
         _certificate("study's authority", certificate_authority, _RENEW_AUTHORITY),
         *reach(f"127.0.0.1:{bundle.server.rpartition(':')[2]}", bundle.ca_certificate),
     ]
@@ -169,6 +180,11 @@ def _policy(site: SiteFolder, joined: JoinedStudy) -> str:
 
 def _app(site: SiteFolder, joined: JoinedStudy) -> str:
     require_trust_file(joined.folder / TRUST, site.enrolment.approval_key)
+    if (
+        read_public(joined.folder / SERVER_CA, "authority", _JOIN_AGAIN)
+        != joined.bundle.ca_certificate.encode()
+    ):
+        raise _NotWellError("server-ca.crt is not the study's authority", fix=_JOIN_AGAIN)
     return _own_app(joined.bundle)
 
 
@@ -177,9 +193,15 @@ def _own_app(bundle: StudyBundle) -> str:
     return f"{bundle.app_sha256[:16]}…, made of the package that is installed here"
 
 
-def _certificate(what: str, file: Path, renewal: str) -> Finding:
+def _certificate(what: str, file: Path, renewal: str, key: Path | None = None) -> Finding:
     try:
-        return _expiry(what, ca.expires(file.read_bytes()), renewal)
+        ends = ca.expires(file.read_bytes())
+        if key is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file, key)
+            except ssl.SSLError:
+                return Finding(what, "wrong", f"{key.name} is damaged, or not its key", renewal)
+        return _expiry(what, ends, renewal)
     except (OSError, SecureTriplayError) as error:
         return Finding(what, "wrong", str(error), "make the folder again, or restore it from its backup")
 

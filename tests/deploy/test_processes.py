@@ -52,6 +52,7 @@ def test_what_is_killed_is_started_again(tmp_path, monkeypatch):
     os.kill(first, 9)
     said = look_until(one, lambda: one.pid not in (None, first))
     assert "is started again" in said[0]
+    assert str(one.log) in said[0]
     one.stop()
     assert one.pid is None
 

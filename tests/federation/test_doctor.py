@@ -132,6 +132,33 @@ def test_every_key_of_a_site_is_looked_at(world, name, length):
     assert verdicts(examine_site(site))["keys"] == "wrong"
 
 
+@pytest.mark.parametrize(
+    ("name", "what", "fix"),
+    [("local.key", "own certificate", "site join"), ("server-ca.crt", "app", "site join")],
+)
+def test_what_a_joined_study_connects_by_is_looked_at(world, name, what, fix):
+    """Empty or another one's, these end the SuperNode again and again, in words that only its log has."""
+    for site in ("north", "east"):
+        world.join(site)
+    file = world.joined("north").folder / name
+    for content in (b"", (world.joined("east").folder / "local.key").read_bytes()):
+        file.write_bytes(content)
+        (found,) = [each for each in examine_site(world.sites["north"]) if each.what == what]
+        assert found.verdict == "wrong"
+        assert fix in found.fix
+
+
+def test_a_server_certificate_with_another_ones_key_is_named(world):
+    """As a stop between the two of a renewal leaves them."""
+    _, _, key = world.server.tls
+    before = key.read_bytes()
+    world.server.renew_certificate()
+    key.write_bytes(before)
+    assert verdicts(examine_server(world.server))["server certificate"] == "wrong"
+    world.server.renew_certificate()
+    assert verdicts(examine_server(world.server))["server certificate"] == "ok"
+
+
 def test_a_file_among_the_studies_is_no_study(world):
     world.join("north")
     (world.sites["north"].path / "studies" / ".DS_Store").write_text("made by a file browser")
