@@ -160,6 +160,26 @@ def study_status(folder: StudyDir, as_json: AsJson = False) -> None:
     )
 
 
+@app.command("export", epilog="Example:  secure-triplay study export --dir coordinator --out evidence")
+def study_export(
+    folder: StudyDir,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle; it must not exist.", show_default=False)],
+    purpose: Annotated[str, typer.Option(help="For whom or what; it is noted in the log.")] = "audit",
+) -> None:
+    """Write the coordinator's signed log of rounds and key epochs, to be held against the sites' evidence."""
+    from secure_triplay.federation.serverfolder import ServerFolder
+    from secure_triplay.ledger.logbundle import export_log
+
+    server = ServerFolder.open(folder)
+    export_log(server.path, out, server.identity, purpose=purpose)
+    Console(highlight=False, soft_wrap=True).print(
+        Text(
+            f"Written to {out}. Signed by {server.identity.identity.fingerprint}\n"
+            f"Next, with the sites' evidence:  secure-triplay audit verify {quoted(out)} SITE-EVIDENCE..."
+        )
+    )
+
+
 @app.command("stop", epilog="Example:  secure-triplay study stop --dir coordinator")
 def study_stop(
     folder: StudyDir,

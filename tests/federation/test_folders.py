@@ -11,7 +11,9 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from typer.testing import CliRunner
 
+from secure_triplay.cli import app
 from secure_triplay.errors import ConfigError, CryptoError, RunError
 from secure_triplay.federation import join
 from secure_triplay.federation.enrolment import Enrolment
@@ -19,6 +21,7 @@ from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import Rules
 from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.logbundle import verify_log
 from secure_triplay.ledger.start import start
 
 from .conftest import ROOT, make_site, policy_content
@@ -243,3 +246,12 @@ def test_a_folder_with_another_sites_keys_is_refused(world):
 def test_what_is_no_sites_folder_is_an_error_in_words(tmp_path: Path):
     with pytest.raises(ConfigError, match="no site's folder"):
         SiteFolder.open(tmp_path)
+
+
+def test_an_auditor_gets_the_coordinators_log_as_it_stands(world, tmp_path):
+    """Without it nothing that the coordinator noted is ever held against the sites' evidence."""
+    out = tmp_path / "evidence"
+    done = CliRunner().invoke(app, ["study", "export", "--dir", str(world.server.path), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    log = verify_log(out)
+    assert (log.site, log.identity) == ("coordinator", world.server.identity.identity)
