@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from secure_triplay.deploy.server.app import FINISHED
-from secure_triplay.deploy.server.coordinator import change_roster, start_server, status
+from secure_triplay.deploy.server.app import FINISHED, FOLDER_VARIABLE, RUNNING
+from secure_triplay.deploy.server.coordinator import change_roster, is_running, start_server, status
 from secure_triplay.deploy.site.start import start_site
 from secure_triplay.errors import ConfigError, RunError
 from secure_triplay.federation.join import JoinedStudy
@@ -108,6 +112,22 @@ def test_a_server_whose_port_another_one_has_says_so_at_once_and_never_that_it_l
         with pytest.raises(RunError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
             start_server(made.server, said.append, host="127.0.0.1", stop=lambda: True)
     assert said == []
+
+
+def test_another_studys_serverapp_under_a_number_that_was_noted_is_not_taken_for_this_ones(made, tmp_path):
+    """As after a power cut, when numbers are given out anew: stopping this server would end that one."""
+    running = made.server.path / "rounds" / RUNNING
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "flwr-serverapp"]
+    for folder, is_own in ((tmp_path, False), (made.server.path, True)):
+        one = subprocess.Popen(command, env=os.environ | {FOLDER_VARIABLE: str(folder)})
+        running.write_text(json.dumps({"pid": one.pid, "epoch": 1}))
+        try:
+            until(lambda one=one: b"flwr" in Path(f"/proc/{one.pid}/cmdline").read_bytes())
+            assert is_running(made.server) == is_own
+        finally:
+            one.kill()
+            one.wait()
+            running.unlink()
 
 
 def test_a_study_that_has_ended_is_not_sent_to_stop_first_where_its_roster_is_to_change(made):

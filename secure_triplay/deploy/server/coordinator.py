@@ -215,13 +215,17 @@ def finished(folder: ServerFolder) -> bool:
 
 
 def is_running(folder: ServerFolder) -> bool:
-    """Whether a ServerApp of this study is alive."""
+    """Whether a ServerApp of this study is alive; the number that was noted may be another study's by now."""
+    own = f"{FOLDER_VARIABLE}=".encode()
     try:
         pid = int(json.loads((folder.path / ROUNDS / RUNNING).read_bytes())["pid"])
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"flwr" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return False
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        served = [os.fsdecode(word.removeprefix(own)) for word in words if word.startswith(own)]
+        return any(folder.path.samefile(path) for path in served)
     except (OSError, ValueError, KeyError):
         return False
-    return b"flwr-serverapp" in command or b"flwr" in command
 
 
 def stop_study(folder: ServerFolder, *, patience_s: float = 600.0, now: bool = False) -> None:
