@@ -12,21 +12,18 @@ import yaml
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
-WAITING = (
-    ("test_members.py", "test_thin_line.py", "test_epochs.py"),
-    ("test_federation.py", "test_network.py", "test_basis.py"),
-)
-"""Studies of real processes, which wait more than they compute: in two rows, beside all that computes."""
+WAITING = "deploy"
+"""The folder of studies of real processes, which wait more than other tests compute."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, one process has a file's tests, or a whole row's; rows come first."""
-    rows = {HERE / "deploy" / name: f"row-{row}" for row, names in enumerate(WAITING) for name in names}
+    """With `--dist loadgroup`, one process has a file's tests, and one has all that wait, from the start."""
     for item in items:
-        group = rows.get(item.path, item.path.relative_to(HERE).as_posix())
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path not in rows)
+        where = item.path.relative_to(HERE)
+        waits = where.parts[0] == WAITING
+        item.add_marker(pytest.mark.xdist_group(WAITING if waits else where.as_posix()))
+    items.sort(key=lambda item: item.path.relative_to(HERE).parts[0] != WAITING)
 
 
 @pytest.fixture(scope="session")
