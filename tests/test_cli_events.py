@@ -60,7 +60,7 @@ def test_everything_that_a_party_notes_can_be_said(root):
         ),
         ({"event": "declined", "bytes": 9, "reason": "another study"}, "asked for again: another study"),
         (
-            {"event": "refused", "from": "node 7", "reason": "replay", "bytes": 9},
+            {"event": "refused", "client": "node 7", "reason": "replay", "bytes": 9},
             "refused from node 7: replay (9",
         ),
         (

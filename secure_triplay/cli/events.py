@@ -45,7 +45,7 @@ def say(out: Console, event: dict[str, Any]) -> None:
         "refused": lambda: (
             f"round {event['round']} is refused: {event['what']}"
             if "what" in event
-            else f"refused from {event['from']}: {event['reason']} ({event['bytes']} bytes)"
+            else f"refused from {event['client']}: {event['reason']} ({event['bytes']} bytes)"
         ),
         "resting": lambda: (
             f"round {event['round']}: {event['declined']} sites declined, and are asked again in {event['again_s']} s"

@@ -50,7 +50,7 @@ def test_two_gigabytes_of_zeros_are_refused_by_what_their_header_says(tmp_path):
     headers = [(b"content-length", str(size).encode())]
     status, given, taken, lines = ask(tmp_path, zeros(size), headers=headers)
     assert (status, given, taken) == (413, [], 0)
-    assert [(line["reason"], line["bytes"], line["from"]) for line in lines] == [
+    assert [(line["reason"], line["bytes"], line["client"]) for line in lines] == [
         ("oversized-request", size, "10.1.2.3")
     ]
 

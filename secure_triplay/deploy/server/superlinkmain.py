@@ -69,8 +69,8 @@ class Entrance:
     async def _refuse(self, scope: Any, send: Any, status: int, reason: str, size: int) -> None:
         if self._log is not None:
             client = scope.get("client") or ("unknown", 0)
-            asked = {"from": str(client[0]), "path": scope.get("path", "")[:80]}
-            self._log.write("refused", reason=reason, bytes=size, **asked)
+            path = scope.get("path", "")[:80]
+            self._log.write("refused", reason=reason, bytes=size, client=str(client[0]), path=path)
         if scope["type"] == "http":
             await send(
                 {"type": "http.response.start", "status": status, "headers": [(b"connection", b"close")]}
