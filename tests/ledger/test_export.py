@@ -171,6 +171,21 @@ def test_an_owner_who_signs_a_lie_is_refuted_by_the_entries(bundle, identity, li
         verify(bundle)
 
 
+@pytest.mark.parametrize("word", ["yes", 1, None])
+def test_no_word_of_the_owner_switches_the_check_of_the_second_accountant_off(bundle, identity, word):
+    def lie(evidence):
+        evidence["second_accountant"] = word
+        for row in evidence["figures"]:
+            row["epsilon_prv"] = 0.001
+
+    resigned(bundle, identity, lie)
+    evidence = read(bundle)["evidence"]
+    (bundle / PAGE_NAME).write_text(page(evidence))
+    resigned(bundle, identity, lambda evidence: None)
+    with pytest.raises(RunError, match="no evidence bundle"):
+        verify(bundle)
+
+
 def test_a_bundle_that_another_version_worded_verifies_by_its_figures_and_says_so(bundle, identity):
     def older(evidence):
         evidence.update(software="0.0.9")
