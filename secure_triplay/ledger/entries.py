@@ -362,6 +362,22 @@ def canonical(value: Any) -> bytes:
     ).encode()
 
 
+def read_json(content: bytes | str) -> Any:
+    """JSON that says one thing to every reader: no key twice, and no word for what is no number. Raises ValueError."""
+    return json.loads(content, object_pairs_hook=_each_once, parse_constant=_no_number)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice, and readers differ on which of them holds")
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no figure")
+
+
 def broken(counter: int, how: str) -> CryptoError:
     """The error for an entry that does not verify."""
     return CryptoError(

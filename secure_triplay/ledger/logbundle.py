@@ -14,7 +14,15 @@ from typing import Any
 from secure_triplay import __version__, durable
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, RunError
-from secure_triplay.ledger.entries import Entry, Exported, Opened, canonical, in_words, verify_chain
+from secure_triplay.ledger.entries import (
+    Entry,
+    Exported,
+    Opened,
+    canonical,
+    in_words,
+    read_json,
+    verify_chain,
+)
 from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.log import AuditLog
 from secure_triplay.ledger.store import Clock, utc_now
@@ -67,7 +75,7 @@ def verify_log(bundle: Path) -> VerifiedLog:
     try:
         if path.stat().st_size > MAX_LOG_BYTES:
             raise RunError("the log is larger than any real one", where=str(path), fix="do not open it")
-        content: Any = json.loads(path.read_bytes())
+        content: Any = read_json(path.read_bytes())
         signature = bytes.fromhex(content.pop("signature"))
         identity = Identity(bytes.fromhex(content["public_key"]))
         if content["format"] != FORMAT or not isinstance(content["entries"], list):

@@ -9,7 +9,6 @@ and whether others hold a later head, are the two questions that need somebody e
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from secure_triplay import __version__
 from secure_triplay.crypto.identity import Identity, Purpose
 from secure_triplay.errors import CryptoError, PrivacyError, RunError
-from secure_triplay.ledger.entries import Entry, canonical, verify_chain
+from secure_triplay.ledger.entries import Entry, canonical, read_json, verify_chain
 from secure_triplay.ledger.evidence import FORMAT, charges_csv, require_bounded, statement
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME, page
 
@@ -147,7 +146,7 @@ def _read(bundle: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if sum((bundle / name).stat().st_size for name in names) > MAX_BUNDLE_BYTES:
             raise RunError("the bundle is larger than any real one", where=str(bundle), fix="do not open it")
         texts = {name: (bundle / name).read_bytes().decode() for name in names}
-        signed = json.loads(texts.pop(JSON_NAME), parse_constant=_no_number)
+        signed = read_json(texts.pop(JSON_NAME))
     except OSError as error:
         raise RunError(
             f"the bundle cannot be read: {error.strerror}",
@@ -238,7 +237,3 @@ def _difference(ours: Any, theirs: Any, where: str) -> str:
     return (
         "" if type(ours) is type(theirs) and ours == theirs else f"{where} is stated as {str(theirs)[:80]!r}"
     )
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no figure")

@@ -137,6 +137,14 @@ def test_any_changed_byte_is_found(bundle, name):
         assert json.loads(changed) == json.loads(content)
 
 
+def test_a_figure_slipped_in_beside_the_signed_one_is_refused(bundle):
+    path = bundle / JSON_NAME
+    signed = '"epsilon_charged": '
+    path.write_text(path.read_text().replace(signed, f"{signed}0.01, {signed}", 1))
+    with pytest.raises(RunError, match="stands twice"):
+        verify(bundle)
+
+
 @pytest.mark.parametrize("name", [JSON_NAME, CSV_NAME, PAGE_NAME])
 def test_a_missing_file_is_named(bundle, name):
     (bundle / name).unlink()

@@ -67,6 +67,14 @@ def test_a_changed_log_is_refused(log, tmp_path, coordinator, clock, change):
         verify_log(out)
 
 
+def test_a_decision_slipped_in_beside_the_signed_one_is_refused(log, tmp_path, coordinator, clock):
+    out = export_log(log, tmp_path / "out", coordinator, clock=clock)
+    path, signed = out / LOG_NAME, '"what": '
+    path.write_text(path.read_text().replace(signed, f'{signed}"nothing happened", {signed}', 1))
+    with pytest.raises(RunError):
+        verify_log(out)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"signature": 3}'])
 def test_what_is_no_log_is_said_so(tmp_path, content):
     (tmp_path / LOG_NAME).write_text(content)
