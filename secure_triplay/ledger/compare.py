@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from secure_triplay.crypto.identity import Identity
+from secure_triplay.errors import RunError
 from secure_triplay.ledger.entries import Entry
+from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME
 from secure_triplay.ledger.log import Disagreement, cross_check
 from secure_triplay.ledger.logbundle import LOG_NAME, VerifiedLog, verify_log
 from secure_triplay.ledger.verify import Verified, verify
@@ -25,8 +27,18 @@ class Bundle(Protocol):
 
 
 def verify_any(bundle: Path) -> Verified | VerifiedLog:
-    """A site's evidence, or the log of another party, verified. Raises what `verify` and `verify_log` raise."""
-    return verify_log(bundle) if (bundle / LOG_NAME).exists() else verify(bundle)
+    """A site's evidence, or the log of another party, verified. Raises what `verify` and `verify_log` raise.
+
+    Raises RunError for a folder with both: whichever was looked at, the other one would pass for verified.
+    """
+    log = (bundle / LOG_NAME).exists()
+    if log and any((bundle / name).exists() for name in (JSON_NAME, CSV_NAME, PAGE_NAME)):
+        raise RunError(
+            "this folder holds a site's evidence and a party's log",
+            where=str(bundle),
+            fix="put each into a folder of its own, as it was exported",
+        )
+    return verify_log(bundle) if log else verify(bundle)
 
 
 def compare(bundles: Iterable[Bundle]) -> tuple[Disagreement, ...]:

@@ -10,7 +10,7 @@ from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.errors import CryptoError, RunError
 from secure_triplay.ledger.compare import compare, verify_any
 from secure_triplay.ledger.entries import Decided, RoundClosed
-from secure_triplay.ledger.export import export
+from secure_triplay.ledger.export import PAGE_NAME, export
 from secure_triplay.ledger.log import AuditLog
 from secure_triplay.ledger.logbundle import LOG_NAME, export_log, verify_log
 from tests.ledger.conftest import CHARGE, STUDY
@@ -97,3 +97,15 @@ def test_a_site_that_took_part_without_a_charge_is_found_by_the_coordinators_log
     with Ledger.open(folder, identity, clock=clock) as again:
         again.settle(again.reserve(CHARGE, study=STUDY, round=1), b"upload")
     assert compare([server, site("after")]) == ()
+
+
+def test_no_log_beside_it_lets_evidence_pass_unverified(
+    ledger, folder, log, tmp_path, identity, coordinator, clock
+):
+    ledger.close()
+    evidence = export(folder, tmp_path / "evidence", identity, second_accountant=False, clock=clock)
+    (evidence / PAGE_NAME).write_text("nothing was spent")
+    out = export_log(log, tmp_path / "out", coordinator, clock=clock)
+    (evidence / LOG_NAME).write_bytes((out / LOG_NAME).read_bytes())
+    with pytest.raises(RunError, match="and a party's log"):
+        verify_any(evidence)
