@@ -45,7 +45,8 @@ def compare(bundles: Iterable[Bundle]) -> tuple[Disagreement, ...]:
     """Where verified bundles contradict one another; empty if nowhere.
 
     Bundles of one key have to be one chain at different lengths: anything else is a fork, a rewritten ledger or
-    an older copy that went on. One name under two keys is somebody who passes for another. The longest chain of
+    an older copy that went on. One name under two keys is somebody who passes for another, and one key under two
+    names has two ledgers, of which each shows a part. The longest chain of
     each site is then held against those of the others (`cross_check`).
     """
     longest: dict[str, Bundle] = {}
@@ -73,5 +74,13 @@ def compare(bundles: Iterable[Bundle]) -> tuple[Disagreement, ...]:
                 )
             )
         longest[bundle.site] = bundle
+    names: dict[Identity, list[str]] = {}
+    for site, each in longest.items():
+        names.setdefault(each.identity, []).append(site)
+    found += [
+        Disagreement(tuple(same), f"one key, {key.fingerprint}, signs as {' and as '.join(same)}")
+        for key, same in names.items()
+        if len(same) > 1
+    ]
     logs = {site: each.chain for site, each in longest.items()}
     return (*found, *cross_check(logs, {site: each.identity for site, each in longest.items()}))

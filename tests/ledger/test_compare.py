@@ -57,3 +57,9 @@ def test_two_keys_under_one_name_are_seen(make, bundle_of, tmp_path):
     a, b = bundle_of(one), bundle_of(two, other)
     b = type(b)(**{**vars(b), "site": a.site})
     assert "two keys sign as" in compare([a, b])[0].what
+
+
+def test_one_key_with_two_ledgers_under_two_names_is_seen(make, bundle_of):
+    with make("site") as first, make("site-2") as second:
+        folders = first.chain.path.parent, second.chain.path.parent
+    assert "signs as site and as site-2" in compare([bundle_of(folder) for folder in folders])[0].what
