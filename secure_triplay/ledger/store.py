@@ -57,6 +57,7 @@ class Chain:
         self.entries: tuple[Entry, ...] = ()
         self._connection, self._signer, self._clock = connection, signer, clock
         self._identity: Identity | None = signer.identity if signer else None
+        self._file = _file_of(path)
         self._time: str | None = None
 
     @classmethod
@@ -148,8 +149,9 @@ class Chain:
         """Hold the write lock, and yield what appends one signed entry; all are on disk when the block has
         ended.
 
-        An error in the block leaves the chain as it was. Raises RunError where the disk or another process
-        stands in the way, PrivacyError where the clock shows an earlier year than the last entry.
+        An error in the block leaves the chain as it was. Raises RunError where the disk or another process stands
+        in the way or the file is no longer the one that was opened, PrivacyError where the clock shows an earlier
+        year than the last entry.
         """
         if self._signer is None:
             raise _for_reading(self.path)
@@ -185,6 +187,15 @@ class Chain:
                 self._time = time
                 yield append
                 self._connection.execute("COMMIT")
+                if (
+                    _file_of(self.path) != self._file
+                ):  # SQLite goes on writing to a file that has lost its name
+                    raise RunError(
+                        "the ledger was moved, removed or replaced while this program had it open, so what it "
+                        "records is lost",
+                        where=str(self.path),
+                        fix="release nothing; end this program, put the newest copy back, and start again",
+                    )
             except BaseException:
                 with suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
@@ -270,6 +281,15 @@ class Chain:
                 fix="set the clock right; a closed year's budget is not opened again",
             )
         return max(now, last.time) if last else now
+
+
+def _file_of(path: Path) -> tuple[int, int]:
+    """Which file stands under this name; no file is (0, 0)."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def _require_version(path: Path, version: int) -> None:

@@ -193,6 +193,18 @@ def test_a_crashed_sites_ledger_can_be_exported(ledger, folder, identity, tmp_pa
     assert verify(bundle).charges == 1
 
 
+@pytest.mark.parametrize("there", ["a backup", "nothing"])
+def test_no_charge_goes_into_a_ledger_that_was_replaced_under_the_program(
+    ledger, folder, identity, tmp_path, there
+):
+    backup = shutil.copytree(folder, tmp_path / "backup")
+    shutil.rmtree(folder)
+    if there == "a backup":
+        shutil.copytree(backup, folder)
+    with pytest.raises(RunError, match="moved, removed or replaced"):
+        reserve(ledger, 1)
+
+
 def test_a_leftover_log_of_a_crash_is_not_lost(ledger, folder, identity, tmp_path):
     """Entries that only the write-ahead log holds count: a copy of the folder has them."""
     made = reserve(ledger, 1)
