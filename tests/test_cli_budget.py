@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,20 @@ def test_two_histories_of_one_site_exit_with_7(site, tmp_path):
     done = run("audit", "verify", str(tmp_path / "evidence-0"), str(tmp_path / "evidence-1"))
     assert done.returncode == 7
     assert "DISAGREE" in done.stdout
+
+
+def test_a_tightened_policy_binds_from_the_moment_that_a_person_adopts_it(site, policy):
+    text = Path(policy).read_text()
+    Path(policy).write_text(
+        text.replace("per_study: 3.0", "per_study: 1.5").replace("year: 6.0", "year: 2.0")
+    )
+    given = ("--site", str(site), "--policy", policy)
+    assert_plain_error(run("budget", "adopt", *given, "--approved-by", " "), 3, "nobody is named")
+    done = run("budget", "adopt", *given, "--approved-by", "Dr. Weber")
+    assert done.returncode == 0, done.stderr
+    assert "epsilon 1.5 a study and 2 a year, per patient" in done.stdout
+    rows = json.loads(run("budget", "status", "--site", str(site), "--json").stdout)
+    assert {row["limit"] for row in rows} == {1.5, 2.0, None}
 
 
 def test_a_ledger_is_started_once_and_a_lost_one_only_with_a_reason(site, policy):

@@ -87,6 +87,25 @@ def budget_start(
     )
 
 
+@app.command(
+    "adopt",
+    epilog="Example:  secure-triplay budget adopt --site st-mary --policy own.yaml --approved-by 'Dr. Weber'",
+)
+def budget_adopt(
+    site: SiteDir,
+    policy_file: Annotated[Path, typer.Option("--policy", help="The site's policy, whose limits bind.")],
+    approved_by: Annotated[str, typer.Option(help="The person who answers for this.")],
+) -> None:
+    """Put the limits of a changed policy in force; until then, rounds wait where the ledger allows more than it."""
+    from secure_triplay.ledger.start import adopt
+
+    limits = adopt(site, policy_file, approved_by=approved_by)
+    sys.stdout.write(
+        f"From now on: epsilon {limits.epsilon_per_study:g} a study and {limits.epsilon_per_year:g} a year, per "
+        f"{limits.unit}, at delta {limits.delta:.2g}. What was charged stays charged.\n"
+    )
+
+
 @app.command("status", epilog="Example:  secure-triplay budget status --site runs/first")
 def budget_status(
     site: Annotated[

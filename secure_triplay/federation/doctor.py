@@ -35,6 +35,7 @@ from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.study import check_budget
 from secure_triplay.policy import check_hours
 
 FLOWER = "1.41.0"
@@ -171,11 +172,13 @@ def _ledger(site: SiteFolder) -> str:
 
 
 def _policy(site: SiteFolder, joined: JoinedStudy) -> str:
-    found = refusals(site.policy, joined.study, joined.bundle)
-    hours = check_hours(site.policy, datetime.now(UTC))
-    if found or hours:
-        raise _NotWellError(str(found[0] if found else hours))
-    return f"{site.policy.policy} allows the study, now"
+    policy = site.policy
+    with Ledger.open(site.ledger, None) as ledger:
+        budget = check_budget(policy, ledger.books.limits)
+    found = [*refusals(policy, joined.study, joined.bundle), budget, check_hours(policy, datetime.now(UTC))]
+    for refusal in filter(None, found):
+        raise _NotWellError(str(refusal))
+    return f"{policy.policy} allows the study, now"
 
 
 def _app(site: SiteFolder, joined: JoinedStudy) -> str:

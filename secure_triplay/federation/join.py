@@ -23,7 +23,8 @@ from secure_triplay.federation.sitefolder import STUDIES, SiteFolder
 from secure_triplay.federation.studybundle import SitePaths, StudyBundle
 from secure_triplay.ledger.entries import Decided, require_person
 from secure_triplay.ledger.ledger import Ledger
-from secure_triplay.ledger.study import study_releases
+from secure_triplay.ledger.start import adopt
+from secure_triplay.ledger.study import policy_limits, study_releases
 from secure_triplay.policy import Refusal, SitePolicy, check_participants, check_terms
 
 BUNDLE, NEXT, PATHS, TRUST = "study.bundle", "next.bundle", "paths.json", "trusted.yaml"
@@ -108,7 +109,9 @@ def refusals(policy: SitePolicy, study: Study, bundle: StudyBundle) -> list[Refu
 
 
 def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> Path:
-    """Bind the site: approve the charges, record who confirmed what, and pin the app. Returns the confirmation file.
+    """Bind the site: put its policy in force, approve the charges, record who confirmed what, and pin the app.
+
+    Returns the confirmation file.
 
     Raises CryptoError for another roster code, ConfigError where nobody is named, PrivacyError where the policy
     refuses or the budget is too small.
@@ -124,6 +127,12 @@ def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> P
         )
     folder = site.path / STUDIES / study.study
     _require_goes_on(folder, bundle)
+    with Ledger.open(site.ledger, site.identity) as ledger:
+        in_force = ledger.books.limits
+    if in_force != policy_limits(
+        site.policy
+    ):  # people edited the policy since: what it says now is what counts
+        adopt(site.path, site.policy_file, approved_by=approved_by)
     with Ledger.open(site.ledger, site.identity) as ledger:
         ledger.approve(study.sha256, study.study, study_releases(study), approved_by=approved_by)
         ledger.record(_decided(bundle, approved_by, f"confirmed roster code {bundle.code} out of band"))

@@ -1,4 +1,4 @@
-"""A person starts a site's ledger, once, under a policy; and where the ledgers of a folder are."""
+"""A person starts a site's ledger, once, under a policy, or puts another in force; and where a folder's ledgers are."""
 
 from __future__ import annotations
 
@@ -37,6 +37,25 @@ def start(site: Path, policy_file: Path, *, name: str, approved_by: str, replace
         replaces=replaces,
     ):
         return limits
+
+
+def adopt(site: Path, policy_file: Path, *, approved_by: str) -> Limits:
+    """Put the limits of a policy file in force in the ledger of `site`, for every charge from now on.
+
+    Raises ConfigError for a policy that gives no limits and where nobody is named, RunError where there is no ledger,
+    PrivacyError for another unit than the ledger's.
+    """
+    require_person(approved_by, "--approved-by")
+    policy = load_policy(policy_file)
+    limits = policy_limits(policy)
+    with Ledger.open(site / LEDGER, load_identity(site)) as ledger:
+        ledger.adopt(
+            limits,
+            approved_by=approved_by,
+            policy=policy.policy,
+            policy_sha256=hashlib.sha256(policy_file.read_bytes()).hexdigest(),
+        )
+    return limits
 
 
 def site_folders(given: Iterable[Path]) -> list[Path]:

@@ -10,7 +10,7 @@ from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.ledger.books import Release
 from secure_triplay.ledger.budget import Limits, Unprotected
 from secure_triplay.ledger.ledger import TRAINING
-from secure_triplay.policy import SitePolicy
+from secure_triplay.policy import Refusal, SitePolicy
 from secure_triplay.privacy.mechanisms import DpSgdCharge
 
 PUBLISHED, CLASS_COUNTS = "published accuracy", "class counts"
@@ -84,3 +84,22 @@ def policy_limits(policy: SitePolicy) -> Limits:
         max_units=most,
         unit=unit,
     )
+
+
+def check_budget(policy: SitePolicy, limits: Limits) -> Refusal | None:
+    """A refusal where the limits in force in the ledger allow more than the policy does by now.
+
+    Raises ConfigError as `policy_limits` does.
+    """
+    own = policy_limits(policy)
+    for name in ("epsilon_per_study", "epsilon_per_year", "delta"):
+        kept, allowed = getattr(limits, name), getattr(own, name)
+        if kept > allowed:
+            return Refusal(
+                name,
+                f"The ledger still counts against {name} {kept:g}",
+                f"the policy allows {allowed:g} by now",
+                "A person puts the policy in force: secure-triplay budget adopt --site DIR --policy POLICY "
+                "--approved-by NAME.",
+            )
+    return None

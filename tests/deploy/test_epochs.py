@@ -40,6 +40,7 @@ from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.books import Reservation
 from secure_triplay.ledger.ledger import TRAINING, Ledger
+from secure_triplay.ledger.start import adopt
 from secure_triplay.ledger.study import CLASS_COUNTS
 from secure_triplay.wire import Unmask, Witness
 
@@ -582,7 +583,17 @@ def test_classes_are_counted_once_over_all_key_epochs_and_charged_before_the_fir
         assert first.what == CLASS_COUNTS
 
 
-def test_nothing_is_counted_for_a_study_that_the_sites_policy_refuses_by_now(counting, monkeypatch):
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"epsilon_per_study": 0.5},  # less than the study asks
+        {"epsilon_per_year": 20.0},  # less than the ledger counts against
+        {"epsilon_per_study": 19.0},
+    ],
+)
+def test_nothing_is_counted_or_trained_for_a_study_that_the_sites_policy_refuses_by_now(
+    counting, monkeypatch, limits
+):
     counted = []
     monkeypatch.setattr(
         "secure_triplay.deploy.site.worker.count_own_classes", lambda *_: counted.append("east")
@@ -594,9 +605,24 @@ def test_nothing_is_counted_for_a_study_that_the_sites_policy_refuses_by_now(cou
     counting.start("east")
     assert counted == ["east"]
     policy = counting.made.sites["east"].policy_file
-    policy.write_text(yaml.safe_dump(yaml.safe_load(policy.read_text()) | {"epsilon_per_study": 0.5}))
+    assert not list(counting.workers["east"]._allow(2))
+    policy.write_text(yaml.safe_dump(yaml.safe_load(policy.read_text()) | limits))
+    assert list(counting.workers["east"]._allow(2))
     counting.start("east")
     assert counted == ["east"]
+
+
+def test_a_tightened_budget_binds_a_running_study_once_a_person_puts_it_in_force(counting):
+    for name in NAMES[:3]:
+        counting.start(name)
+    site, east = counting.made.sites["east"], counting.workers["east"]
+    content = yaml.safe_load(site.policy_file.read_text()) | {"epsilon_per_year": 20.0}
+    site.policy_file.write_text(yaml.safe_dump(content))
+    assert "budget adopt" in next(iter(east._allow(1)))
+    adopt(site.path, site.policy_file, approved_by="Dr. east")
+    assert not list(east._allow(1))
+    with Ledger.open(site.ledger, None) as ledger:
+        assert ledger.books.limits.epsilon_per_year == 20.0
 
 
 def test_a_study_may_be_stopped_and_lose_a_site_that_never_came(grid):

@@ -108,6 +108,18 @@ def test_the_sites_own_policy_binds_whatever_the_coordinator_signed(world, rule,
         join.confirm(site, asked, code=asked.bundle.code, approved_by="Dr. north")
 
 
+@pytest.mark.parametrize("a_year", [9.0, 900.0])
+def test_who_joins_puts_the_policy_as_it_stands_in_force_in_the_ledger(world, a_year):
+    site = world.sites["north"]
+    site.policy_file.write_text(
+        yaml.safe_dump(policy_content() | {"epsilon_per_study": 8.5, "epsilon_per_year": a_year})
+    )
+    world.join("north")
+    with Ledger.open(site.ledger, None) as ledger:
+        assert (ledger.books.limits.epsilon_per_study, ledger.books.limits.epsilon_per_year) == (8.5, a_year)
+        assert ledger.books.policies[-1][1].approved_by == "Dr. north"
+
+
 def test_a_site_that_is_not_on_the_roster_cannot_join(world, tmp_path):
     stranger = make_site(tmp_path, "stranger")
     with pytest.raises(CryptoError, match="not on this study's roster"):

@@ -44,9 +44,9 @@ from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import StudyBundle
 from secure_triplay.ledger.export import export
 from secure_triplay.ledger.ledger import Ledger
-from secure_triplay.ledger.study import study_releases
+from secure_triplay.ledger.study import check_budget, study_releases
 from secure_triplay.memory import peak_bytes
-from secure_triplay.policy import check_hours
+from secure_triplay.policy import Refusal, SitePolicy, check_hours
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.report.card import write_study_card
 from secure_triplay.wire import Behind, Declined, SessionPlan
@@ -290,7 +290,7 @@ class SiteWorker:
         study, bundle = self._joined.study, self._joined.bundle
         accounts = LedgerAccounts(self._ledger, self._site.identity, plan, study_releases(study))
         accounts.joined(plan)
-        if study.personal_bias is not None and not refusals(self._site.policy, study, bundle):
+        if study.personal_bias is not None and not self._refusals(self._site.policy):
             count_own_classes(study, self._vault(plan.epoch), accounts, self._learns, self._journal)
         return Member(
             name=self._site.name,
@@ -317,9 +317,14 @@ class SiteWorker:
     def _allow(self, round_number: int) -> Iterable[str]:
         """The policy as it stands on disk now: a person may have changed it since the study was joined."""
         policy = self._site.policy
-        found = refusals(policy, self._joined.study, self._joined.bundle)
         hours = check_hours(policy, datetime.now(UTC))
-        return [str(refusal) for refusal in (*found, *([] if hours is None else [hours]))]
+        return [str(refusal) for refusal in (*self._refusals(policy), *([] if hours is None else [hours]))]
+
+    def _refusals(self, policy: SitePolicy) -> list[Refusal]:
+        """What the policy refuses at any hour, a ledger that still allows more than it does included."""
+        found = refusals(policy, self._joined.study, self._joined.bundle)
+        budget = check_budget(policy, self._ledger.refresh().limits)
+        return found if budget is None else [*found, budget]
 
 
 def run_worker(
