@@ -28,7 +28,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe loader, except that a key given twice is an error instead of a silent override.
 
     A value that cannot be one (30 February, a number of 5,000 digits) is an error with its line, too. So are aliases
-    that stand inside what they repeat, or repeat so much that no memory would hold it ("billion laughs").
+    that stand inside what they repeat, or repeat so much that no memory would hold it ("billion laughs"), and numbers
+    that YAML 1.1 reads otherwise than people do: 010 is 8 there, and 1:30 is 90.
     """
 
     def get_single_node(self) -> yaml.Node | None:
@@ -45,11 +46,20 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             value = super().construct_object(node, deep)
+            if isinstance(value, int | float) and _OTHER_BASE.match(str(node.value)):
+                raise ValueError(
+                    f"YAML reads {node.value} as {value:g}; write a number without leading zeros or colons, and text "
+                    "in quotes"
+                )
             if isinstance(value, int):
                 str(value)  # a long hexadecimal one is a number that could not be shown
             return value
         except (ValueError, TypeError, OverflowError, LookupError) as error:
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+
+_OTHER_BASE = re.compile(r"[-+]?(0[0-9_]*[0-9]$|[0-9_]+:)")
+"""Octal, and base 60; hexadecimal and binary numbers say what they are."""
 
 
 def _size(node: yaml.Node, whole: dict[yaml.Node, int | None]) -> int:

@@ -130,6 +130,21 @@ def test_a_value_that_cannot_be_shown_or_is_not_read_here_is_refused_with_its_li
         parse_yaml(text, "study.yaml")
 
 
+@pytest.mark.parametrize("text", ["010", "-010", "0_1_0", "00", "1:30", "18:00", "1:30.5"])
+def test_a_number_that_yaml_reads_otherwise_than_people_do_is_refused(text):
+    with pytest.raises(ConfigError, match=f"YAML reads {text} as") as refused:
+        parse_yaml(f"a: 1\nmost_patients: {text}\n", "policy.yaml")
+    assert refused.value.where == "policy.yaml, line 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("10", 10), ("0.10", 0.1), ("1_000", 1000), ("0x10", 16), ("true", True), ("'010'", "010")],
+)
+def test_numbers_that_yaml_reads_as_people_do_are_read(text, value):
+    assert parse_yaml(f"a: {text}", "policy.yaml") == {"a": value}
+
+
 @pytest.mark.parametrize("hours", [3, [], [{"from": "08:00", "until": 9, "x": 1}], {}])
 def test_no_name_of_the_validator_stands_in_an_error(root, tmp_path, hours):
     content = yaml.safe_load((root / "configs" / "policies" / "strict.yaml").read_text())
