@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,6 +170,7 @@ class _RowReader:
         self.paths: dict[int, Path] = {}
         self.labels: list[int] = []
         self.cells: dict[str, list[str]] = {name: [] for name in OPTIONAL if name in columns}
+        self.spellings: dict[str, str] = {}
         self.problems: list[DataError] = []
 
     def add(self, number: int, row: list[str]) -> None:
@@ -177,6 +179,7 @@ class _RowReader:
             cells = self._cells(number, row)
             image = self._image(number, cells["path"])
             label = self._label(number, cells["label"])
+            self._refuse_look_alike(number, cells.get("patient_id"))
         except DataError as problem:
             self.problems.append(problem)
             return
@@ -229,6 +232,18 @@ class _RowReader:
             what = f"label {label!r} is not a class of the study; the nearest is {nearest!r}"
             raise self._error(number, what, "mend the label, or add the class to the study")
         return code
+
+    def _refuse_look_alike(self, number: int, patient: str | None) -> None:
+        """One patient in two spellings that nobody can tell apart would be protected as two."""
+        if patient is None:
+            return
+        seen = "".join(c for c in unicodedata.normalize("NFKC", patient) if unicodedata.category(c) != "Cf")
+        before = self.spellings.setdefault(" ".join(seen.split()), patient)
+        if before != patient:
+            what = f"patient_id {patient!a} looks like {before!a} in a row above, and is another one"
+            raise self._error(
+                number, what, "spell it the same way, or, if they are two patients, so that it shows"
+            )
 
 
 def nearest_name(name: str, known: Sequence[str] | dict[str, int]) -> str:

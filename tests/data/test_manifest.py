@@ -49,6 +49,22 @@ def test_without_the_optional_columns_there_are_no_patients_and_no_domains(folde
     assert records.domains is None
 
 
+@pytest.mark.parametrize(
+    "other",
+    ["Mu\u0308ller 7", "M\u00fcller\u00a07", "M\u00fcller  7", "M\u00fcl\u200bler 7", "\ufeffM\u00fcller 7"],
+)
+def test_no_patient_counts_as_two_by_spellings_that_look_the_same(folder: Any, other: str) -> None:
+    folder.columns = ["path", "label", "patient_id"]
+    for number, patient in enumerate(
+        ["M\u00fcller 7", "m\u00fcller 7", other]
+    ):  # capitals may tell two apart
+        folder.image(f"{number}.png", seed=number)
+        folder.row(f"{number}.png", "cat", patient)
+    refused = refusal(folder.write())
+    assert "looks like" in refused.what
+    assert refused.where.endswith("row 4")
+
+
 def test_taken_records_keep_images_labels_and_rows_together(folder: Any) -> None:
     folder.patients(4, 3)
     records = load_manifest(folder.manifest, CLASSES)
