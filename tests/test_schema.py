@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+from pathlib import Path
 
 import pytest
 import yaml
@@ -143,6 +145,17 @@ def test_a_number_that_yaml_reads_otherwise_than_people_do_is_refused(text):
 )
 def test_numbers_that_yaml_reads_as_people_do_are_read(text, value):
     assert parse_yaml(f"a: {text}", "policy.yaml") == {"a": value}
+
+
+@pytest.mark.parametrize("read", [load_policy, load_study])
+def test_no_hash_of_nothing_is_noted_for_a_file_that_can_be_read_only_once(root, read):
+    name = "policies/strict.yaml" if read is load_policy else "demo.yaml"
+    reads, writes = os.pipe()
+    os.write(writes, (root / "configs" / name).read_bytes())
+    os.close(writes)
+    with pytest.raises(ConfigError, match="only once"):
+        read(Path(f"/dev/fd/{reads}"))
+    os.close(reads)
 
 
 @pytest.mark.parametrize("hours", [3, [], [{"from": "08:00", "until": 9, "x": 1}], {}])
