@@ -123,13 +123,13 @@ def read_mapping(path: Path, kind: str, fix: str) -> dict[str, Any]:
 
 def read_file(path: Path, fix: str) -> str:
     """The text of a file. Raises ConfigError where it is missing, no file, unreadable, or no UTF-8."""
-    if path.is_fifo() or path.is_char_device():
-        raise ConfigError(
-            "this can be read only once, and its hash is to be noted, too",
-            where=str(path),
-            fix="save it as a file, and name that",
-        )
     try:
+        if path.is_fifo() or path.is_char_device():
+            raise ConfigError(
+                "this can be read only once, and its hash is to be noted, too",
+                where=str(path),
+                fix="save it as a file, and name that",
+            )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError("there is no such file", where=str(path), fix=f"check the path; {fix}") from error
