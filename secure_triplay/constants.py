@@ -33,7 +33,7 @@ def noise_multiplier(study: Study) -> float:
 
         longest = study.shared_noise.l2_sensitivity
         return shared_noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps, longest)
-    return noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps, _counts_of(study))
+    return noise_multiplier_for(dp.epsilon, dp.delta, dp.sampling_rate, study.total_steps, counts_of(study))
 
 
 def count_rule(study: Study) -> CountRule | None:
@@ -59,7 +59,7 @@ def class_count_rule(study: Study) -> ClassCountRule | None:
     )
 
 
-def _counts_of(study: Study) -> tuple[GaussianCharge, ...]:
+def counts_of(study: Study) -> tuple[GaussianCharge, ...]:
     """What a site is charged for besides training."""
     return tuple(rule.charge for rule in (count_rule(study), class_count_rule(study)) if rule is not None)
 
@@ -100,7 +100,7 @@ def charge_of_rounds(study: Study, rounds: int) -> Charge:
 
 def charges_of(study: Study) -> tuple[Charge, ...]:
     """What a site is charged for a whole study. Raises PrivacyError, and ConfigError without privacy."""
-    return (charge_of_rounds(study, study.training.rounds), *_counts_of(study))
+    return (charge_of_rounds(study, study.training.rounds), *counts_of(study))
 
 
 def epsilon_of_study(study: Study) -> float:

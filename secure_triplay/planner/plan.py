@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from secure_triplay.config import DpOn, Study
-from secure_triplay.constants import require_own_noise
+from secure_triplay.constants import counts_of, require_own_noise
 from secure_triplay.errors import PrivacyError
 from secure_triplay.planner.attacker import (
     FALSE_ALARM_RATES,
@@ -28,6 +28,7 @@ from secure_triplay.planner.losses import composed, noise_for
 from secure_triplay.planner.measured import Measured, Measurements, read_measurements
 from secure_triplay.privacy.mechanisms import (
     DpSgdCharge,
+    GaussianCharge,
     Unit,
     check_delta,
     check_epsilon,
@@ -152,10 +153,14 @@ def plan_budget(
     steps = _checked_steps(rounds, study.training.steps_per_round)
     _check_batch(dp)
     wanted = dp.epsilon if epsilon is None else epsilon
-    chosen_noise = (
-        _noise_of(wanted, delta, dp.sampling_rate, steps) if noise_multiplier is None else noise_multiplier
-    )
-    spent = wanted if noise_multiplier is None else _epsilon_of(chosen_noise, delta, dp.sampling_rate, steps)
+    counts = counts_of(study)
+    if noise_multiplier is None:
+        spent, chosen_noise = wanted, _noise_of(wanted, delta, dp.sampling_rate, steps, counts)
+    else:
+        charge = DpSgdCharge(
+            noise_multiplier, dp.sampling_rate, steps, dp.unit
+        )  # refuses a noise that is none
+        spent, chosen_noise = _epsilon_of(charge, delta, counts), noise_multiplier
     site_size = max(1, round(dp.expected_batch_size / dp.sampling_rate))
     chosen = Setting(spent, delta, chosen_noise, dp.sampling_rate, rounds, steps, site_size)
 
@@ -180,13 +185,13 @@ def plan_budget(
         epsilons=epsilons,
         table=table,
         impossible_sizes=tuple(size for size in sizes if size < dp.expected_batch_size),
-        meanings=_meanings(epsilons, chosen, table, source),
+        meanings=_meanings(epsilons, chosen, table, source, whole=not counts),
         families=tuple(_family(members, chosen) for members in FAMILIES),
         by_noise=_by_noise(chosen),
         by_rounds=_by_rounds(chosen, study.training.steps_per_round),
         accuracy_source=source.source,
         accuracy_missing=source.missing,
-        notes=_notes(dp, chosen, table),
+        notes=_notes(dp, chosen, table, counts),
     )
 
 
@@ -225,7 +230,9 @@ def _check_batch(dp: DpOn) -> None:
         )
 
 
-def _noise_of(epsilon: float, delta: float, rate: float, steps: int) -> float:
+def _noise_of(
+    epsilon: float, delta: float, rate: float, steps: int, counts: tuple[GaussianCharge, ...]
+) -> float:
     check_epsilon(epsilon)
     if epsilon > MOST_EPSILON:
         raise PrivacyError(
@@ -236,24 +243,23 @@ def _noise_of(epsilon: float, delta: float, rate: float, steps: int) -> float:
     # Here and below, since an impossible request is answered without waiting for the accountant to load.
     from secure_triplay.privacy.accounting import noise_multiplier_for
 
-    return noise_multiplier_for(float(epsilon), delta, rate, steps)
+    return noise_multiplier_for(float(epsilon), delta, rate, steps, counts)
 
 
-def _epsilon_of(noise_multiplier: float, delta: float, rate: float, steps: int) -> float:
-    charge = DpSgdCharge(noise_multiplier, rate, steps)  # refuses a noise that is none
-    if noise_multiplier > MAX_NOISE:
+def _epsilon_of(charge: DpSgdCharge, delta: float, counts: tuple[GaussianCharge, ...]) -> float:
+    if charge.noise_multiplier > MAX_NOISE:
         raise PrivacyError(
-            f"a noise multiplier of {noise_multiplier:g} leaves nothing to learn, and its epsilon is smaller than the "
-            "accountant resolves",
+            f"a noise multiplier of {charge.noise_multiplier:g} leaves nothing to learn, and its epsilon is smaller "
+            "than the accountant resolves",
             where="noise_multiplier",
             fix=f"give {MAX_NOISE:g} or less; 0.5 to 10 is usual",
         )
     from secure_triplay.privacy.accounting import epsilon
 
-    spent = epsilon([charge], delta)
+    spent = epsilon([charge, *counts], delta)
     if math.isinf(spent):
         raise PrivacyError(
-            f"a noise multiplier of {noise_multiplier:g} over {steps:,} steps protects nobody: "
+            f"a noise multiplier of {charge.noise_multiplier:g} over {charge.steps:,} steps protects nobody: "
             "no epsilon worth stating holds",
             where="noise_multiplier",
             fix="give more noise, usually 0.5 or more; or give an epsilon and let the noise follow",
@@ -283,8 +289,14 @@ def _cells(
 
 
 def _meanings(
-    epsilons: tuple[float, ...], chosen: Setting, table: tuple[Setting, ...], source: Measurements
+    epsilons: tuple[float, ...],
+    chosen: Setting,
+    table: tuple[Setting, ...],
+    source: Measurements,
+    *,
+    whole: bool,
 ) -> tuple[Meaning, ...]:
+    """`whole`: training is all that is released, so that its own trade-off is the attacker's."""
     known = {
         s.epsilon: s.noise_multiplier
         for s in table
@@ -296,7 +308,7 @@ def _meanings(
         if noise is None:
             guess = chosen.noise_multiplier * (chosen.epsilon / epsilon) ** 0.8
             noise = noise_for(epsilon, chosen.delta, chosen.sampling_rate, chosen.steps, guess)
-        losses = composed(noise, chosen.sampling_rate, chosen.steps)
+        losses = composed(noise, chosen.sampling_rate, chosen.steps) if whole else None
         meanings.append(
             Meaning(
                 epsilon,
@@ -340,17 +352,24 @@ def _by_rounds(chosen: Setting, steps_per_round: int) -> tuple[tuple[int, float]
     return tuple(points)
 
 
-def _notes(dp: DpOn, chosen: Setting, table: tuple[Setting, ...]) -> tuple[str, ...]:
+def _notes(
+    dp: DpOn, chosen: Setting, table: tuple[Setting, ...], counts: tuple[GaussianCharge, ...]
+) -> tuple[str, ...]:
     unit = dp.unit
     notes = [
         f"Epsilon is per {unit} and per site, for adding or removing one {unit}. Somebody known to k "
         "sites spends k such budgets.",
-        "It counts this study alone: trial runs, other studies and published figures on the same "
+        "It counts this study alone: trial runs, other studies and other published figures on the same "
         "records spend more.",
         f"Site size enters through the share of a site that one step uses: {dp.expected_batch_size:g} of "
         f"{chosen.site_size:,} is {chosen.sampling_rate:g}. The share is a public constant that "
         "everybody agrees on; the guarantee holds whatever a site really has, and no site's count is used.",
     ]
+    if counts:
+        notes.append(
+            "Besides its training the study releases counts (published_accuracy, personal_bias). The answer counts "
+            "them, and what an attacker reaches is by epsilon and delta alone; all else here is of the training alone."
+        )
     if any(cell.delta < chosen.delta for cell in table):
         notes.append(f"Larger sites get a smaller delta in the table, 1 / (100 x {unit}s).")
     if unit == "record":

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from secure_triplay.config import Study, load_study
-from secure_triplay.constants import noise_multiplier
+from secure_triplay.config import PublishedAccuracy, Study, load_study
+from secure_triplay.config.training import PersonalBias
+from secure_triplay.constants import epsilon_of_study, noise_multiplier
 from secure_triplay.errors import PrivacyError
 from secure_triplay.planner.page import write_plan
 from secure_triplay.planner.plan import plan_budget
@@ -52,6 +53,24 @@ def test_a_noise_gives_the_epsilon_of_the_authoritative_accountant(study):
     charge = DpSgdCharge(2.0, study.dp.sampling_rate, 10 * study.training.steps_per_round)
     assert plan.chosen.epsilon == authoritative([charge], 1e-6)
     assert plan.question == "epsilon of a noise"
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"published_accuracy": PublishedAccuracy(noise_multiplier=2.0)},
+        {"personal_bias": PersonalBias(noise_multiplier=2.0)},
+    ],
+)
+def test_a_plan_counts_everything_that_the_study_charges(study, counts):
+    more = study.model_copy(update=counts)
+    plan = plan_budget(more)
+    assert plan.chosen.noise_multiplier == noise_multiplier(more) > noise_multiplier(study)
+    assert any("releases counts" in note for note in plan.notes)
+    assert all(ceiling.exact is None for _, ceiling in (*plan.meaning.membership, *plan.meaning.gallery))
+    assert plan_budget(
+        more, noise_multiplier=plan.chosen.noise_multiplier
+    ).chosen.epsilon == epsilon_of_study(more)
 
 
 def test_the_smallest_epsilons_that_a_study_may_ask_for_have_a_plan(study):
