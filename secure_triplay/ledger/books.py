@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from secure_triplay.errors import PrivacyError
-from secure_triplay.ledger.budget import AnyCharge, Limits, Spend, charge_from_fields
+from secure_triplay.ledger.budget import AnyCharge, Limits, Spend, Unprotected, charge_from_fields
 from secure_triplay.ledger.entries import (
     Anchored,
     Entry,
@@ -90,7 +90,7 @@ def replay(entries: Iterable[Entry]) -> Books:
     """What the entries of a verified chain amount to.
 
     Raises PrivacyError where they break a rule of the ledger: a charge that no approved study planned, two
-    for the same release, something released twice, a unit that changed.
+    for the same release, something released twice, a unit that changed or is not the policy's.
     """
     policies: list[tuple[Entry, PolicyAdopted]] = []
     approvals: dict[str, tuple[Entry, StudyApproved]] = {}
@@ -125,6 +125,12 @@ def replay(entries: Iterable[Entry]) -> Books:
                     body.study in approvals and _planned(approvals[body.study][1], body),
                     entry,
                     "charges what no approved study planned",
+                )
+                unit = policies[-1][1].unit if policies else None
+                _rule(
+                    made.charge.unit == unit or isinstance(made.charge, Unprotected),
+                    entry,
+                    f"charges per {made.charge.unit} where the policy protects each {unit}",
                 )
                 _rule(made.key not in keys, entry, "reserves for the second time what was reserved")
                 keys.add(made.key)

@@ -253,6 +253,17 @@ def test_a_chain_that_breaks_the_rules_is_refused_though_every_signature_is_righ
             evidence_module.statement(forge(identity, *bodies), identity.identity, second_accountant=False)
 
 
+def test_no_charge_per_record_passes_for_protection_per_patient(ledger, identity):
+    ledger.reserve(CHARGE, study=STUDY, round=1)
+    opened, policy, study, charge = [entry.body for entry in ledger.chain.entries]
+    fields = {**charge.charge, "unit": "record"}
+    (release,) = study.releases
+    study = study.model_copy(update={"releases": (release.model_copy(update={"charge": fields}),)})
+    bodies = (opened, policy, study, charge.model_copy(update={"charge": fields}))
+    with pytest.raises(PrivacyError, match="charges per record where the policy protects each patient"):
+        evidence_module.statement(forge(identity, *bodies), identity.identity, second_accountant=False)
+
+
 def test_a_history_beyond_every_policy_is_refused(bundle):
     signed = read(bundle)["evidence"]
     evidence_module.require_bounded(signed)
