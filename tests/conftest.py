@@ -5,25 +5,35 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from xdist.scheduler import LoadFileScheduling
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
-WAITING = "deploy"
+WAITING = "tests/deploy/"
 """The folder of studies of real processes, which wait more than other tests compute."""
 
 
-@pytest.hookimpl(tryfirst=True)
+class Rows(LoadFileScheduling):
+    """Of several processes one has a file's tests, and one has all that wait."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return WAITING if nodeid.startswith(WAITING) else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Rows:
+    """`pytest -n 2` goes by rows."""
+    return Rows(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, one process has a file's tests, and one has all that wait, from the start."""
-    for item in items:
-        where = item.path.relative_to(HERE)
-        waits = where.parts[0] == WAITING
-        item.add_marker(pytest.mark.xdist_group(WAITING if waits else where.as_posix()))
-    items.sort(key=lambda item: item.path.relative_to(HERE).parts[0] != WAITING)
+    """What waits comes first, so that the rest goes on beside it."""
+    items.sort(key=lambda item: not item.nodeid.startswith(WAITING))
 
 
 @pytest.fixture(scope="session")
