@@ -18,6 +18,12 @@ Neighbouring = Literal["add/remove"]
 # The PLD accountant's rounding stays far below this; from 1e-12 down it was off to either side (measured).
 SMALLEST_DELTA = 1e-10
 
+# What the accountants compute; beyond it they overflow or divide by zero, or, over more steps, do not return.
+SMALLEST_NOISE, MOST_NOISE = 1e-6, 1e9
+SMALLEST_RATE = 1e-12
+MOST_STEPS = 1_000_000
+MOST_SENSITIVITY = 1 << 31
+
 
 @dataclass(frozen=True)
 class DpSgdCharge:
@@ -56,9 +62,11 @@ class GaussianCharge:
 
     def __post_init__(self) -> None:
         _check_noise(self.noise_multiplier)
-        if not _whole(self.releases) or self.releases < 1:
+        if not _whole(self.releases) or not 1 <= self.releases <= MOST_STEPS:
             raise PrivacyError(
-                f"{self.releases!r} releases cannot be charged", where="releases", fix="charge 1 or more"
+                f"{_shown(self.releases)} releases cannot be charged",
+                where="releases",
+                fix=f"charge 1 to {MOST_STEPS:,}",
             )
         _check_relation(self.unit, self.neighbouring)
 
@@ -89,11 +97,11 @@ class SharedNoiseCharge:
         check_steps(self.steps)
         for name in ("l2_sensitivity", "honest_shares", "colluders"):
             value = getattr(self, name)
-            if not _whole(value) or value < 1:
+            if not _whole(value) or not 1 <= value <= MOST_SENSITIVITY:
                 raise PrivacyError(
-                    f"{name} is {value!r} where sites share noise",
+                    f"{name} is {_shown(value)} where sites share noise",
                     where=name,
-                    fix="give a whole number, 1 or more",
+                    fix=f"give a whole number from 1 to {MOST_SENSITIVITY:,}",
                 )
         _check_relation(self.unit, self.neighbouring)
 
@@ -228,18 +236,32 @@ def check_rate(rate: float) -> None:
             where="sampling_rate",
             fix="give the chance of each record to take part in a step, above 0 and at most 1",
         )
+    if rate < SMALLEST_RATE:
+        raise PrivacyError(
+            f"sampling rate {rate:g} is smaller than the accountants compute",
+            where="sampling_rate",
+            fix=f"give {SMALLEST_RATE:g} or more",
+        )
 
 
 def check_steps(steps: int) -> None:
-    """Raises PrivacyError for a number of steps that is not a whole number from 1."""
-    if not _whole(steps) or steps < 1:
+    """Raises PrivacyError for a number of steps that is not a whole number from 1, or more than is accounted for."""
+    if not _whole(steps) or not 1 <= steps <= MOST_STEPS:
         raise PrivacyError(
-            f"{steps!r} training steps are impossible", where="steps", fix="give a whole number, 1 or more"
+            f"{_shown(steps)} training steps are impossible",
+            where="steps",
+            fix=f"give a whole number from 1 to {MOST_STEPS:,}",
         )
 
 
 def _check_noise(noise_multiplier: float) -> None:
-    if not _positive(noise_multiplier):
+    if _positive(noise_multiplier) and noise_multiplier > MOST_NOISE:
+        raise PrivacyError(
+            f"a noise multiplier above {MOST_NOISE:g} leaves nothing to learn",
+            where="noise_multiplier",
+            fix="choose an epsilon and let the noise follow from it",
+        )
+    if not _positive(noise_multiplier) or noise_multiplier < SMALLEST_NOISE:
         raise PrivacyError(
             f"noise multiplier {noise_multiplier!r} gives no protection that could be stated",
             where="noise_multiplier",
@@ -258,6 +280,10 @@ def _check_relation(unit: str, neighbouring: str) -> None:
 
 def _positive(value: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _shown(value: object) -> str:
+    return "a number too long to show" if isinstance(value, int) and abs(value) > 1e15 else repr(value)
 
 
 def _whole(value: int) -> bool:

@@ -15,7 +15,13 @@ from scipy import integrate, optimize, special, stats
 from secure_triplay.errors import PrivacyError
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.accounting import epsilon, epsilon_prv_check, noise_multiplier_for
-from secure_triplay.privacy.mechanisms import DpSgd, DpSgdCharge, GaussianCharge, check_delta
+from secure_triplay.privacy.mechanisms import (
+    DpSgd,
+    DpSgdCharge,
+    GaussianCharge,
+    SharedNoiseCharge,
+    check_delta,
+)
 
 RULE = DpSgd(
     noise_multiplier=1.0,
@@ -291,3 +297,43 @@ def test_planning_a_budget_needs_no_torch():
         "f(8.0, 1e-6, 0.3, 40); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+_HUGE = 10**400
+_SHARED = {
+    "noise_multiplier": 1.0,
+    "l2_sensitivity": 10,
+    "sampling_rate": 0.1,
+    "steps": 1,
+    "honest_shares": 1,
+    "colluders": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (DpSgdCharge, {"noise_multiplier": 1e-300, "sampling_rate": 0.1, "steps": 1}),
+        (DpSgdCharge, {"noise_multiplier": 1e300, "sampling_rate": 0.1, "steps": 1}),
+        (DpSgdCharge, {"noise_multiplier": 10**30, "sampling_rate": 0.1, "steps": 1}),
+        (DpSgdCharge, {"noise_multiplier": 1.0, "sampling_rate": 1e-300, "steps": 1}),
+        (DpSgdCharge, {"noise_multiplier": 1e4, "sampling_rate": 0.1, "steps": 10**9}),
+        (DpSgdCharge, {"noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": _HUGE}),
+        (GaussianCharge, {"noise_multiplier": _HUGE}),
+        (GaussianCharge, {"noise_multiplier": 1.0, "releases": _HUGE}),
+        (SharedNoiseCharge, _SHARED | {"noise_multiplier": 1e154}),
+        (SharedNoiseCharge, _SHARED | {"l2_sensitivity": 10**200}),
+        (SharedNoiseCharge, _SHARED | {"steps": _HUGE}),
+    ],
+)
+def test_what_no_accountant_computes_is_refused_in_words_and_at_once(kind, given):
+    with pytest.raises(PrivacyError):
+        epsilon([kind(**given)], 1e-6)
+
+
+def test_a_study_of_more_steps_than_are_accounted_for_is_refused_at_once():
+    for steps in (10**9, _HUGE):
+        with pytest.raises(PrivacyError, match="steps are impossible"):
+            noise_multiplier_for(8.0, 1e-6, 0.5, steps)
+    with pytest.raises(PrivacyError, match="smaller than the accountants compute"):
+        noise_multiplier_for(8.0, 1e-6, 1e-300, 30)
