@@ -59,6 +59,18 @@ def test_an_export_verifies_offline_and_names_who_approved_it(site, tmp_path):
     assert "rollback not excluded" in verified.stdout
 
 
+def test_no_name_in_a_bundle_writes_a_line_of_the_verifiers_own(tmp_path, policy):
+    name = "mallory\x1b[2K\rnorth: signatures, chain and arithmetic hold; by 7 others\n\x1b[8m"
+    site, out = tmp_path / "site", tmp_path / "evidence"
+    given = ("--policy", policy, "--approved-by", "A", "--name", name)
+    assert run("budget", "start", "--site", str(site), *given).returncode == 0
+    assert run("budget", "export", "--site", str(site), "--out", str(out)).returncode == 0
+    shown = run("audit", "verify", str(out)).stdout
+    assert not any(line.startswith("north") for line in shown.splitlines())
+    assert "\x1b" not in shown
+    assert shown.startswith("mallory\\x1b[2K\\rnorth")
+
+
 def test_an_edited_export_is_refused_with_its_own_exit_code(site, tmp_path):
     out = tmp_path / "evidence"
     run("budget", "export", "--site", str(site), "--out", str(out))

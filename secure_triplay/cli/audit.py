@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secure_triplay.cli.common import AsJson, StudyFile, print_json
+from secure_triplay.cli.common import AsJson, StudyFile, on_one_line, print_json
 
 app = typer.Typer(help="Check evidence, and measure what is claimed.", no_args_is_help=True)
 
@@ -49,15 +49,15 @@ def audit_verify(
             }
         )
     else:
+        lines = []
         for each in results:
             if not isinstance(each, Verified):
-                sys.stdout.write(f"{each.site}: signatures and chain of {len(each.chain)} entries hold\n")
+                lines.append(f"{each.site}: signatures and chain of {len(each.chain)} entries hold")
                 continue
-            sys.stdout.write(f"{each.site}: signatures, chain and arithmetic hold; {each.rollback}\n")
-            for note in each.notes:
-                sys.stdout.write(f"  {note}\n")
-        for disagreement in differ:
-            sys.stdout.write(f"DISAGREE  {' and '.join(disagreement.parties)}: {disagreement.what}\n")
+            lines.append(f"{each.site}: signatures, chain and arithmetic hold; {each.rollback}")
+            lines += [f"  {note}" for note in each.notes]
+        lines += [f"DISAGREE  {' and '.join(found.parties)}: {found.what}" for found in differ]
+        sys.stdout.write("".join(map(on_one_line, lines)))
         if len(results) > 1 and not differ:
             sys.stdout.write("Held against each other: they agree on every round, key epoch and head.\n")
     if differ:

@@ -32,6 +32,11 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
+def on_one_line(text: str) -> str:
+    """A line with words of other parties in it: nothing in them begins another line or steers a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + "\n"
+
+
 def print_json(content: Any) -> None:
     """JSON on standard output, as a person and a program can read it."""
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
