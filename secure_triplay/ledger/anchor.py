@@ -305,7 +305,8 @@ def verify_anchored(entries: tuple[Entry, ...]) -> dict[int, frozenset[str]]:
         for peer, signature in body.receipts.items():
             if peer != party:
                 _verify_receipt(peer, signature, _anchored_fields(party, body.counter, body.head, body.time))
-        found[body.counter] = frozenset(body.receipts) - {party}
+        # receipts that came later for the same head stand in an entry of their own
+        found[body.counter] = found.get(body.counter, frozenset()) | frozenset(body.receipts) - {party}
     return found
 
 

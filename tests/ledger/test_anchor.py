@@ -334,3 +334,16 @@ def test_a_statement_has_one_encoding_and_says_no_more_than_hashes(ledger):
     assert Statement.from_bytes(statement.to_bytes()) == statement
     assert STUDY.encode() not in statement.to_bytes()
     assert NAME.encode() not in statement.to_bytes()
+
+
+def test_receipts_that_come_later_for_the_same_head_count_beside_the_earlier_ones(ledger, identity):
+    head = ledger.chain.entries[-1]
+    peers = [SigningIdentity.generate() for _ in range(3)]
+    fields = (identity.identity.public_bytes, head.counter.to_bytes(8), head.head, head.time.encode())
+    receipts = {p.identity.public_bytes.hex(): p.sign(Purpose.ANCHOR, *fields).hex() for p in peers}
+    for some in (peers[:2], peers[2:]):
+        keys = [peer.identity.public_bytes.hex() for peer in some]
+        own = {key: receipts[key] for key in keys}
+        body = Anchored(counter=head.counter, head=head.head.hex(), time=head.time, receipts=own)
+        ledger.chain.append(body)
+    assert verify_anchored(ledger.chain.entries) == {head.counter: frozenset(receipts)}
