@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from secure_triplay.constants import class_count_rule
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.errors import CryptoError
 from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.store import utc_now
 from secure_triplay.ledger.study import CLASS_COUNTS, simulated_limits, study_releases
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import SessionPlan, Site
@@ -39,7 +41,7 @@ class Home:
             folder / "ledger", self.identity, site="a", limits=simulated_limits(self.study), approved_by="A"
         ) as ledger:
             ledger.approve(self.study.sha256, "demo", self.releases, approved_by="A")
-        self.notes = []
+        self.notes, self.clock = [], utc_now
 
     def vault(self, epoch=1):
         return Vault(self.folder / f"epoch-{epoch}", self.storage_key, study=self.study.sha256, epoch=epoch)
@@ -48,7 +50,7 @@ class Home:
         """Count; `kill_before` names the write at which the process dies."""
         rule = class_count_rule(self.study) or pytest.fail("the study counts no classes")
         plan = SessionPlan(self.study.sha256, bytes(32), 1, 1, (Site("a", self.identity.identity),))
-        with Ledger.open(self.folder / "ledger", self.identity) as ledger:
+        with Ledger.open(self.folder / "ledger", self.identity, clock=self.clock) as ledger:
             accounts = LedgerAccounts(ledger, self.identity, plan, self.releases)
             vault = self.vault()
             if kill_before == "keep":
@@ -99,6 +101,15 @@ def test_a_site_that_dies_in_between_has_one_charge_and_one_count(home, at):
         assert before is None or (after == before).all()
         before = after
     assert home.charges() == [hashlib.sha256(after.astype("<f8").tobytes()).hexdigest()]
+
+
+def test_counts_that_were_paid_for_outlive_a_clock_that_was_set_back(home, monkeypatch):
+    home.visit()
+    before = kept_classes(home.vault(), 10)
+    home.clock = lambda: datetime(2001, 1, 1, tzinfo=UTC)
+    home.visit()
+    assert not home.notes
+    assert (kept_classes(home.vault(), 10) == before).all()
 
 
 def test_counts_that_were_made_and_are_gone_are_not_made_again(home, monkeypatch):
