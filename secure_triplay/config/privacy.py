@@ -53,7 +53,9 @@ class DpOn(Frozen):
     epsilon: Annotated[float, Field(ge=0.001, le=100, allow_inf_nan=False)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     unit: Literal["record", "patient"] = "record"
-    max_units_per_site: Count = Field(description="public upper bound on records (or patients) at any site")
+    max_units_per_site: Count = Field(
+        description="public upper bound on records (or patients) that any site trains on, beside those held back"
+    )
     max_records_per_patient: Count | None = Field(
         None, description="unit patient: images used of one patient"
     )
