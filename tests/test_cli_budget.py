@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from secure_triplay.crypto.keyfile import load_identity
+from secure_triplay.crypto.identity import SigningIdentity
+from secure_triplay.crypto.keyfile import load_identity, save_identity
 from secure_triplay.ledger.ledger import TRAINING, Ledger, Release
+from secure_triplay.ledger.start import start
 from secure_triplay.privacy.mechanisms import DpSgdCharge
 from tests.test_cli import assert_plain_error, run
 
@@ -62,8 +64,9 @@ def test_an_export_verifies_offline_and_names_who_approved_it(site, tmp_path):
 def test_no_name_in_a_bundle_writes_a_line_of_the_verifiers_own(tmp_path, policy):
     name = "mallory\x1b[2K\rnorth: signatures, chain and arithmetic hold; by 7 others\n\x1b[8m"
     site, out = tmp_path / "site", tmp_path / "evidence"
-    given = ("--policy", policy, "--approved-by", "A", "--name", name)
-    assert run("budget", "start", "--site", str(site), *given).returncode == 0
+    site.mkdir()
+    save_identity(site, SigningIdentity.generate())
+    start(site, Path(policy), name=name, approved_by="A")
     assert run("budget", "export", "--site", str(site), "--out", str(out)).returncode == 0
     shown = run("audit", "verify", str(out)).stdout
     assert not any(line.startswith("north") for line in shown.splitlines())

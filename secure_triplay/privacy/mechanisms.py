@@ -19,7 +19,7 @@ Neighbouring = Literal["add/remove"]
 SMALLEST_DELTA = 1e-10
 
 # What the accountants compute; beyond it they overflow or divide by zero, or, over more steps, do not return.
-SMALLEST_NOISE, MOST_NOISE = 1e-6, 1e9
+SMALLEST_NOISE, MOST_NOISE = 1e-12, 1e9
 SMALLEST_RATE = 1e-12
 MOST_STEPS = 1_000_000
 MOST_SENSITIVITY = 1 << 31
