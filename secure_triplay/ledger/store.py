@@ -17,7 +17,8 @@ from typing import Self
 
 from secure_triplay import durable
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
-from secure_triplay.errors import CryptoError, PrivacyError, RunError, SecureTriplayError
+from secure_triplay.errors import CryptoError, PrivacyError, RunError
+from secure_triplay.ledger.connection import connect, explained
 from secure_triplay.ledger.entries import TIME_FORMAT, Body, Entry, Opened, broken
 
 Clock = Callable[[], datetime]
@@ -67,7 +68,7 @@ class Chain:
         Raises RunError where a file is in the way or the disk refuses.
         """
         draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-        with _explained(path):
+        with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             if path.exists():
                 raise RunError(
@@ -77,7 +78,7 @@ class Chain:
                 )
             try:
                 os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-                with closing(_connect(draft, "rw", LOCK_TIMEOUT_S)) as connection:
+                with closing(connect(draft, "rw", LOCK_TIMEOUT_S)) as connection:
                     connection.executescript(
                         f"PRAGMA journal_mode = WAL; PRAGMA application_id = {_APPLICATION}; PRAGMA "
                         f"user_version = {_VERSION};" + _SCHEMA
@@ -113,8 +114,8 @@ class Chain:
         """
         if not path.exists():
             raise RunError("there is no ledger here", where=str(path), fix="see `Ledger.open`")
-        with _explained(path):
-            connection = _connect(path, "rw" if signer else "ro", lock_timeout_s)
+        with explained(path):
+            connection = connect(path, "rw" if signer else "ro", lock_timeout_s)
             try:
                 if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
                     raise RunError(
@@ -137,7 +138,7 @@ class Chain:
 
     def refresh(self) -> None:
         """Read and verify what others appended since the last look. Raises CryptoError."""
-        with _explained(self.path):
+        with explained(self.path):
             self._read()
         if not self.entries:
             raise CryptoError(
@@ -157,7 +158,7 @@ class Chain:
             raise _for_reading(self.path)
         signer = self._signer
         pending: list[Entry] = []
-        with _explained(self.path):
+        with explained(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._read()
@@ -187,9 +188,8 @@ class Chain:
                 self._time = time
                 yield append
                 self._connection.execute("COMMIT")
-                if (
-                    _file_of(self.path) != self._file
-                ):  # SQLite goes on writing to a file that has lost its name
+                # SQLite goes on writing to a file that has lost its name
+                if _file_of(self.path) != self._file:
                     raise RunError(
                         "the ledger was moved, removed or replaced while this program had it open, so what it "
                         "records is lost",
@@ -322,92 +322,3 @@ def _entry(row: tuple[object, ...]) -> Entry:
     if entry.head != head:
         raise broken(counter, "was changed: its hash is another one than stored")
     return entry
-
-
-def _connect(path: Path, mode: str, lock_timeout_s: float) -> sqlite3.Connection:
-    """A connection that never creates the file and commits only when told to."""
-
-    def opened(query: str) -> sqlite3.Connection:
-        made = sqlite3.connect(
-            f"{path.absolute().as_uri()}?{query}",
-            uri=True,
-            timeout=lock_timeout_s,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            made.execute("SELECT 1 FROM sqlite_schema").fetchone()
-            made.execute("PRAGMA synchronous = FULL")
-        except BaseException:
-            made.close()
-            raise
-        return made
-
-    try:
-        return opened(f"mode={mode}")
-    except sqlite3.OperationalError as error:
-        wal = path.with_name(path.name + "-wal")
-        # On a read-only disk SQLite cannot share a file. Nobody writes it there; without a log it is whole.
-        if mode != "ro" or error.sqlite_errorname not in _UNSHARED or (wal.exists() and wal.stat().st_size):
-            raise
-        return opened("mode=ro&immutable=1")
-
-
-_UNSHARED = ("SQLITE_CANTOPEN", "SQLITE_READONLY_DIRECTORY", "SQLITE_READONLY", "SQLITE_READONLY_CANTINIT")
-
-
-_PROBLEMS = {
-    "SQLITE_FULL": (
-        "the disk is full, so nothing could be recorded, and nothing may be released",
-        "free some space and run again; what was recorded before is safe",
-    ),
-    "SQLITE_READONLY": (
-        "the disk is read-only, so nothing could be recorded, and nothing may be released",
-        "make the ledger's folder writable for this user, then run again",
-    ),
-    "SQLITE_BUSY": (
-        "another process holds the ledger for too long",
-        "wait until it has finished, or end it; then run again",
-    ),
-    "SQLITE_LOCKED": (
-        "another process holds the ledger for too long",
-        "wait until it has finished, or end it; then run again",
-    ),
-    "SQLITE_CANTOPEN": (
-        "the ledger cannot be opened",
-        "check that the folder is yours and the disk is there",
-    ),
-    "SQLITE_IOERR": (
-        "the disk failed or is full, so nothing could be recorded, and nothing may be released",
-        "free some space or check the disk, then run again; what was recorded before is safe",
-    ),
-    "SQLITE_CONSTRAINT": (
-        "an entry of the ledger would have been changed, which never happens",
-        "find out which program tried it",
-    ),
-}
-_DAMAGED = (
-    "the ledger's file is damaged",
-    "keep it as it is, restore a backup, and compare that with the heads that "
-    "other parties countersigned; release nothing until then",
-)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """SQLite's and the system's errors in words that a person can act on."""
-    try:
-        yield
-    except SecureTriplayError:
-        raise
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "") or ""
-        family = "_".join(name.split("_")[:2])
-        what, fix = _PROBLEMS.get(family, _DAMAGED)
-        raise RunError(f"{what} ({error})", where=str(path), fix=fix) from error
-    except OSError as error:
-        raise RunError(
-            f"the ledger cannot be written: {error.strerror}",
-            where=str(path),
-            fix="check that the folder is yours and that the disk has room",
-        ) from error
