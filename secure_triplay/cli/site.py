@@ -124,6 +124,17 @@ def site_join(
         )
         raise typer.Exit(6)
     out.print(Text("This site's policy allows it."))
+    changed = join.changed_limits(site)
+    if changed is not None:
+        kept, edited = (
+            f"epsilon {each.epsilon_per_study:g} a study and {each.epsilon_per_year:g} a year"
+            for each in changed
+        )
+        out.print(
+            Text(
+                f"It was edited: who agrees puts {edited} in force in this site's ledger. Until now: {kept}."
+            )
+        )
     out.print(
         Text.assemble(
             "\nRoster code:  ",

@@ -21,6 +21,7 @@ from secure_triplay.federation.files import make_folder, read_public, write_publ
 from secure_triplay.federation.joined import Joined
 from secure_triplay.federation.sitefolder import STUDIES, SiteFolder
 from secure_triplay.federation.studybundle import SitePaths, StudyBundle
+from secure_triplay.ledger.budget import Limits
 from secure_triplay.ledger.entries import Decided, require_person
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.start import adopt
@@ -108,6 +109,16 @@ def refusals(policy: SitePolicy, study: Study, bundle: StudyBundle) -> list[Refu
     return found
 
 
+def changed_limits(site: SiteFolder) -> tuple[Limits, Limits] | None:
+    """What the ledger counts against, and what the policy was edited to since; None where they are alike.
+
+    Raises RunError where no ledger was started.
+    """
+    with Ledger.open(site.ledger, None) as ledger:
+        kept, edited = ledger.books.limits, policy_limits(site.policy)
+    return None if kept == edited else (kept, edited)
+
+
 def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> Path:
     """Bind the site: put its policy in force, approve the charges, record who confirmed what, and pin the app.
 
@@ -127,11 +138,7 @@ def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> P
         )
     folder = site.path / STUDIES / study.study
     _require_goes_on(folder, bundle)
-    with Ledger.open(site.ledger, site.identity) as ledger:
-        in_force = ledger.books.limits
-    if in_force != policy_limits(
-        site.policy
-    ):  # people edited the policy since: what it says now is what counts
+    if changed_limits(site) is not None:
         adopt(site.path, site.policy_file, approved_by=approved_by)
     with Ledger.open(site.ledger, site.identity) as ledger:
         ledger.approve(study.sha256, study.study, study_releases(study), approved_by=approved_by)

@@ -9,7 +9,9 @@ import zipfile
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from secure_triplay.cli import app
 from secure_triplay.errors import ConfigError, CryptoError, PrivacyError, ProtocolError, RunError
 from secure_triplay.federation import bundle as app_bundle
 from secure_triplay.federation import join
@@ -118,6 +120,20 @@ def test_who_joins_puts_the_policy_as_it_stands_in_force_in_the_ledger(world, a_
     with Ledger.open(site.ledger, None) as ledger:
         assert (ledger.books.limits.epsilon_per_study, ledger.books.limits.epsilon_per_year) == (8.5, a_year)
         assert ledger.books.policies[-1][1].approved_by == "Dr. north"
+
+
+def test_who_joins_is_told_first_which_limits_that_puts_in_force(world):
+    site = world.sites["north"]
+    asked = ["site", "join", str(world.server.public_bundle), "--site", str(site.path)]
+    before = CliRunner().invoke(app, asked)
+    assert before.exit_code == 2
+    assert "in force" not in before.output
+    edited = policy_content() | {"epsilon_per_study": 8.5, "epsilon_per_year": 900.0}
+    site.policy_file.write_text(yaml.safe_dump(edited))
+    shown = " ".join(CliRunner().invoke(app, asked).output.split())
+    assert "puts epsilon 8.5 a study and 900 a year in force" in shown
+    with Ledger.open(site.ledger, None) as ledger:
+        assert ledger.books.limits.epsilon_per_year != 900.0  # nothing was agreed yet
 
 
 def test_a_site_that_is_not_on_the_roster_cannot_join(world, tmp_path):
