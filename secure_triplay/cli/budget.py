@@ -20,6 +20,8 @@ app = typer.Typer(
 SiteDir = Annotated[
     Path, typer.Option("--site", help="The site's folder, which holds its key and its ledger/.")
 ]
+PolicyFile = Annotated[Path, typer.Option("--policy", help="The site's policy, whose limits bind.")]
+ApprovedBy = Annotated[str, typer.Option(help="The person who answers for this.")]
 
 
 @app.command("plan", epilog="Example:  secure-triplay budget plan configs/demo.yaml --epsilon 3 --out plan")
@@ -60,8 +62,8 @@ def budget_plan(
 )
 def budget_start(
     site: SiteDir,
-    policy_file: Annotated[Path, typer.Option("--policy", help="The site's policy, whose limits bind.")],
-    approved_by: Annotated[str, typer.Option(help="The person who answers for this.")],
+    policy_file: PolicyFile,
+    approved_by: ApprovedBy,
     replaces: Annotated[
         str, typer.Option(help="Where a ledger was lost: why a new one starts. It stands in every export.")
     ] = "",
@@ -93,8 +95,8 @@ def budget_start(
 )
 def budget_adopt(
     site: SiteDir,
-    policy_file: Annotated[Path, typer.Option("--policy", help="The site's policy, whose limits bind.")],
-    approved_by: Annotated[str, typer.Option(help="The person who answers for this.")],
+    policy_file: PolicyFile,
+    approved_by: ApprovedBy,
 ) -> None:
     """Put the limits of a changed policy in force; until then, rounds wait where the ledger allows more than it."""
     from secure_triplay.ledger.start import adopt
