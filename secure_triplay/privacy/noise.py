@@ -2,8 +2,8 @@
 
 The stream is ChaCha with 20 rounds (Bernstein 2008) under a key from the operating system. numpy's `Generator`
 reads it under nonce 0 and makes distributions of it; uniforms for rounding, one for every value that is sent, are
-OpenSSL's output under the same key and nonce 1, ten times as fast. Whoever could predict it could take the noise
-off a release, so a source cannot be seeded, copied, pickled, printed, or carried into a forked process.
+OpenSSL's output under the same key and nonce 1, since that is much faster. Whoever could predict it could take the
+noise off a release, so a source cannot be seeded, copied, pickled, printed, or carried into a forked process.
 
 Not covered: the time that drawing takes depends on the values drawn (Jin, McMurtry, Rubinstein and
 Ohrimenko 2022, arXiv 2112.05307). Whoever can time single draws inside a site is outside every threat
