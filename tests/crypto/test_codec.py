@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secure_triplay.config import Codec as CodecSettings
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.exactness import MAX_RESIDUAL, ROUNDS_PER_EPOCH, noise_std
 from secure_triplay.crypto.parameters import DEGREE, MODULUS
@@ -267,3 +268,11 @@ def test_wrong_integers_are_excluded_on_their_own_account(monkeypatch):
     assert codec_of(n_sites=4).wrong_log2() <= -128
     monkeypatch.setattr("secure_triplay.crypto.exactness.WRONG_BITS", -(10**9))
     assert codec_of(n_sites=4).wrong_log2() > -128
+
+
+def test_a_study_that_names_no_bits_loses_less_than_half_a_percent_of_the_noises_variance_to_rounding():
+    """Stochastic rounding has a variance of at most a quarter of a step squared; the range is told in the noise's."""
+    default = CodecSettings()
+    levels = codec_of(n_sites=8, value_bits=default.value_bits).levels
+    step_in_stds = default.range_noise_stds / levels
+    assert step_in_stds**2 / 4 < 0.004

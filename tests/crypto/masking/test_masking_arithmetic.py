@@ -20,10 +20,10 @@ from secure_triplay.crypto.masking.sharing import PRIME, combine, split
 from secure_triplay.crypto.parameters import DEGREE, MODULUS
 from secure_triplay.errors import ConfigError, CryptoError
 
-SITES = [2, 3, 4, 5, 31, 32, 33, 50, 64, 65, 500, 1000]
+SITES = [2, 3, 4, 5, 8, 31, 32, 33, 50, 64, 65, 500, 1000]
 
 
-@pytest.mark.parametrize("value_bits", [2, 6, 9, 12, 16])
+@pytest.mark.parametrize("value_bits", [2, 6, 8, 9, 12, 16])
 @pytest.mark.parametrize("n_sites", SITES)
 def test_words_hold_sums_and_every_bound_of_the_docstring_holds(n_sites, value_bits):
     """The bounds of `exactness` for masked words again, in exact or independent arithmetic."""
@@ -214,3 +214,13 @@ def test_one_wrong_share_is_found_out_wherever_it_stands(wrong):
     shares = dict(enumerate(split(secret, 5, 6), start=1))
     shares[wrong] = bytes(16)
     assert combine(shares, 5, lambda found: found == secret) == secret
+
+
+def test_masks_cost_a_field_of_eight_bit_values_from_42_to_64_sites_and_nowhere_else():
+    updates = {"value_bits": 8, "n_params": 100_000, "limit": 0.1}
+    costs = [
+        n
+        for n in range(2, 1001)
+        if masked_codec(n_sites=n, **updates).fields < Codec.choose(n_sites=n, **updates).fields
+    ]
+    assert costs == list(range(42, 65))
