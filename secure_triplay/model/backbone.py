@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from secure_triplay import config
 from secure_triplay.errors import AssetError, ConfigError
+from secure_triplay.memory import keep_freed_memory
 from secure_triplay.model import packaged, quantize
 from secure_triplay.model.attention import split_attention
 from secure_triplay.model.blocks import DualEncoder, image_stack
@@ -89,6 +90,7 @@ def load_backbone(
             where="backbone.licence",
             fix="choose another backbone, or have the licence approved and add it to allowed_licences",
         )
+    keep_freed_memory()  # the matrices of every step from here on are of the same sizes
     # Building a model draws from torch's global generator; fork_rng gives its state back to the caller.
     online = cfg.source == "open_clip" and not cfg.unsafe_random_weights
     with torch.random.fork_rng(devices=[]), _quiet_root_logger(), _hub(online):
