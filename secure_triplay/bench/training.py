@@ -54,8 +54,9 @@ def run_training_bench(
 
     `compute` takes the place of the study's own: what 4-bit layers multiply in, for all three ways.
 
-    The three ways take turns, a second each and more, so that a machine that gets slower does so for all; every
-    second turn goes backwards, so that none always profits from what the one before it left in caches.
+    The three ways, and the plain matrix product that our share is of, take turns, a second each and more, so that a
+    machine that gets slower does so for all. Every second turn the ways go backwards, so that none always profits from
+    what the one before it left in caches.
     """
     if compute is not None:
         backbone_rule = study.backbone.model_copy(update={"compute": compute})
@@ -105,22 +106,25 @@ def run_training_bench(
     }
     run(ways["ours"], 0)  # warms up, and does the check of gradients that is done once a model
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    gap = 0.0
+    dtype, rates, gap = compute_dtype(study), [], 0.0
     for turn in range(1, 1 + (_QUICK_REPEATS if quick else _REPEATS)):
         updates = {}
         for name in list(ways)[:: 1 if turn % 2 else -1]:
             updates[name], taken = run(ways[name], turn)
             seconds[name].append(taken)
+        rates.append(_matrix_rate(dtype, 0.0 if quick else _LONG_ENOUGH_S))
         gap = max(gap, float(np.abs(updates["ours"] - updates["plain_opacus"]).max()))
     adapter.load_vector(start)
     step = {name: float(np.median(taken)) / rule.steps for name, taken in seconds.items()}
     cached = cache_s / (study.training.rounds * rule.steps)
+    ours = _multiply_adds(classifier, tokens) * rule.sampling_rate * count / step["ours"]
+    plain = float(np.median(rates))
     return {
         "suite": "training",
         "study": study.study,
         "records": count,
         "drawn_per_step": rule.sampling_rate * count,
-        "compute": str(compute_dtype(study)).removeprefix("torch."),
+        "compute": str(dtype).removeprefix("torch."),
         "n_params": adapter.n_params,
         "seconds_per_step": {name: round(value, 4) for name, value in step.items()},
         "cache_seconds": round(cache_s, 3),
@@ -129,7 +133,9 @@ def run_training_bench(
         "cost_over_no_privacy": round(step["ours"] / step["no_privacy"], 3),
         "largest_difference_of_adapters": gap,
         "largest_update": float(np.abs(updates["ours"]).max()),
-        **_share_of_matrix_rate(classifier, tokens, rule.sampling_rate * count / step["ours"], compute_dtype(study)),
+        "our_gmac_per_s": round(ours, 1),
+        "matrix_gmac_per_s": round(plain, 1),
+        "share_of_matrix_rate": round(ours / plain, 3),
         "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
                     "load": round(os.getloadavg()[0], 2)},
     }  # fmt: skip
@@ -176,13 +182,20 @@ def _plain_opacus(model: nn.Module, pixels: Tensor, labels: Tensor, rule: DpSgd,
         model.eval()
 
 
-def _share_of_matrix_rate(
-    classifier: Classifier, tokens: Tensor, images_per_s: float, dtype: torch.dtype
-) -> dict[str, float]:
-    """Billion multiply-adds a second of our step, of a plain matrix product of that type here, and their ratio.
+def _matrix_rate(dtype: torch.dtype, lasting_s: float) -> float:
+    """Billion multiply-adds a second of a plain matrix product: of as many as take so many seconds, one at least."""
+    a, b = torch.randn(2176, 384).to(dtype), torch.randn(384, 1536).to(dtype)
+    products, taken = 0, 0.0
+    while not products or taken < lasting_s:
+        taken += _timed(lambda: torch.mm(a, b))[1]
+        products += 1
+    return products * 2176 * 384 * 1536 / 1e9 / taken
 
-    Of the step only the linear layers are counted, once forward and once for the gradient of their inputs: what
-    attention, norms, LoRA and the records' own gradients need is left out, so the share is a lower bound.
+
+def _multiply_adds(classifier: Classifier, tokens: Tensor) -> float:
+    """Billions of multiply-adds of one image's linear layers, once forward and once for the gradient of their inputs.
+
+    What attention, norms, LoRA and the records' own gradients need is left out: a lower bound.
     """
     per_image = 0
 
@@ -198,15 +211,7 @@ def _share_of_matrix_rate(
     finally:
         for hook in hooks:
             hook.remove()
-    a, b = torch.randn(2176, 384).to(dtype), torch.randn(384, 1536).to(dtype)
-    times = [_timed(lambda: torch.mm(a, b))[1] for _ in range(50)]
-    plain = 2176 * 384 * 1536 / 1e9 / float(np.median(times[5:]))
-    ours = 2 * per_image * images_per_s / 1e9
-    return {
-        "our_gmac_per_s": round(ours, 1),
-        "matrix_gmac_per_s": round(plain, 1),
-        "share_of_matrix_rate": round(ours / plain, 3),
-    }
+    return 2 * per_image / 1e9
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -7,10 +7,10 @@ be clipped by itself, and the bound on one record's influence would be gone with
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from opacus.grad_sample import GradSampleModule
@@ -70,6 +70,16 @@ class _Hooks(GradSampleModule):  # type: ignore[misc]
     def __init__(self, owners: nn.ModuleList, factored: bool) -> None:
         self._factored = factored
         super().__init__(owners, batch_first=True, loss_reduction="sum", strict=True)
+        self._linears = [module for module in owners if _is_plain(module)]
+        for module in self._linears:
+            module.forward = _of_input_alone(module)  # type: ignore[method-assign, assignment]
+
+    def to_standard_module(self) -> nn.Module:
+        """As Opacus has it; every layer is also a function of its weight again."""
+        for module in self._linears:
+            del module.forward  # the instance's; the class' own is back
+        standard: nn.Module = super().to_standard_module()
+        return standard
 
     def capture_backprops_hook(
         self,
@@ -83,8 +93,8 @@ class _Hooks(GradSampleModule):  # type: ignore[misc]
         back: Tensor = forward_output[0].detach()
         own: list[Any] = _own(module)
         once = own[0]._forward_counter == 1 and not hasattr(own[0], "_current_grad_sample")
-        plain = type(module) is nn.Linear and len(own) == 1 and back.numel() == len(back) * back.shape[-1]
-        if not (self._factored and plain and once):
+        one_token = _is_plain(module) and back.numel() == len(back) * back.shape[-1]
+        if not (self._factored and one_token and once):
             super().capture_backprops_hook(
                 module, _forward_input, forward_output, loss_reduction, batch_first
             )
@@ -95,6 +105,26 @@ class _Hooks(GradSampleModule):  # type: ignore[misc]
         own[0].grad_sample = OuterProducts(back.flatten(1).float(), inputs.detach().flatten(1).float())
         own[0]._forward_counter -= 1
         module.__dict__.pop("max_batch_len", None)
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) is nn.Linear and len(_own(module)) == 1
+
+
+def _of_input_alone(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """A linear layer's forward without its weight in autograd's graph.
+
+    Hooks see the gradient at the output all the same. What autograd would add for the weight is the sum over records
+    before clipping: nothing may use it, and on every token it costs a twentieth of a step.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        output = F.linear(x, module.weight.detach())
+        if torch.is_grad_enabled() and not output.requires_grad:
+            output.requires_grad_()  # the lowest layer's: its hook waits for this gradient
+        return output
+
+    return forward
 
 
 @contextmanager

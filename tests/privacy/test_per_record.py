@@ -234,6 +234,7 @@ def leftovers(classifier) -> list[str]:
             if hasattr(module, name)
         ]
         found += ["hook"] * (len(module._forward_hooks) + len(module._backward_hooks))
+        found += ["forward"] * ("forward" in vars(module))
     return found + ["grad" for weight in classifier.parameters() if weight.grad is not None]
 
 
@@ -259,6 +260,16 @@ def test_nothing_of_the_records_and_no_hook_stays_on_the_model(make_classifier):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert leftovers(classifier) == []
+
+
+@pytest.mark.parametrize(("tower", "settings"), MODELS)
+def test_the_sum_of_gradients_that_are_not_clipped_is_never_formed(tower, settings, make_classifier):
+    classifier, _, tokens = make_classifier(tower, **settings)
+    weights = [weight for weight in classifier.parameters() if weight.requires_grad]
+    with per_record_gradients(classifier):
+        record_loss(classifier(tokens), torch.zeros(len(tokens), dtype=torch.int64)).backward()
+        assert weights
+        assert all(weight.grad is None and weight.grad_sample is not None for weight in weights)
 
 
 def test_frozen_layers_are_never_touched(make_classifier):
