@@ -81,6 +81,13 @@ class World:
         return make_bundle(self.server.study, enrolments, self.server.signer, **(given | changes))
 
 
+def copied(template: Path, folder: Path) -> World:
+    """A test's own copy of what was made once for all."""
+    shutil.copytree(template, folder)
+    sites = {name: SiteFolder.open(folder / name) for name in NAMES}
+    return World(folder, sites, ServerFolder.open(folder / "coordinator"))
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enrolled, with a bundle; nobody has joined. Made once, and copied for each test."""
@@ -100,7 +107,4 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(template: Path, tmp_path: Path) -> World:
     """Enrolled, with a bundle; nobody has joined."""
-    folder = tmp_path / "world"
-    shutil.copytree(template, folder)
-    sites = {name: SiteFolder.open(folder / name) for name in NAMES}
-    return World(folder, sites, ServerFolder.open(folder / "coordinator"))
+    return copied(template, tmp_path / "world")

@@ -4,6 +4,7 @@ no others."""
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import re
 import struct
@@ -25,7 +26,7 @@ from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import SitePaths, StudyBundle
 
-from .conftest import NAMES, World, make_site, study_content
+from .conftest import NAMES, World, copied, make_site, study_content
 
 RANK, DIRECTIONS = 8, 9
 WIDTHS = {"visual.trunk.blocks.11.attn.proj": 384, "visual.trunk.blocks.11.mlp.fc2": 1536}
@@ -53,30 +54,31 @@ def joined_at(world: World, name: str) -> join.JoinedStudy:
     return world.joined(name)
 
 
-@pytest.fixture
-def make(tmp_path):
+def made(folder: Path, content: dict) -> World:
     """A coordinator's folder of a study, and its sites."""
+    sites = {name: make_site(folder, name) for name in NAMES}
+    (folder / "study.yaml").write_text(yaml.safe_dump(content))
+    files = [site.enrolment_file for site in sites.values()]
+    try:
+        server = ServerFolder.create(
+            folder / "coordinator", folder / "study.yaml", files, server="127.0.0.1:8443"
+        )
+    except ConfigError as error:
+        if isinstance(error.__cause__, AssetError):
+            pytest.skip(f"weights or images cannot be had here: {error}")
+        raise
+    return World(folder, sites, server)
 
-    def made(content: dict) -> World:
-        sites = {name: make_site(tmp_path, name) for name in NAMES}
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-        files = [site.enrolment_file for site in sites.values()]
-        try:
-            server = ServerFolder.create(
-                tmp_path / "coordinator", tmp_path / "study.yaml", files, server="127.0.0.1:8443"
-            )
-        except ConfigError as error:
-            if isinstance(error.__cause__, AssetError):
-                pytest.skip(f"weights or images cannot be had here: {error}")
-            raise
-        return World(tmp_path, sites, server)
 
-    return made
+@pytest.fixture(scope="module")
+def fitted_template(tmp_path_factory) -> Path:
+    """Made once, since a model is loaded for it, and copied for each test."""
+    return made(tmp_path_factory.mktemp("fitted"), fitted_content()).folder
 
 
 @pytest.fixture
-def fitted(make) -> World:
-    return make(fitted_content())
+def fitted(fitted_template, tmp_path) -> World:
+    return copied(fitted_template, tmp_path / "fitted")
 
 
 def matrices(content: bytes) -> dict[str, np.ndarray]:
@@ -218,8 +220,24 @@ def unfit(a: dict[str, np.ndarray]) -> dict[str, tuple[dict[str, np.ndarray], st
     }
 
 
-def test_a_basis_of_other_layers_or_beyond_the_public_images_is_refused_by_the_site(fitted):
+def one_model_for_all(monkeypatch) -> None:
+    """A site's backbone is loaded once, and each `load_model` from here on is given a copy of it."""
+    load, kept = loading.aligned_backbone, []
+
+    def copy_of_the_first(study, public):
+        if not kept:
+            kept.append((study, load(study, public)))
+        assert kept[0][0] == study
+        return copy.deepcopy(kept[0][1])
+
+    monkeypatch.setattr(loading, "aligned_backbone", copy_of_the_first)
+
+
+def test_a_basis_of_other_layers_or_beyond_the_public_images_is_refused_by_the_site(fitted, monkeypatch):
     joined = joined_at(fitted, "north")
+    one_model_for_all(monkeypatch)
+    right = joined.bundle.basis_bytes
+    assert bits(installed(joined.study, right)) == bits(matrices(right))  # so that only the basis tells
     for what, (arrays, words) in unfit(matrices(joined.bundle.basis_bytes)).items():
         raw = fitted.file(joined.bundle, basis=written(arrays))
         signed = StudyBundle.read(raw, where="x")  # well formed and well signed
@@ -241,12 +259,12 @@ def pictures(folder: Path, seed: int) -> Path:
     return folder / "manifest.csv"
 
 
-def test_a_site_needs_its_own_copy_of_the_public_images(make, tmp_path):
+def test_a_site_needs_its_own_copy_of_the_public_images(tmp_path):
     content = fitted_content()
     public = pictures(tmp_path / "at the coordinator", 0)
     content["data"] = {"kind": "manifest", "public_manifest": str(public), "test_manifest": "not here"}
     content["sites"] = [{"name": name, "manifest": "at-the-site"} for name in NAMES]
-    bundle = make(content).server.bundle
+    bundle = made(tmp_path, content).server.bundle
     assert "at the coordinator" not in bundle.canonical().decode()
     same, other = (pictures(tmp_path / name, seed) for name, seed in (("same", 0), ("other", 1)))
 
@@ -293,12 +311,12 @@ def test_who_decides_for_a_site_reads_that_the_bundle_brings_a(fitted, world):
 
 
 @pytest.mark.parametrize("manifest", [None, "missing.csv"])
-def test_a_coordinator_without_the_public_images_is_told_so_and_nothing_is_left(make, tmp_path, manifest):
+def test_a_coordinator_without_the_public_images_is_told_so_and_nothing_is_left(tmp_path, manifest):
     content = fitted_content()
     content["data"] = {"kind": "manifest", "public_manifest": manifest}
     content["sites"] = [{"name": name, "manifest": "at-the-site"} for name in NAMES]
     with pytest.raises(ConfigError, match="cannot be computed here") as caught:
-        make(content)
+        made(tmp_path, content)
     assert "adapter.basis" in caught.value.where
     assert "public images on its own machine" in caught.value.fix
     assert not (tmp_path / "coordinator").exists()
