@@ -24,10 +24,11 @@ def policy(root, tmp_path):
     return shutil.copy(root / "configs" / "policies" / "strict.yaml", tmp_path / "own.yaml")
 
 
-@pytest.fixture
-def site(tmp_path, policy):
+@pytest.fixture(scope="module")
+def template(root, tmp_path_factory):
     """A site whose ledger was started by the command, with one study approved and two rounds charged."""
-    folder = tmp_path / "any name"
+    folder = tmp_path_factory.mktemp("template") / "any name"
+    policy = str(root / "configs" / "policies" / "strict.yaml")
     assert run("site", "init", "--name", "st-mary", "--dir", str(folder)).returncode == 0
     done = run("budget", "start", "--site", str(folder), "--policy", policy, "--approved-by", "Dr. Weber")
     assert done.returncode == 0, done.stderr
@@ -37,6 +38,11 @@ def site(tmp_path, policy):
         ledger.settle(ledger.reserve(CHARGE, study=STUDY, round=1), b"first")
         ledger.reserve(CHARGE, study=STUDY, round=2)
     return folder
+
+
+@pytest.fixture
+def site(template, tmp_path):
+    return Path(shutil.copytree(template, tmp_path / template.name))
 
 
 def test_status_tells_spent_from_reserved_and_what_is_left(site):
