@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
-
 from secure_triplay.errors import PrivacyError
 from secure_triplay.ledger.entries import ChargeFields, PolicyAdopted
 from secure_triplay.privacy import accounting
@@ -262,6 +260,8 @@ def filter_epsilon(charges: Iterable[Charge], delta: float) -> float:
     merged = accounting.merged_charges(history)
     if not merged:
         return 0.0
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant  # here, as in `accounting`
+
     accountant = RdpAccountant(FILTER_ORDERS).compose(accounting.dp_event(merged))
     figure = float(accountant.get_epsilon(delta / len(FILTER_ORDERS)))
     return figure if figure <= accounting.HOPELESS_EPSILON else math.inf

@@ -5,6 +5,8 @@ they compose a whole history of unlike mechanisms and round against us. Opacus' 
 Wutschitz 2021) is other code by other people, discretised otherwise, and has to come to the same figure.
 
 Epsilon is per unit *per site*: a patient known to k sites composes k budgets.
+
+dp-accounting is imported where a function needs it: it takes half a second, and most commands compute nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +16,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
-from typing import Any
-
-import dp_accounting
-from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
-from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
-from scipy.optimize import brentq
-from scipy.stats import norm
+from typing import TYPE_CHECKING, Any
 
 from secure_triplay.errors import PrivacyError
 from secure_triplay.privacy.mechanisms import (
@@ -34,6 +30,9 @@ from secure_triplay.privacy.mechanisms import (
     check_steps,
 )
 from secure_triplay.privacy.renyi import renyi_epsilon
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 AGREEMENT = 0.01  # the larger of 1 % and 0.01
 HOPELESS_EPSILON = 1000.0  # beyond it no figure is worth its memory; the guarantee is reported as infinite
@@ -225,6 +224,9 @@ def _pld_epsilon(history: Gaussians, delta: float) -> float:
 
 @lru_cache(maxsize=1024)
 def _on_grid(history: Gaussians, delta: float, grid: float) -> float:
+    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+
     event = dp_event(history)
     # Renyi accounting costs a millisecond whatever the noise, and gives an upper bound (Mironov 2017): it
     # keeps a history of next to no noise from asking for a grid of billions of points.
@@ -236,6 +238,8 @@ def _on_grid(history: Gaussians, delta: float, grid: float) -> float:
 
 def dp_event(history: Gaussians) -> dp_accounting.DpEvent:
     """The history in dp-accounting's own words, its default neighbouring relation being add/remove."""
+    import dp_accounting
+
     return dp_accounting.ComposedDpEvent(
         [
             dp_accounting.SelfComposedDpEvent(
@@ -273,6 +277,8 @@ def _prv_epsilon(history: Gaussians, delta: float, eps_error: float) -> float:
 
 def _gaussian_mu(epsilon: float, delta: float) -> float:
     """Sensitivity over noise at which one Gaussian mechanism is just private enough (Balle and Wang 2018)."""
+    from scipy.optimize import brentq
+    from scipy.stats import norm
 
     def excess(mu: float) -> float:
         lost = norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu))

@@ -33,9 +33,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
-import dp_accounting
 import numpy as np
-from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant, compute_epsilon
 from scipy.special import gammaln, logsumexp
 
 from secure_triplay.errors import PrivacyError
@@ -103,6 +101,9 @@ def _one_sum(l2_sensitivity: float, variance: float, rate: float, order: int) ->
 
 def history_rdp(charges: Iterable[Charge], orders: Sequence[float]) -> list[float]:
     """What a history of any mechanisms costs at these orders: their sums (Mironov 2017, proposition 1)."""
+    import dp_accounting  # here, as in `accounting`
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+
     total = np.zeros(len(orders))
     for charge in charges:
         if isinstance(charge, SharedNoiseCharge):
@@ -123,6 +124,8 @@ def history_rdp(charges: Iterable[Charge], orders: Sequence[float]) -> list[floa
 
 def renyi_epsilon(charges: Iterable[Charge], delta: float, orders: Sequence[float] = ORDERS) -> float:
     """Epsilon at `delta` of a history of one unit, whatever its mechanisms; an upper bound."""
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+
     check_delta(delta)
     return max(0.0, float(compute_epsilon(orders, history_rdp(charges, orders), delta)[0]))
 
