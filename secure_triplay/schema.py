@@ -17,7 +17,7 @@ from secure_triplay.errors import ConfigError
 class Frozen(BaseModel):
     """Base of every part of a study: immutable, strict about types, closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 MOST_ALIASED = 1_000_000

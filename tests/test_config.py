@@ -46,6 +46,7 @@ def test_every_shipped_study_loads(name, root, monkeypatch):
         ("adapter.rank", 0, "adapter.rank: must be 1 or more (given: 0)"),
         ("privacy.l2_clip_norm", 0.0, "privacy.l2_clip_norm: must be more than 0 (given: 0.0)"),
         ("privacy.epsilon", float("nan"), "privacy.epsilon"),
+        ("data.partition.imbalance", float("inf"), "data.partition.imbalance: must be a finite number"),
         (
             "privacy.delta",
             0.001,

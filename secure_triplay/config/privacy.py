@@ -50,7 +50,7 @@ class DpOn(Frozen):
     site's patients that one step draws, and how many that is meant to be.
     """
 
-    epsilon: Annotated[float, Field(ge=0.001, le=100, allow_inf_nan=False)]
+    epsilon: Annotated[float, Field(ge=0.001, le=100)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     unit: Literal["record", "patient"] = "record"
     max_units_per_site: Count = Field(
