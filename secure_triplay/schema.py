@@ -15,7 +15,7 @@ from secure_triplay.errors import ConfigError
 
 
 class Frozen(BaseModel):
-    """Base of every part of a study: immutable, strict about types, closed to unknown keys."""
+    """Base of parts of studies, ledgers and reports: immutable, strict, closed to unknown keys, all numbers finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity, transcript
 from secure_triplay.errors import ConfigError, CryptoError, PrivacyError
+from secure_triplay.schema import Frozen
 
 HEAD_BYTES = 32
 MAX_BODY_BYTES = 1 << 20
@@ -42,10 +43,9 @@ ChargeFields = dict[str, str | int | float]
 """A charge as plain public numbers; `budget` turns it into a `Charge` and back."""
 
 
-class Body(BaseModel):
-    """What one entry says; frozen, strict, closed, without NaN or infinity."""
+class Body(Frozen):
+    """What one entry says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     kind: ClassVar[str]
 
     def to_bytes(self) -> bytes:

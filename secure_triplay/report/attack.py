@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from secure_triplay.errors import RunError
-from secure_triplay.report.summary import Part, Sha256, write_text
+from secure_triplay.report.summary import Sha256, write_text
+from secure_triplay.schema import Frozen
 
 SCHEMA_VERSION = 1
 
@@ -35,7 +36,7 @@ WORST_FIRST: tuple[StandWord, ...] = (
 )
 
 
-class CurveEntry(Part):
+class CurveEntry(Frozen):
     """A ROC curve: false and true positive rates, the same number of each."""
 
     fpr: tuple[float, ...]
@@ -48,7 +49,7 @@ class CurveEntry(Part):
         return self
 
 
-class FindingEntry(Part):
+class FindingEntry(Frozen):
     """One attack in one arm on one kind of adapter."""
 
     attack: str
@@ -67,7 +68,7 @@ class FindingEntry(Part):
     figures: dict[str, float | int | None] = Field({}, description="what else was measured; no timings")
 
 
-class AttackEntry(Part):
+class AttackEntry(Frozen):
     """One attack that ran: what it is, where it is from, and what its observation was built from."""
 
     name: str
@@ -77,7 +78,7 @@ class AttackEntry(Part):
     controls: tuple[str, ...]
 
 
-class AssetEntry(Part):
+class AssetEntry(Frozen):
     """One thing that an adversary must not learn or change, and how that claim came out."""
 
     asset: str
@@ -90,7 +91,7 @@ class AssetEntry(Part):
     why: str
 
 
-class ThreatEntry(Part):
+class ThreatEntry(Frozen):
     """One threat model and its verdict."""
 
     name: str
@@ -106,7 +107,7 @@ class ThreatEntry(Part):
     not_tested: tuple[str, ...]
 
 
-class Ceiling(Part):
+class Ceiling(Frozen):
     """The most that any membership test reaches against the study's training, by its claimed epsilon."""
 
     epsilon: float
@@ -114,14 +115,14 @@ class Ceiling(Part):
     curve: CurveEntry
 
 
-class Gap(Part):
+class Gap(Frozen):
     """Something that an attack does not test."""
 
     attack: str
     what: str
 
 
-class AttackReport(Part):
+class AttackReport(Frozen):
     """All of `report.json`."""
 
     schema_version: Literal[1] = 1

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from secure_triplay import durable
 from secure_triplay.errors import RunError
+from secure_triplay.schema import Frozen
 
 SCHEMA_VERSION = 2
 
@@ -25,13 +26,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ByRound = tuple[Fraction, ...]
 
 
-class Part(BaseModel):
-    """Base of every part of a summary: immutable, strict, closed, and without NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class SiteAccuracy(Part):
+class SiteAccuracy(Frozen):
     """Accuracy on the records that one site kept back; `records` of them. `final` is the shared adapter's."""
 
     baseline: Fraction
@@ -42,7 +37,7 @@ class SiteAccuracy(Part):
     )
 
 
-class WorstSite(Part):
+class WorstSite(Frozen):
     """The site with the lowest final accuracy."""
 
     name: Name
@@ -50,7 +45,7 @@ class WorstSite(Part):
     final: Fraction
 
 
-class PublishedCounts(Part):
+class PublishedCounts(Frozen):
     """Right answers among all sites' held-back records, as the sites released them: noised, summed under encryption."""
 
     correct: float
@@ -59,7 +54,7 @@ class PublishedCounts(Part):
     sites: Count
 
 
-class Accuracy(Part):
+class Accuracy(Frozen):
     """Accuracy of the model without adapter and with the final one; `per_round[r]` is after round r + 1."""
 
     baseline: Fraction
@@ -69,8 +64,8 @@ class Accuracy(Part):
     )
     baseline_is: str = "the model without adapter"
     per_round: ByRound = ()
-    per_site: dict[Name, SiteAccuracy] = {}
-    per_site_per_round: dict[Name, ByRound] = {}
+    per_site: dict[Name, SiteAccuracy] = Field({})
+    per_site_per_round: dict[Name, ByRound] = Field({})
     worst_site: WorstSite | None = None
     published: PublishedCounts | None = Field(
         None, description="what the study released; the rest is the harness'"
@@ -101,7 +96,7 @@ class Accuracy(Part):
         return self
 
 
-class SharedNoiseMade(Part):
+class SharedNoiseMade(Frozen):
     """Noise that sites shared: what the guarantee counts on, and what is left where that fails."""
 
     colluders: Count
@@ -115,7 +110,7 @@ class SharedNoiseMade(Part):
     )
 
 
-class SitePrivacy(Part):
+class SitePrivacy(Frozen):
     """What one site's records were charged; epsilon and delta are None where DP was off."""
 
     site: Name
@@ -138,7 +133,7 @@ class SitePrivacy(Part):
     )
 
 
-class Upload(Part):
+class Upload(Frozen):
     """Bytes on the wire per site and round (everything but TLS), and what plain fp32 would take."""
 
     bytes_per_site_per_round: Bytes
@@ -163,7 +158,7 @@ class Upload(Part):
         return self
 
 
-class RoundTiming(Part):
+class RoundTiming(Frozen):
     """Where one round's time went; work is summed over the sites, `wall_s` is elapsed."""
 
     train_s: Seconds
@@ -173,7 +168,7 @@ class RoundTiming(Part):
     wall_s: Seconds
 
 
-class Timing(Part):
+class Timing(Frozen):
     """Where the run's time went: work is summed over sites and rounds, `setup_s` and `wall_s` are elapsed."""
 
     train_s: Seconds
@@ -190,14 +185,14 @@ class Timing(Part):
         return self.encode_encrypt_s + self.server_sum_s + self.decrypt_apply_s
 
 
-class Memory(Part):
+class Memory(Frozen):
     """Peak resident memory of one client process and of the process that receives and sums."""
 
     client_peak_bytes: Bytes
     server_peak_bytes: Bytes
 
 
-class BackboneUsed(Part):
+class BackboneUsed(Frozen):
     """The frozen model, by the keys that name it in a study, and what its weights took in memory."""
 
     name: Name
@@ -214,7 +209,7 @@ class BackboneUsed(Part):
     unsafe_random_weights: bool = False
 
 
-class AdapterMade(Part):
+class AdapterMade(Frozen):
     """The trained part; `n_params` are the parameters that travelled."""
 
     kind: Literal["ffa", "lora"]
@@ -224,15 +219,15 @@ class AdapterMade(Part):
     last_blocks: Count
     n_params: Count
     text_tower: bool = False
-    files_sha256: dict[str, Sha256] = {}
+    files_sha256: dict[str, Sha256] = Field({})
 
 
-class Federation(Part):
+class Federation(Frozen):
     """Who took part. `records_per_site` stays in the simulation harness: no site ever sends its count."""
 
     sites: Annotated[tuple[Name, ...], Field(min_length=1)]
     data: str = ""
-    records_per_site: dict[Name, Annotated[int, Field(ge=0)]] = {}
+    records_per_site: dict[Name, Annotated[int, Field(ge=0)]] = Field({})
     uploads_refused: Annotated[int, Field(ge=0)] = 0
     encryption: dict[str, str | int | float] = Field({}, description="public parameters of codec and CKKS")
     aggregation: Literal["masked", "shared-key"] = "shared-key"
@@ -249,7 +244,7 @@ class Federation(Part):
         return self
 
 
-class HarnessOnly(Part):
+class HarnessOnly(Frozen):
     """Which figures the simulation harness read from the sites' own folders: they never travelled."""
 
     travelled: Literal[False] = False
@@ -267,7 +262,7 @@ class HarnessOnly(Part):
     )
 
 
-class Summary(Part):
+class Summary(Frozen):
     """All of `summary.json`."""
 
     schema_version: Literal[2] = 2
@@ -285,7 +280,7 @@ class Summary(Part):
     adapter: AdapterMade
     federation: Federation
     harness_only: HarnessOnly = HarnessOnly()
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field({})
     started_utc: str | None = None
 
     @model_validator(mode="after")

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from secure_triplay.errors import RunError
-from secure_triplay.report.summary import Part, Summary, from_json, read_summary, write_summary
+from secure_triplay.report.summary import Summary, from_json, read_summary, write_summary
+from secure_triplay.schema import Frozen
 
 PROMISED = (
     "accuracy.baseline",
@@ -61,7 +62,7 @@ def test_a_run_fills_every_field_of_its_summary(root: Path) -> None:
     for node in ast.walk(ast.parse((root / "secure_triplay" / "summarise.py").read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             filled.setdefault(node.func.attr, set()).update(keyword.arg for keyword in node.keywords)
-    for part in (part for part in Part.__subclasses__() if part.__module__ == Part.__module__):
+    for part in (part for part in Frozen.__subclasses__() if part.__module__ == Summary.__module__):
         unsaid = set(part.model_fields) - SAID_ONCE_FOR_ALL.get(part.__name__, set())
         assert unsaid - FILLED_LAST.get(part.__name__, set()) == filled.get(part.__name__, set()), (
             part.__name__
