@@ -17,8 +17,7 @@ ROOT = HERE.parent
 WAITING = "tests/deploy/"
 """The folder of studies of real processes, which wait for Flower (a node looks for messages every three seconds) three
 times as long as they compute."""
-_LONGEST = ("test_federation", "test_network", "test_starting")
-"""About half of that waiting."""
+_FIRST_HALF = ("test_federation", "test_network", "test_starting")
 
 
 class Rows(LoadFileScheduling):
@@ -27,7 +26,8 @@ class Rows(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         if not nodeid.startswith(WAITING):
             return str(super()._split_scope(nodeid))
-        return f"{WAITING} {nodeid.removeprefix(WAITING).startswith(_LONGEST)}"
+        first = nodeid.removeprefix(WAITING).startswith(_FIRST_HALF)
+        return f"{WAITING} {'first' if first else 'second'} half"
 
 
 @pytest.hookimpl(optionalhook=True)

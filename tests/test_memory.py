@@ -57,9 +57,7 @@ def test_memory_that_is_kept_is_not_asked_of_the_kernel_again():
         way: int(subprocess.run([sys.executable, "-c", _FAULTS, way], capture_output=True, check=True).stdout)
         for way in ("given back", "kept")
     }
-    pages = 160 * MIB // 4096
-    assert faults["given back"] > pages // 4  # what there is to win
-    assert faults["kept"] < pages // 100
+    assert faults["kept"] < faults["given back"] // 20  # whatever the size of the kernel's pages
 
 
 def test_an_allocator_without_the_setting_is_told_and_harms_nothing(monkeypatch: pytest.MonkeyPatch):

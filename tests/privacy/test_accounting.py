@@ -299,6 +299,11 @@ def test_planning_a_budget_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
+@pytest.mark.parametrize("module", ["cli.budget", "cli.site", "ledger.ledger", "privacy.renyi"])
+def test_a_command_that_computes_no_epsilon_does_not_wait_for_the_accountant(module, fresh_imports):
+    assert not {"dp_accounting", "scipy.stats"} & fresh_imports(f"secure_triplay.{module}")
+
+
 _HUGE = 10**400
 _SHARED = {
     "noise_multiplier": 1.0,
