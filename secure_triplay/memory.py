@@ -38,8 +38,9 @@ def keep_freed_memory() -> bool:
     """Let this process keep up to 512 MiB that it freed, for its next allocation: whether its allocator can.
 
     A step on every token allocates and frees its activations anew. glibc gives them back to the kernel each time, which
-    then zeroes them page by page: 13 % of such a step's time in float32, 22 % in bfloat16 (measured, 2,176 tokens of
-    1,536 values at once). What the process holds at most does not change. A block above 32 MiB is still given back.
+    then zeroes them page by page (what that cost: `audits/training-bench`). What the process holds at most does not
+    change, and a block above 32 MiB is still given back. Freed content stays in this process until it is overwritten:
+    to be called where records are anyway, never in a server.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

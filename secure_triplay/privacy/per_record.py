@@ -115,7 +115,7 @@ def _of_input_alone(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     """A linear layer's forward without its weight in autograd's graph.
 
     Hooks see the gradient at the output all the same. What autograd would add for the weight is the sum over records
-    before clipping: nothing may use it, and on every token it costs a twentieth of a step.
+    before clipping: nothing may use it, and where a layer sees every token it is one more matrix product a layer.
     """
 
     def forward(x: Tensor) -> Tensor:
