@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from secure_triplay import schema
 from secure_triplay.attacks.threat import load_threat_model
@@ -16,8 +17,9 @@ from secure_triplay.config import load_study, parse_study
 from secure_triplay.errors import ConfigError
 from secure_triplay.experiments.grid import Experiment, load_grid
 from secure_triplay.federation.approval import key_id, require_trust_file
+from secure_triplay.ledger.entries import Body
 from secure_triplay.policy import load_policy
-from secure_triplay.schema import MOST_ALIASED, parse_yaml
+from secure_triplay.schema import MOST_ALIASED, Frozen, parse_yaml
 
 LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(
     f"a{i}: &a{i} [{', '.join(9 * [f'*a{i - 1}'])}]\n" for i in range(1, 12)
@@ -202,3 +204,14 @@ def test_a_file_that_is_none_of_its_kind_is_sent_to_examples_of_that_kind(tmp_pa
         READERS[kind](path)
     assert mend in caught.value.fix
     assert "[Errno" not in caught.value.what
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("base", [Frozen, Body])
+def test_no_part_of_a_study_a_report_or_a_ledger_holds_a_number_that_is_not_finite(base, value):
+    class Told(base):
+        epsilon: float
+
+    assert Told(epsilon=1.5).epsilon == 1.5
+    with pytest.raises(ValidationError, match="finite"):
+        Told(epsilon=value)
