@@ -60,6 +60,26 @@ def test_memory_that_is_kept_is_not_asked_of_the_kernel_again():
     assert faults["kept"] < faults["given back"] // 20  # whatever the size of the kernel's pages
 
 
+_PEAK = """
+from secure_triplay.memory import keep_freed_memory, resident_bytes, restart_peak
+assert keep_freed_memory()
+before = resident_bytes()
+def use():
+    held = [b"x" * (20 << 20) for _ in range(8)]
+use()
+kept = resident_bytes() - before
+restart_peak()
+print(kept, resident_bytes() - before)
+"""
+
+
+def test_a_peak_that_begins_anew_has_nothing_that_was_kept_from_before():
+    run = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, check=True)
+    kept, after = map(int, run.stdout.split())
+    assert kept > 150 * MIB
+    assert after < 20 * MIB
+
+
 def test_an_allocator_without_the_setting_is_told_and_harms_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
     assert memory.keep_freed_memory() is False
