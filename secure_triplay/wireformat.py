@@ -17,7 +17,7 @@ from secure_triplay.crypto.parameters import SEED_BYTES
 from secure_triplay.errors import CryptoError, ProtocolError
 
 MAGIC = b"S3PL"
-VERSION = 1
+VERSION = 2
 PREFIX_BYTES = len(MAGIC) + 2 + 4
 MAX_SITES = 4096
 MAX_CHUNKS = 4096

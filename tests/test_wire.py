@@ -75,7 +75,7 @@ def make_upload(plan, site="north", round=3):
         site=site,
         c0=os.urandom(30720 * n),
         tags=bytes(8 * n),
-        seeds=os.urandom(64 * n),
+        seed=os.urandom(16),
     )
 
 
@@ -134,7 +134,7 @@ EXAMPLES = (
 def framed(kind, head, body=b""):
     """The frame by hand: magic, version, kind, length of head, head, body."""
     packed = head if isinstance(head, bytes) else msgpack.packb(head)
-    return b"S3PL" + bytes([1, kind]) + len(packed).to_bytes(4, "big") + packed + body
+    return b"S3PL" + bytes([wireformat.VERSION, kind]) + len(packed).to_bytes(4, "big") + packed + body
 
 
 def is_refused(content, message_type):
@@ -277,7 +277,7 @@ def test_plan_bounds_its_uploads_and_sums():
             site=letter * 48,
             c0=bytes(3 * 30720),
             tags=bytes(24),
-            seeds=os.urandom(192),
+            seed=os.urandom(16),
         )
         for letter, name in (("a", "east"), ("b", "west"))
     ]
@@ -297,7 +297,7 @@ def test_plan_bounds_its_uploads_and_sums():
 def test_upload_costs_next_to_nothing_beyond_its_ciphertexts():
     for n_chunks in (1, 9, 100):
         plan = make_plan(n_chunks)
-        assert len(make_upload(plan).to_bytes()) <= n_chunks * (30720 + 64 + 8) + 340
+        assert len(make_upload(plan).to_bytes()) <= n_chunks * (30720 + 8) + 360
 
 
 def test_no_message_has_room_for_text():
@@ -387,7 +387,7 @@ def test_a_sum_over_sites_that_masked_with_different_members_is_no_sum():
     plan = make_plan()
     headers = [
         Upload.signed(
-            plan, SIGNERS[name], round=3, site=name, c0=bytes(61440), tags=bytes(16), seeds=os.urandom(128),
+            plan, SIGNERS[name], round=3, site=name, c0=bytes(61440), tags=bytes(16), seed=os.urandom(16),
             members=members,
         ).header
         for name, members in (("east", b"m" * 32), ("north", b"m" * 32), ("west", b"n" * 32))
@@ -437,7 +437,7 @@ def test_declined_and_done_are_always_the_same_bytes():
 
 def test_read_gives_only_what_is_expected():
     assert read(SUM.to_bytes(), Behind, SumMessage) == SUM
-    for content in (UPLOAD.to_bytes(), b"", b"S3PL\x01", bytes(100)):
+    for content in (UPLOAD.to_bytes(), b"", b"S3PL\x02", bytes(100)):
         with pytest.raises(ProtocolError):
             read(content, Behind, SumMessage)
 
@@ -499,7 +499,7 @@ def test_header_is_verified_without_the_upload_it_belongs_to():
     [
         ("round", 2),
         ("site", "west"),
-        ("seeds", os.urandom(128)),
+        ("seed", bytes(range(16))),
         ("body_sha256", bytes(32)),
         ("members", bytes(32)),
         ("signature", bytes(64)),
@@ -529,20 +529,19 @@ def test_header_counts_only_for_the_plan_it_was_signed_for(plan):
 
 
 def test_site_signs_only_under_its_own_name_and_for_its_own_plan():
-    body = {"c0": bytes(61440), "tags": bytes(16), "seeds": os.urandom(128)}
+    body = {"c0": bytes(61440), "tags": bytes(16), "seed": os.urandom(16)}
     for signer, site in ((SIGNERS["east"], "north"), (SIGNERS["east"], "nowhere")):
         with pytest.raises(ProtocolError):
             Upload.signed(PLAN, signer, round=1, site=site, **body)
-    for wrong in ({"c0": bytes(30720)}, {"tags": b""}, {"seeds": os.urandom(64)}, {"seeds": os.urandom(127)}):
+    for wrong in ({"c0": bytes(30720)}, {"tags": b""}, {"seed": os.urandom(64)}, {"seed": os.urandom(15)}):
         with pytest.raises(ProtocolError):
             Upload.signed(PLAN, SIGNERS["east"], round=1, site="east", **(body | wrong))
 
 
-def test_a_seed_never_serves_two_ciphertexts():
-    with pytest.raises(ProtocolError, match="seed"):
-        Upload.signed(
-            PLAN, SIGNERS["east"], round=1, site="east", c0=bytes(61440), tags=bytes(16), seeds=b"s" * 128
-        )
+@pytest.mark.parametrize("n_chunks", [0, -1, 1, 3, wireformat.MAX_CHUNKS + 1, True, 2.0, None, b"2"])
+def test_an_upload_has_as_many_chunks_as_its_header_says(n_chunks):
+    with pytest.raises(ProtocolError):
+        dataclasses.replace(UPLOAD, header=dataclasses.replace(UPLOAD.header, n_chunks=n_chunks))
 
 
 def test_body_other_than_signed_is_refused():
@@ -582,7 +581,7 @@ def test_sum_of_another_round_or_of_too_few_sites_is_refused():
 
 
 def test_sum_with_a_survivor_that_did_not_sign_is_refused():
-    forged = dataclasses.replace(SUM.survivors[1], seeds=os.urandom(128))
+    forged = dataclasses.replace(SUM.survivors[1], seed=os.urandom(16))
     with pytest.raises(CryptoError):
         dataclasses.replace(SUM, survivors=(SUM.survivors[0], forged)).verify(PLAN, 3)
 

@@ -34,10 +34,11 @@ from secure_triplay.attacks.ring import (
     slots_of,
     to_ntt,
 )
-from secure_triplay.client.ckks import CkksSecretKey, expand_c1
+from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec, Slots
-from secure_triplay.crypto.packing import Coefficients, Seeds, add_mod, unpack60
+from secure_triplay.crypto.expand import expand_c1
+from secure_triplay.crypto.packing import Coefficients, add_mod, unpack60
 from secure_triplay.crypto.parameters import DEGREE, ID_BYTES, MODULUS, CkksParameters
 from secure_triplay.privacy.noise import NoiseSource
 
@@ -49,18 +50,18 @@ _ABOVE_CHANCE = 5 * math.sqrt(CHANCE * (1 - CHANCE) / DEGREE)
 
 @dataclass(frozen=True)
 class ReleasedSum:
-    """What the attacker has of one round: c0 of the sum, every site's seeds, and the decryption as it was released."""
+    """What the attacker has of one round: c0 of the sum, every site's seed, and the decryption as it was released."""
 
     parameters: CkksParameters
     c0: Coefficients
-    seeds: tuple[Seeds, ...]
+    seeds: tuple[bytes, ...]
     slots: Slots
 
     def c1(self) -> Coefficients:
         """c1 (n_chunks, 4096) of the sum, from seeds alone."""
         total = np.zeros_like(self.c0)
         for each in self.seeds:
-            add_mod(total, expand_c1(self.parameters, each))
+            add_mod(total, expand_c1(each, len(total)))
         return total
 
 
@@ -108,7 +109,7 @@ class Exchange:
     codec: Codec
     key: CkksSecretKey
     c0: Coefficients
-    seeds: tuple[Seeds, ...]
+    seeds: tuple[bytes, ...]
 
     @classmethod
     def of(cls, study: Study, seed: int) -> Exchange:
@@ -124,7 +125,7 @@ class Exchange:
             update = rng.normal(0, std, n_params).astype(np.float32)
             sealed = key.encrypt(codec.encode(update, NoiseSource()), codec.encode_tolerance)
             add_mod(total, sealed.c0)
-            seeds.append(sealed.seeds)
+            seeds.append(sealed.seed)
         return cls(codec, key, total, tuple(seeds))
 
     def released(self, slots: Slots) -> ReleasedSum:

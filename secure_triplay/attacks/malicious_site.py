@@ -67,7 +67,7 @@ def round_with(sites: Sites, others: list[Integers], wanted: Integers, evil: Slo
         add_mod(total, each.c0)
     honest = codec.mean(sum(others, wanted), len(sent))
     try:
-        return Opened(codec.decode(key.decrypt(total, [each.seeds for each in sent]), len(sent)), honest)
+        return Opened(codec.decode(key.decrypt(total, [each.seed for each in sent]), len(sent)), honest)
     except CryptoError:
         return Opened(None, honest)
 

@@ -15,7 +15,7 @@ from secure_triplay.attacks.memory import Needle
 from secure_triplay.client.keys import EpochKeys
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import unpack60
-from secure_triplay.crypto.parameters import ID_BYTES, SEED_BYTES
+from secure_triplay.crypto.parameters import ID_BYTES
 from secure_triplay.errors import RunError
 from secure_triplay.wire import Upload
 
@@ -60,8 +60,7 @@ def array_needles(what: str, content: Any, stem: str) -> list[Needle]:
 
 def opened(upload: Upload, keys: EpochKeys, codec: Codec) -> dict[str, NDArray[Any]]:
     """What an upload carries: the integers (n_params,) int64, and several of them a real (n_chunks, 4096) float64."""
-    seeds = np.frombuffer(upload.header.seeds, np.uint8).reshape(-1, SEED_BYTES)
-    slots = keys.ckks.decrypt(unpack60(upload.c0, codec.n_chunks), [seeds])
+    slots = keys.ckks.decrypt(unpack60(upload.c0, codec.n_chunks), [upload.header.seed])
     return {"integers": codec.sum_from_slots(slots, 1), "slots": np.rint(slots.view(np.float64))}
 
 

@@ -65,7 +65,7 @@ def open_round(sites: Sites, updates: list[Vector], noise: NoiseSource) -> PeerS
     total = sealed[0].c0.copy()
     for each in sealed[1:]:
         add_mod(total, each.c0)
-    summed = codec.sum_from_slots(key.decrypt(total, [each.seeds for each in sealed]), len(updates))
+    summed = codec.sum_from_slots(key.decrypt(total, [each.seed for each in sealed]), len(updates))
     return PeerSees(codec.mean(summed, len(updates)), codec.mean(levels[0], 1), len(updates))
 
 

@@ -29,7 +29,7 @@ from secure_triplay.config import ServerOptimiser, Study
 from secure_triplay.crypto.codec import Codec, Slots
 from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
-from secure_triplay.crypto.packing import Coefficients, SeededCiphertexts, Seeds, pack60, unpack60
+from secure_triplay.crypto.packing import Coefficients, SeededCiphertexts, pack60, unpack60
 from secure_triplay.crypto.parameters import DEGREE, MODULUS, SLOTS, CkksParameters
 from secure_triplay.errors import PrivacyError, SecureTriplayError
 from secure_triplay.ledger.books import Reservation
@@ -82,7 +82,7 @@ class CountingKey:
         """As the key does."""
         return self._key.encrypt(slots, tolerance)
 
-    def decrypt(self, summed_c0: Coefficients, seeds: Sequence[Seeds]) -> Slots:
+    def decrypt(self, summed_c0: Coefficients, seeds: Sequence[bytes]) -> Slots:
         """As the key does, and one more."""
         self.decryptions += 1
         return self._key.decrypt(summed_c0, seeds)
@@ -352,8 +352,8 @@ class ProtectedSites:
         """c1 does not travel; what a server can change of it is a seed: its own, or another site's."""
         whole = self.summed(self.everybody)
         first, second, *rest = whole.survivors
-        own = replace(first, seeds=os.urandom(len(first.seeds)))
-        swapped = replace(first, seeds=second.seeds), replace(second, seeds=first.seeds)
+        own = replace(first, seed=os.urandom(len(first.seed)))
+        swapped = replace(first, seed=second.seed), replace(second, seed=first.seed)
         return self.tried(
             [replace(whole, survivors=(own, second, *rest)), replace(whole, survivors=(*swapped, *rest))],
             "there is no c1 on the wire: sites expand it from seeds that the others signed",

@@ -231,7 +231,7 @@ class Sites:
             site=site,
             c0=pack60(sealed.c0),
             tags=pack_tags(tags),
-            seeds=sealed.seeds.tobytes(),
+            seed=sealed.seed,
         )
 
 

@@ -33,7 +33,6 @@ from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import unpack60
-from secure_triplay.crypto.parameters import SEED_BYTES
 from secure_triplay.data.records import Records
 from secure_triplay.errors import CryptoError
 from secure_triplay.privacy.noise import NoiseSource
@@ -56,8 +55,7 @@ def open_upload(seen: Seen) -> NDArray[np.float64]:
     """The victim's update (n_params,) for this round. Raises CryptoError under another key."""
     upload = Upload.from_bytes(seen.upload)
     n_chunks = upload.header.n_chunks
-    seeds = np.frombuffer(upload.header.seeds, np.uint8).reshape(n_chunks, SEED_BYTES)
-    return seen.codec.decode(seen.key.decrypt(unpack60(upload.c0, n_chunks), [seeds]), n_terms=1)
+    return seen.codec.decode(seen.key.decrypt(unpack60(upload.c0, n_chunks), [upload.header.seed]), n_terms=1)
 
 
 def exact_share(opened: NDArray[np.float64], truth: Vector, codec: Codec) -> float:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.attacks.ring import Polynomial, centred, from_ntt, slots_of
-from secure_triplay.client.ckks import CkksSecretKey, expand_c1
+from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.crypto.codec import Codec, Integers
+from secure_triplay.crypto.expand import expand_c1
 from secure_triplay.crypto.packing import Coefficients, add_mod, unpack60
 from secure_triplay.crypto.parameters import DEGREE, ID_BYTES, MODULUS, SLOTS
 from secure_triplay.privacy.noise import NoiseSource
@@ -60,7 +61,7 @@ class UnprotectedClient:
         slots = self.codec.to_slots(integers)
         slots[0, PAYLOAD:] = self.check
         sealed = self.key.encrypt(slots, self.codec.encode_tolerance)
-        return Pair(sealed.c0[0], expand_c1(self.codec.parameters, sealed.seeds)[0])
+        return Pair(sealed.c0[0], expand_c1(sealed.seed, 1)[0])
 
     def plain_of(self, integers: Integers) -> Reals:
         """What `open` gives for one honest upload of these integers; for the scorer."""

@@ -176,11 +176,11 @@ def _measure_ours(codec: Codec, seed: int) -> dict[str, Any]:
 
         def send(integers: Any = integers, name: str = name) -> tuple[bytes, Any, Any]:
             sealed = key.encrypt(codec.to_slots(integers), codec.encode_tolerance)
-            return pack60(sealed.c0), sealed.seeds, tag_key.tag(sealed.c0, epoch=0, round_number=1, site=name)
+            return pack60(sealed.c0), sealed.seed, tag_key.tag(sealed.c0, epoch=0, round_number=1, site=name)
 
-        content, site_seeds, tags = clock.time("encrypt", send)
-        upload_bytes = len(content) + site_seeds.nbytes + tags.nbytes
-        seeds.append(site_seeds)
+        content, site_seed, tags = clock.time("encrypt", send)
+        upload_bytes = len(content) + len(site_seed) + tags.nbytes
+        seeds.append(site_seed)
 
         def add(content: bytes = content, tags: Any = tags) -> None:
             add_mod(total, unpack60(content, codec.n_chunks))

@@ -23,7 +23,7 @@ from secure_triplay.client.tag import TagKey
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.packing import pack60, unpack60
-from secure_triplay.crypto.parameters import SEED_BYTES, key_id
+from secure_triplay.crypto.parameters import key_id
 from secure_triplay.errors import RunError
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.server.process import SummingProcess
@@ -77,7 +77,7 @@ def _round(n_sites: int) -> dict[str, Any]:
                 site=name,
                 c0=pack60(sealed.c0),
                 tags=pack_tags(tag.tag(sealed.c0, epoch=_EPOCH, round_number=_ROUND, site=name)),
-                seeds=sealed.seeds.tobytes(),
+                seed=sealed.seed,
             ).to_bytes()
             client_s += time.perf_counter() - begun
             total += levels
@@ -98,7 +98,7 @@ def _round(n_sites: int) -> dict[str, Any]:
     c0 = unpack60(message.c0, plan.n_chunks)
     tag.verify_sum(c0, unpack_tags(message.tags), epoch=_EPOCH, round_number=_ROUND, sites=sorted(signers))
     verified_s = time.perf_counter() - begun
-    seeds = [np.frombuffer(one.seeds, np.uint8).reshape(-1, SEED_BYTES) for one in message.survivors]
+    seeds = [one.seed for one in message.survivors]
     opened = codec.sum_from_slots(key.decrypt(c0, seeds), n_sites)
     if not np.array_equal(opened, total):
         raise RunError("the opened sum is not the sum of the integers", where="load bench", fix="report this")

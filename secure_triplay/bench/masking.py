@@ -252,11 +252,11 @@ def _ours(
         def send(integers: Integers = integers, name: str = name) -> tuple[bytes, Any, Any]:
             ciphertexts = key.encrypt(codec.to_slots(integers), codec.encode_tolerance)
             tags = tag_key.tag(ciphertexts.c0, epoch=0, round_number=1, site=name)
-            return pack60(ciphertexts.c0), ciphertexts.seeds, tags
+            return pack60(ciphertexts.c0), ciphertexts.seed, tags
 
-        content, site_seeds, tags = clock.time("encrypt", send)
-        upload_bytes = len(content) + site_seeds.nbytes + tags.nbytes
-        seeds.append(site_seeds)
+        content, site_seed, tags = clock.time("encrypt", send)
+        upload_bytes = len(content) + len(site_seed) + tags.nbytes
+        seeds.append(site_seed)
 
         def add(content: bytes = content, tags: Any = tags) -> None:
             add_mod(total, unpack60(content, codec.n_chunks))

@@ -1,8 +1,12 @@
 """SECRET. The half of CKKS that holds the key: encrypts a site's slots and decrypts a verified sum.
 
-Symmetric encryption gives SEAL's seeded form: c0, and a seed from which c1 is expanded. Only these leave
-the site. c1 of the sum is made again here, by SEAL, from the seeds that the sites signed: the server has no
-c1 to choose, and the bytes that SEAL parses are built here from checked integers, never received.
+Encryption is symmetric and seeded: what leaves the site is c0, and a seed from which everybody expands c1
+(`crypto.expand`). c1 of the sum is made again here from the seeds that the sites signed: the server has no c1 to
+choose, and the bytes that SEAL parses are built here from checked integers, never received.
+
+SEAL draws the c1 of a ciphertext itself: it gives (b', a') with b' = -a's + m + e. What it decrypts of the
+difference (b', a' - a) is c0 + c1 s = b' + a's - as = -as + m + e: c0 under the c1 that the seed stands for, with the
+same noise. (b', a') never leaves the process.
 """
 
 from __future__ import annotations
@@ -15,21 +19,18 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from secure_triplay.client.seal_format import (
-    SeededFormat,
-    SeededLoader,
+    CiphertextLoader,
+    PlaintextFormat,
     memory_file,
     new_context,
     path_of,
-    save_raw,
-    secret_head,
     unknown_format,
-    with_header,
 )
 from secure_triplay.crypto.codec import Slots
+from secure_triplay.crypto.expand import C1Stream, sum_of_c1
 from secure_triplay.crypto.packing import (
     Coefficients,
     SeededCiphertexts,
-    Seeds,
     pack60,
     require_reduced,
     unpack60,
@@ -45,6 +46,8 @@ from secure_triplay.crypto.parameters import (
 from secure_triplay.errors import CryptoError
 
 _ATTEMPTS = 8
+_KEY_SCALE = 1.0  # as SEAL saves a key
+_ZERO = np.zeros(DEGREE, np.uint64)
 
 
 class CkksSecretKey:
@@ -56,7 +59,6 @@ class CkksSecretKey:
         "_encoder",
         "_encryptor",
         "_evaluator",
-        "_format",
         "_parameters",
         "_secret",
     )
@@ -65,7 +67,6 @@ class CkksSecretKey:
         self._parameters, self._context, self._secret = parameters, context, secret
         self._encoder, self._evaluator = seal.CKKSEncoder(context), seal.Evaluator(context)
         self._encryptor, self._decryptor = seal.Encryptor(context, secret), seal.Decryptor(context, secret)
-        self._format = SeededFormat.of(context, parameters)
 
     @classmethod
     def generate(cls, parameters: CkksParameters) -> CkksSecretKey:
@@ -83,11 +84,10 @@ class CkksSecretKey:
         if len(content) != ID_BYTES + PACKED_BYTES or content[:ID_BYTES] != parameters.context_id:
             raise _bad_envelope()
         context, secret = new_context(parameters), seal.SecretKey()
-        version, head = secret_head(context)
         try:
-            body = head + unpack60(content[ID_BYTES:], 1).astype("<u8").tobytes()
+            body = PlaintextFormat(context, _KEY_SCALE).whole(unpack60(content[ID_BYTES:], 1)[0])
             with memory_file() as memory:
-                os.pwrite(memory, with_header(version, body), 0)
+                os.pwrite(memory, body, 0)
                 secret.load(context, path_of(memory))
         except (RuntimeError, ValueError, CryptoError):
             # not chained: a parser's message has no business near a secret
@@ -97,11 +97,9 @@ class CkksSecretKey:
     def to_envelope_bytes(self) -> bytes:
         """The secret itself (30,752 bytes): to be sealed into a key envelope and for nothing else."""
         with memory_file() as memory:
-            body = save_raw(self._secret, memory)
-        _, head = secret_head(self._context)
-        if body is None or len(body) != len(head) + 8 * DEGREE or not body.startswith(head):
+            coefficients = PlaintextFormat(self._context, _KEY_SCALE).coefficients(self._secret, memory)
+        if coefficients is None:
             raise unknown_format()
-        coefficients = np.frombuffer(body, "<u8", DEGREE, len(head)).astype(np.uint64)
         return self._parameters.context_id + pack60(coefficients[None])
 
     @property
@@ -110,7 +108,7 @@ class CkksSecretKey:
         return self._parameters
 
     def encrypt(self, slots: Slots, tolerance: float) -> SeededCiphertexts:
-        """Slots (n_chunks, 2048) complex128 -> c0 (n_chunks, 4096) uint64 below q and seeds (n_chunks, 64).
+        """Slots (n_chunks, 2048) complex128 -> c0 (n_chunks, 4096) uint64 below q, and a fresh seed of every c1.
 
         Every plaintext is decoded again before it is encrypted; `tolerance` is `Codec.encode_tolerance`.
 
@@ -123,40 +121,38 @@ class CkksSecretKey:
                 where="encryption",
                 fix="encrypt what Codec.to_slots returned",
             )
-        c0 = np.empty((len(slots), DEGREE), np.uint64)
-        seeds = np.empty((len(slots), SEED_BYTES), np.uint8)
-        plain = seal.Plaintext()
-        with memory_file() as memory:
+        seed = os.urandom(SEED_BYTES)
+        c0, c1 = np.empty((len(slots), DEGREE), np.uint64), C1Stream(seed)
+        plain, layout = seal.Plaintext(), PlaintextFormat(self._context, self._parameters.scale)
+        with memory_file() as loaded, memory_file() as saved:
+            loader = CiphertextLoader(self._context, self._parameters, loaded)
             for chunk, row in enumerate(slots):
                 self._encode(row, tolerance, plain)
-                self._encrypt_one(plain, memory, c0[chunk], seeds[chunk])
-        return SeededCiphertexts(c0, seeds)
+                c0[chunk] = self._encrypt_under(loader.load(_ZERO, c1.next()), plain, layout, saved)
+        return SeededCiphertexts(c0, seed)
 
-    def decrypt(self, summed_c0: Coefficients, seeds: Sequence[Seeds]) -> Slots:
-        """Summed c0 (n_chunks, 4096), seeds (n_chunks, 64) of every site -> slots (n_chunks, 2048).
+    def decrypt(self, summed_c0: Coefficients, seeds: Sequence[bytes]) -> Slots:
+        """Summed c0 (n_chunks, 4096) and every site's seed of 16 bytes -> slots (n_chunks, 2048).
 
         Only for sums whose tags and signatures were verified: decrypting anything else helps whoever made it.
 
         Raises:
             CryptoError: if shapes, dtypes or coefficients are impossible, a seed occurs twice, or c1 is zero.
         """
-        n_chunks = len(summed_c0)
-        wanted = ((n_chunks, SEED_BYTES), np.dtype(np.uint8))
-        if not n_chunks or summed_c0.shape != (n_chunks, DEGREE) or not len(seeds):
+        if not len(summed_c0) or summed_c0.shape[1:] != (DEGREE,) or not seeds:
             raise _bad_sum()
-        if any((each.shape, each.dtype) != wanted for each in seeds):
+        if any(type(seed) is not bytes or len(seed) != SEED_BYTES for seed in seeds):
             raise _bad_sum()
         require_reduced(summed_c0)
-        # an honest seed is 64 random bytes: one that occurs twice is a replay
-        if len({seed.tobytes() for each in seeds for seed in each}) != len(seeds) * n_chunks:
+        # an honest seed is 16 random bytes: one that occurs twice is a replay
+        if len(set(seeds)) != len(seeds):
             raise _bad_sum()
-        slots, plain = np.empty((n_chunks, SLOTS), np.complex128), seal.Plaintext()
+        streams = [C1Stream(seed) for seed in seeds]
+        slots, plain = np.empty((len(summed_c0), SLOTS), np.complex128), seal.Plaintext()
         with memory_file() as memory:
-            loader = SeededLoader(self._context, self._format, memory)
-            for chunk in range(n_chunks):
-                total = loader.load(seeds[0][chunk], summed_c0[chunk])
-                for each in seeds[1:]:
-                    self._evaluator.add_inplace(total, loader.load(each[chunk]))
+            loader = CiphertextLoader(self._context, self._parameters, memory)
+            for chunk, c0 in enumerate(summed_c0):
+                total = loader.load(c0, sum_of_c1(streams))
                 if total.size() != 2 or total.is_transparent():
                     raise _bad_sum()
                 self._decryptor.decrypt(total, plain)
@@ -174,13 +170,19 @@ class CkksSecretKey:
         if not np.abs(error.view(np.float64)).max() <= tolerance:
             raise _unfaithful()
 
-    def _encrypt_one(self, plain: seal.Plaintext, memory: int, c0: Coefficients, seed: Seeds) -> None:
+    def _encrypt_under(
+        self, a: seal.Ciphertext, plain: seal.Plaintext, layout: PlaintextFormat, memory: int
+    ) -> Coefficients:
+        """c0 (4096,) of a plaintext under the c1 of `a`, a ciphertext (0, c1)."""
+        fresh, c0 = seal.Ciphertext(self._context), seal.Plaintext()
         for _ in range(_ATTEMPTS):
-            body = save_raw(self._encryptor.encrypt_symmetric(plain), memory)
-            if body is not None:
-                return self._format.take_apart(body, c0, seed)
-            # zstd found something to compress: encrypt afresh. One more independent encryption gives nothing
-            # away, and this one has not left the site
+            self._encryptor.encrypt_symmetric(plain, fresh)
+            self._evaluator.sub_inplace(fresh, a)
+            self._decryptor.decrypt(fresh, c0)
+            coefficients = layout.coefficients(c0, memory)
+            if coefficients is not None:
+                return coefficients
+            # zstd found something to compress: encrypt afresh. This one has not left the site, so its c1 is unused
         raise unknown_format()
 
     def __repr__(self) -> str:
@@ -189,18 +191,6 @@ class CkksSecretKey:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise CryptoError("a secret key cannot be copied or pickled", where="CkksSecretKey",
                           fix="seal it into an envelope")  # fmt: skip
-
-
-def expand_c1(parameters: CkksParameters, seeds: Seeds) -> Coefficients:
-    """c1 (n_chunks, 4096) uint64 as SEAL expands it from public seeds (n_chunks, 64); slow, for audits."""
-    context = new_context(parameters)
-    out = np.empty((len(seeds), DEGREE), np.uint64)
-    with memory_file() as memory:
-        loader = SeededLoader(context, SeededFormat.of(context, parameters), memory)
-        for row, seed in zip(out, seeds, strict=True):
-            both = loader.load(seed).dyn_array()
-            row[:] = [both[DEGREE + i] for i in range(DEGREE)]
-    return out
 
 
 def _bad_envelope() -> CryptoError:

@@ -186,7 +186,7 @@ def seal(me: Member, round_number: int, learned: Learned, members: bytes = b"") 
         site=me.name,
         c0=pack60(sealed.c0),
         tags=pack_tags(tags),
-        seeds=sealed.seeds.tobytes(),
+        seed=sealed.seed,
         members=members,
     )
     content = upload.to_bytes()
@@ -260,9 +260,7 @@ def open_sum(
     started = time.perf_counter()
     message, c0 = approved.verified.message, approved.verified.c0
     survivors = [header.site for header in message.survivors]
-    seeds = [
-        np.frombuffer(header.seeds, np.uint8).reshape(me.plan.n_chunks, -1) for header in message.survivors
-    ]
+    seeds = [header.seed for header in message.survivors]
     levels = me.codec.sum_from_slots(me.keys.ckks.decrypt(c0, seeds), len(survivors))
     mean = me.codec.mean(taken_off(levels), len(survivors))
     counts = me.counts_in(state.round + 1)

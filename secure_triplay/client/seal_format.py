@@ -1,9 +1,9 @@
-"""SEAL's serialised form of seeded ciphertexts and secret keys, read and written strictly, in memory only.
+"""SEAL's serialised form of ciphertexts, plaintexts and secret keys, read and written strictly, in memory only.
 
 SEAL's bindings save and load by path alone. Paths here are those of anonymous memory files: nothing secret
 touches a disk, and no other user can open them. What is read was saved by the SEAL of this process a moment
-before; every byte that is not a coefficient or a seed is compared with what it must be all the same, so that
-another version of SEAL is an error and never a wrong ciphertext.
+before; every byte that is not a coefficient is compared with what it must be all the same, so that another
+version of SEAL is an error and never a wrong ciphertext.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import tenseal.sealapi as seal
 
-from secure_triplay.crypto.packing import Coefficients, Seeds
-from secure_triplay.crypto.parameters import DEGREE, MODULUS, MODULUS_BITS, SEED_BYTES, CkksParameters
+from secure_triplay.crypto.packing import Coefficients
+from secure_triplay.crypto.parameters import DEGREE, MODULUS, MODULUS_BITS, CkksParameters
 from secure_triplay.errors import CryptoError
 
 # SEAL's header (serialization.h): magic, own size, version major and minor, compression, 0, total bytes
 _HEADER = struct.Struct("<HBBBBHQ")
 _MAGIC, _MAJOR = 0xA15E, 4
 _NONE, _ZSTD = 0, 2
-_BLAKE2XB = 1
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _COEFFICIENT_BYTES = 8 * DEGREE
 _MAX_SAVED_BYTES = 1 << 17
@@ -62,11 +60,11 @@ def path_of(descriptor: int) -> str:
     return f"/proc/self/fd/{descriptor}"
 
 
-def save_raw(thing: seal.SecretKey | seal.Ciphertext, descriptor: int) -> bytes | None:
+def save_raw(thing: seal.SecretKey | seal.Plaintext, descriptor: int) -> bytes | None:
     """What SEAL saves of `thing` after its header, or None if zstd found something to compress in it.
 
-    SEAL's bindings always ask zstd, which stores what it cannot compress as it is. Ciphertexts and keys in
-    NTT form look random and are stored so (20,300 of 20,300 tried).
+    SEAL's bindings always ask zstd, which stores what it cannot compress as it is. Keys, and c0 of a
+    ciphertext, look random in NTT form and are stored so (20,300 of 20,300 tried).
 
     Raises:
         CryptoError: if the bytes are not of the one format that is known here.
@@ -98,58 +96,25 @@ def _stored_block(frame: bytes) -> bytes | None:
     return frame[start + 3 : start + 3 + size]
 
 
-@dataclass(frozen=True)
-class SeededFormat:
-    """The fixed bytes around c0 and the seed of a seeded ciphertext in one context at one scale."""
+class CiphertextLoader:
+    """Hands SEAL ciphertexts (c0, c1): one memory file, in which only the two polynomials ever change.
 
-    version: tuple[int, int]
-    before: bytes
-    between: bytes
+    The bytes around them follow from SEAL's sources (ciphertext.cpp, save_members); none is guessed.
+    """
 
-    @classmethod
-    def of(cls, context: seal.SEALContext, parameters: CkksParameters) -> SeededFormat:
-        """The format that follows from SEAL's sources (ciphertext.cpp, save_members); no byte is guessed."""
+    def __init__(self, context: seal.SEALContext, parameters: CkksParameters, descriptor: int) -> None:
+        self._context, self._descriptor, self._path = context, descriptor, path_of(descriptor)
         version = _seal_version(context)
         members = struct.pack("<4QBQQQdQ", *context.first_parms_id(), 1, 2, DEGREE, 1, parameters.scale, 1)
-        between = _HEADER.pack(_MAGIC, _HEADER.size, *version, _NONE, 0, _HEADER.size + 1 + SEED_BYTES)
-        return cls(version, members + _array_head(version), between + bytes([_BLAKE2XB]))
-
-    def take_apart(self, body: bytes, c0: Coefficients, seed: Seeds) -> None:
-        """Copy c0 (4096,) and seed (64,) out of a saved seeded ciphertext.
-
-        Raises:
-            CryptoError: if any other byte is not what it must be.
-        """
-        middle = len(self.before) + _COEFFICIENT_BYTES
-        end = middle + len(self.between)
-        if (
-            len(body) != end + SEED_BYTES
-            or not body.startswith(self.before)
-            or body[middle:end] != self.between
-        ):
-            raise unknown_format()
-        c0[:] = np.frombuffer(body, "<u8", DEGREE, len(self.before))
-        seed[:] = np.frombuffer(body, np.uint8, SEED_BYTES, end)
-
-
-class SeededLoader:
-    """Has SEAL expand c1 from seeds: one memory file, in which only c0 and the seed ever change."""
-
-    def __init__(self, context: seal.SEALContext, layout: SeededFormat, descriptor: int) -> None:
-        self._context, self._descriptor, self._path = context, descriptor, path_of(descriptor)
-        body = layout.before + bytes(_COEFFICIENT_BYTES) + layout.between + bytes(SEED_BYTES)
-        whole = with_header(layout.version, body)
+        before = members + _array_head(version, 2)
+        whole = with_header(version, before + bytes(2 * _COEFFICIENT_BYTES))
         os.pwrite(descriptor, whole, 0)
-        self._c0_at, self._seed_at = _HEADER.size + len(layout.before), len(whole) - SEED_BYTES
-        self._holds_c0 = False
+        self._at = len(whole) - 2 * _COEFFICIENT_BYTES
 
-    def load(self, seed: Seeds, c0: Coefficients | None = None) -> seal.Ciphertext:
-        """SEAL's ciphertext (c0, expansion of seed (64,)); c0 (4096,) uint64 below q, zero if None."""
-        if c0 is not None or self._holds_c0:
-            content = bytes(_COEFFICIENT_BYTES) if c0 is None else c0.astype("<u8").tobytes()
-            os.pwrite(self._descriptor, content, self._c0_at)
-            self._holds_c0 = c0 is not None
-        os.pwrite(self._descriptor, seed.tobytes(), self._seed_at)
+    def load(self, c0: Coefficients, c1: Coefficients) -> seal.Ciphertext:
+        """SEAL's ciphertext of c0 and c1, each (4096,) uint64 below q."""
+        both = np.concatenate([c0, c1]).astype("<u8", copy=False)
+        os.pwrite(self._descriptor, both.tobytes(), self._at)
         cipher = seal.Ciphertext(self._context)
         try:
             cipher.load(self._context, self._path)
@@ -163,10 +128,31 @@ def with_header(version: tuple[int, int], body: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, _HEADER.size, *version, _NONE, 0, _HEADER.size + len(body)) + body
 
 
-def secret_head(context: seal.SEALContext) -> tuple[tuple[int, int], bytes]:
-    """SEAL's version, and the fixed bytes before the coefficients of a secret key (plaintext.h)."""
-    version = _seal_version(context)
-    return version, struct.pack("<4QQd", *context.key_parms_id(), DEGREE, 1.0) + _array_head(version)
+class PlaintextFormat:
+    """The fixed bytes before the coefficients of a plaintext (plaintext.h); SEAL saves a secret key alike."""
+
+    def __init__(self, context: seal.SEALContext, scale: float) -> None:
+        self.version = _seal_version(context)
+        self.head = struct.pack("<4QQd", *context.first_parms_id(), DEGREE, scale) + _array_head(
+            self.version, 1
+        )
+
+    def coefficients(self, thing: seal.SecretKey | seal.Plaintext, descriptor: int) -> Coefficients | None:
+        """The coefficients (4096,) of `thing`, or None if zstd found something to compress in it.
+
+        Raises:
+            CryptoError: if any other byte is not what it must be.
+        """
+        body = save_raw(thing, descriptor)
+        if body is None:
+            return None
+        if len(body) != len(self.head) + _COEFFICIENT_BYTES or not body.startswith(self.head):
+            raise unknown_format()
+        return np.frombuffer(body, "<u8", DEGREE, len(self.head)).astype(np.uint64, copy=False)
+
+    def whole(self, coefficients: Coefficients) -> bytes:
+        """What SEAL's `load` takes for these coefficients (4096,)."""
+        return with_header(self.version, self.head + coefficients.astype("<u8", copy=False).tobytes())
 
 
 def unknown_format() -> CryptoError:
@@ -175,9 +161,11 @@ def unknown_format() -> CryptoError:
                        fix="install exactly the locked tenseal")  # fmt: skip
 
 
-def _array_head(version: tuple[int, int]) -> bytes:
-    total = _HEADER.size + 8 + _COEFFICIENT_BYTES
-    return _HEADER.pack(_MAGIC, _HEADER.size, *version, _NONE, 0, total) + struct.pack("<Q", DEGREE)
+def _array_head(version: tuple[int, int], n_polynomials: int) -> bytes:
+    total = _HEADER.size + 8 + n_polynomials * _COEFFICIENT_BYTES
+    return _HEADER.pack(_MAGIC, _HEADER.size, *version, _NONE, 0, total) + struct.pack(
+        "<Q", n_polynomials * DEGREE
+    )
 
 
 def _seal_version(context: seal.SEALContext) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from secure_triplay.crypto.parameters import DEGREE, MODULUS, PACKED_BYTES, SEED
 from secure_triplay.errors import CryptoError
 
 Coefficients = NDArray[np.uint64]
-Seeds = NDArray[np.uint8]
 
 _WORDS = PACKED_BYTES // 8
 _REST = DEGREE - _WORDS
@@ -26,17 +25,17 @@ _FIX = "ask the sender for the bytes again; if they are the same, leave this sen
 
 @dataclass(frozen=True)
 class SeededCiphertexts:
-    """Ciphertexts as they travel: c0 (n_chunks, 4096) uint64 below q, seeds (n_chunks, 64) uint8 of c1."""
+    """Ciphertexts as they travel: c0 (n_chunks, 4096) uint64 below q, and the seed of 16 bytes of all their c1."""
 
     c0: Coefficients
-    seeds: Seeds
+    seed: bytes
 
     def __post_init__(self) -> None:
         require_reduced(self.c0)
-        if self.c0.shape[1:] != (DEGREE,) or self.seeds.dtype != np.uint8:
+        if self.c0.shape[1:] != (DEGREE,):
             raise CryptoError(f"c0 has shape {self.c0.shape}", where="ciphertexts", fix=_FIX)
-        if self.seeds.shape != (len(self.c0), SEED_BYTES):
-            raise CryptoError(f"seeds have shape {self.seeds.shape}", where="ciphertexts", fix=_FIX)
+        if type(self.seed) is not bytes or len(self.seed) != SEED_BYTES:
+            raise CryptoError(f"a seed has {SEED_BYTES} bytes", where="ciphertexts", fix=_FIX)
 
 
 def require_reduced(values: Coefficients, modulus: int = MODULUS) -> None:

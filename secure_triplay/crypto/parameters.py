@@ -21,7 +21,7 @@ SLOTS = DEGREE // 2
 MODULUS = 2**60 - 2**14 + 1
 MODULUS_BITS = 60
 PACKED_BYTES = DEGREE * MODULUS_BITS // 8
-SEED_BYTES = 64
+SEED_BYTES = 16
 NONCE_BYTES = 32
 ID_BYTES = 32
 
@@ -64,7 +64,7 @@ class CkksParameters:
     def context_id(self) -> ContextId:
         """SHA-256 over all public parameters: two parties with one id mean the same ciphertext space."""
         fields = struct.pack("<QQQQd", self.degree, self.modulus, self.scale_bits, SEED_BYTES, NOISE_VARIANCE)
-        return ContextId(hashlib.sha256(b"secure_triplay ckks symmetric blake2xb 1\0" + fields).digest())
+        return ContextId(hashlib.sha256(b"secure_triplay ckks symmetric aes128-ctr 2\0" + fields).digest())
 
 
 def key_id(context_id: ContextId, nonce: bytes) -> KeyId:

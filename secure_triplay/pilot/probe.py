@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from secure_triplay import memory
 from secure_triplay.client.ckks import CkksSecretKey
@@ -81,7 +80,7 @@ def crypto_seconds(codec: Codec) -> tuple[float, float]:
     noise, key = NoiseSource(), CkksSecretKey.generate(codec.parameters)
     update = np.zeros(codec.n_params, np.float32)
     total = np.zeros((codec.n_chunks, codec.parameters.degree), np.uint64)
-    seeds: list[NDArray[np.uint8]] = []
+    seeds: list[bytes] = []
     sealing, opening = 0.0, []
     for _ in range(min(2, codec.n_sites)):
         started = time.process_time()
@@ -91,7 +90,7 @@ def crypto_seconds(codec: Codec) -> tuple[float, float]:
         packed = pack60(sealed.c0)
         sealing = time.process_time() - started
         add_mod(total, unpack60(packed, codec.n_chunks))
-        seeds.append(sealed.seeds)
+        seeds.append(sealed.seed)
         started = time.process_time()
         sums = codec.sum_from_slots(key.decrypt(total, seeds), len(seeds))
         if codec.masked:

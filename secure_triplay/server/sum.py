@@ -1,8 +1,8 @@
 """The sum so far: one ciphertext batch, and who is in it.
 
 CKKS addition is addition of coefficients modulo q, so the server needs numpy and no cryptographic library.
-Memory is one batch whatever the number of sites; of each site only its signed header stays (64 bytes a
-chunk), because the others verify the sum against it.
+Memory is one batch whatever the number of sites; of each site only its signed header stays, a few hundred bytes,
+because the others verify the sum against it.
 """
 
 from __future__ import annotations

@@ -27,17 +27,18 @@ from secure_triplay.wireformat import (
 )
 
 TAG_BYTES = 8
-HEAD_BYTES_BUT_SEEDS = 512
+HEAD_BYTES = 512
+"""No signed header is larger."""
 
 
 def upload_bytes(n_chunks: int) -> int:
-    """Bytes of one upload: c0, seeds and tags; without signatures and frame."""
-    return n_chunks * (PACKED_BYTES + SEED_BYTES + TAG_BYTES)
+    """Bytes of one upload: c0, tags and seed; without signatures and frame."""
+    return n_chunks * (PACKED_BYTES + TAG_BYTES) + SEED_BYTES
 
 
 def sum_bytes(n_chunks: int, n_sites: int) -> int:
-    """Bytes of one sum: c0, tags, and the seeds of every site in it; without signatures and frame."""
-    return n_chunks * (PACKED_BYTES + TAG_BYTES + n_sites * SEED_BYTES)
+    """Bytes of one sum: c0, tags, and the seed of every site in it; without signatures and frame."""
+    return n_chunks * (PACKED_BYTES + TAG_BYTES) + n_sites * SEED_BYTES
 
 
 def require_quorum(quorum: int, n_sites: int) -> None:
@@ -124,10 +125,9 @@ class SessionPlan(Message):
     @property
     def max_upload_bytes(self) -> int:
         """No upload of this plan is larger."""
-        return PREFIX_BYTES + HEAD_BYTES_BUT_SEEDS + upload_bytes(self.n_chunks)
+        return PREFIX_BYTES + HEAD_BYTES + upload_bytes(self.n_chunks)
 
     @property
     def max_sum_bytes(self) -> int:
         """No sum of this plan is larger."""
-        head = (len(self.sites) + 1) * (HEAD_BYTES_BUT_SEEDS + self.n_chunks * SEED_BYTES)
-        return PREFIX_BYTES + head + self.n_chunks * (PACKED_BYTES + TAG_BYTES)
+        return PREFIX_BYTES + (len(self.sites) + 1) * HEAD_BYTES + self.n_chunks * (PACKED_BYTES + TAG_BYTES)

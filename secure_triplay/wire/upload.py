@@ -45,9 +45,9 @@ _THEN = re.compile("train|finish")
 class SignedHeader:
     """What a site says of its upload, so that every other site can check it without the upload itself.
 
-    `seeds` are the chunks' 64-byte seeds of c1 one after the other, `body_sha256` the hash of c0 and tags, `members`
-    the hash of those with whom the site masked (empty where a study does not mask), `signature` the site's own over
-    round, site and all of these, and over the plan.
+    `n_chunks` counts its ciphertexts, `seed` (16 bytes) is that of their c1, `body_sha256` the hash of c0 and tags,
+    `members` the hash of those with whom the site masked (empty where a study does not mask), `signature` the site's
+    own over round, site, seed, both hashes, and over the plan, which fixes the rest.
     """
 
     study: str
@@ -55,7 +55,8 @@ class SignedHeader:
     key_id: bytes
     round: int
     site: str
-    seeds: bytes
+    n_chunks: int
+    seed: bytes
     body_sha256: bytes
     members: bytes
     signature: bytes
@@ -65,29 +66,12 @@ class SignedHeader:
         require(is_bytes(self.key_id, ID_BYTES), "a key id has 32 bytes", SignedHeader)
         require(is_number(self.round, 1), "rounds count from 1", SignedHeader)
         require(is_text(self.site, NAME), "a site's name is a-z, 0-9 and -", SignedHeader)
-        require(
-            type(self.seeds) is bytes
-            and 1 <= self.n_chunks <= MAX_CHUNKS
-            and len(self.seeds) == self.n_chunks * SEED_BYTES,
-            "the seeds are not whole",
-            SignedHeader,
-        )
-        # Two ciphertexts with one c1 would give the server the difference of their plaintexts.
-        starts = range(0, len(self.seeds), SEED_BYTES)
-        require(
-            len({self.seeds[i : i + SEED_BYTES] for i in starts}) == self.n_chunks,
-            "a seed serves twice",
-            SignedHeader,
-        )
+        require(is_number(self.n_chunks, 1, MAX_CHUNKS), f"n_chunks is 1 to {MAX_CHUNKS}", SignedHeader)
+        require(is_bytes(self.seed, SEED_BYTES), f"a seed has {SEED_BYTES} bytes", SignedHeader)
         require(is_bytes(self.body_sha256, _SHA256_BYTES), "a SHA-256 has 32 bytes", SignedHeader)
         masked = self.members == b"" or is_bytes(self.members, _SHA256_BYTES)
         require(masked and type(self.members) is bytes, "a SHA-256 has 32 bytes", SignedHeader)
         require(is_bytes(self.signature, SIGNATURE_BYTES), "a signature has 64 bytes", SignedHeader)
-
-    @property
-    def n_chunks(self) -> int:
-        """Ciphertexts in the upload."""
-        return len(self.seeds) // SEED_BYTES
 
     def verify(self, plan: SessionPlan) -> None:
         """Return nothing if the site of the roster that it names signed this header for this plan.
@@ -99,7 +83,7 @@ class SignedHeader:
         own = self.study, self.epoch, self.key_id, self.n_chunks
         due = plan.study, plan.epoch, plan.key_id, plan.n_chunks
         require(own == due, "it is of another plan", SignedHeader)
-        fields = _signed_fields(plan, self.round, self.site, self.seeds, self.body_sha256, self.members)
+        fields = _signed_fields(plan, self.round, self.site, self.seed, self.body_sha256, self.members)
         plan.identity_of(self.site).verify(self.signature, Purpose.UPLOAD, *fields)
 
     def _as_list(self) -> list[Any]:
@@ -109,7 +93,8 @@ class SignedHeader:
             self.key_id,
             self.round,
             self.site,
-            self.seeds,
+            self.n_chunks,
+            self.seed,
             self.body_sha256,
             self.members,
             self.signature,
@@ -140,21 +125,20 @@ class Upload(Message):
         site: str,
         c0: bytes,
         tags: bytes,
-        seeds: bytes,
+        seed: bytes,
         members: bytes = b"",
     ) -> Self:
-        """The upload of `site` in `round`, signed; `c0`, `tags` and `seeds` are packed.
+        """The upload of `site` in `round`, signed; `c0` and `tags` are packed.
 
         Raises:
             ProtocolError: if sizes do not fit the plan, or the roster lists another identity as `site`.
         """
         require(plan.identity_of(site) == signer.identity, "the roster lists another identity", cls)
         body_sha256 = _body_sha256(c0, tags)
-        fields = _signed_fields(plan, round, site, seeds, body_sha256, members)
+        fields = _signed_fields(plan, round, site, seed, body_sha256, members)
         of = plan.study, plan.epoch, plan.key_id
         signature = signer.sign(Purpose.UPLOAD, *fields)
-        header = SignedHeader(*of, round, site, seeds, body_sha256, members, signature)
-        require(header.n_chunks == plan.n_chunks, f"the plan has {plan.n_chunks} chunks", cls)
+        header = SignedHeader(*of, round, site, plan.n_chunks, seed, body_sha256, members, signature)
         return cls(header, c0, tags)
 
     def check_body(self) -> None:
@@ -174,7 +158,7 @@ class Upload(Message):
 
     @classmethod
     def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
-        header = SignedHeader(*fields_of(head, 9, cls))
+        header = SignedHeader(*fields_of(head, 10, cls))
         return cls(header, *_split_body(body, header.n_chunks))
 
 
@@ -262,7 +246,7 @@ class SumMessage(Message):
     @classmethod
     def _from_parts(cls, head: list[Any], body: memoryview) -> Self:
         study, epoch, round, then, listed = fields_of(head, 5, cls)
-        survivors = tuple(SignedHeader(*fields_of(entry, 9, cls)) for entry in list_of(listed, cls))
+        survivors = tuple(SignedHeader(*fields_of(entry, 10, cls)) for entry in list_of(listed, cls))
         require(len(survivors) > 0, "survivors are due", cls)
         c0, tags = _split_body(body, survivors[0].n_chunks)
         return cls(study, epoch, round, survivors, c0, tags, then)
@@ -282,9 +266,9 @@ def unpack_tags(content: bytes) -> NDArray[np.uint64]:
 
 
 def _signed_fields(
-    plan: SessionPlan, round: int, site: str, seeds: bytes, body: bytes, members: bytes
+    plan: SessionPlan, round: int, site: str, seed: bytes, body: bytes, members: bytes
 ) -> tuple[bytes, ...]:
-    return plan.sha256, str(round).encode(), site.encode(), seeds, body, members
+    return plan.sha256, str(round).encode(), site.encode(), seed, body, members
 
 
 def _body_sha256(c0: bytes, tags: bytes) -> bytes:

@@ -13,10 +13,10 @@ from secure_triplay.attacks import key_recovery, ring
 from secure_triplay.attacks.attack import Setting
 from secure_triplay.attacks.finding import Verdict
 from secure_triplay.attacks.key_recovery import Exchange, key_coefficients, recover_key, recovered_fraction
-from secure_triplay.client.ckks import expand_c1
 from secure_triplay.client.seal_format import new_context
 from secure_triplay.config import load_study
 from secure_triplay.crypto.exactness import noise_std
+from secure_triplay.crypto.expand import expand_c1
 from secure_triplay.crypto.parameters import DEGREE, MODULUS
 from secure_triplay.privacy.noise import NoiseSource
 
@@ -68,7 +68,7 @@ def test_the_recovered_key_opens_the_upload_of_a_single_site(exchange):
     codec, rng = exchange.codec, np.random.default_rng(7)
     integers = codec.quantise(rng.normal(0, 0.05, codec.n_params).astype(np.float32), NoiseSource())
     sealed = exchange.key.encrypt(codec.to_slots(integers), codec.encode_tolerance)
-    c1, opened = expand_c1(codec.parameters, sealed.seeds), np.empty((codec.n_chunks, 2048), np.complex128)
+    c1, opened = expand_c1(sealed.seed, codec.n_chunks), np.empty((codec.n_chunks, 2048), np.complex128)
     for chunk in range(codec.n_chunks):
         key = ring.to_ntt(guess.astype(object) % MODULUS)
         plain = (sealed.c0[chunk].astype(object) + c1[chunk].astype(object) * key) % MODULUS

@@ -9,9 +9,10 @@ import pytest
 import tenseal.sealapi as seal
 
 from secure_triplay.client import seal_format
-from secure_triplay.client.ckks import CkksSecretKey, expand_c1
+from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.client.seal_format import (
-    SeededFormat,
+    CiphertextLoader,
+    PlaintextFormat,
     memory_file,
     new_context,
     path_of,
@@ -21,6 +22,7 @@ from secure_triplay.client.seal_format import (
 from secure_triplay.client.tag import TagKey
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.exactness import MAX_RESIDUAL, noise_std
+from secure_triplay.crypto.expand import C1Stream, expand_c1, sum_of_c1
 from secure_triplay.crypto.packing import SeededCiphertexts, add_mod, pack60
 from secure_triplay.crypto.parameters import DEGREE, MODULUS, SLOTS
 from secure_triplay.errors import CryptoError
@@ -74,7 +76,7 @@ def test_sum_of_all_sites_is_exactly_the_plain_integer_sum(n_sites, n_params):
         integers = rng.integers(0, codec.max_integer + 1, n_params)
         oracle += integers
         upload = key.encrypt(codec.to_slots(integers), codec.encode_tolerance)
-        seeds.append(upload.seeds)
+        seeds.append(upload.seed)
         if total is None:
             total = upload.c0.copy()
         else:
@@ -91,7 +93,7 @@ def test_sum_of_extreme_values_is_exact(n_sites, value_bits, end):
     value = codec.max_integer if end == "most" else 0
     slots = codec.to_slots(np.full(codec.n_params, value, np.int64))
     parts = [key.encrypt(slots, codec.encode_tolerance) for _ in range(n_sites)]
-    sums = opened(key, total_of(parts), [part.seeds for part in parts], n_sites, codec)
+    sums = opened(key, total_of(parts), [part.seed for part in parts], n_sites, codec)
     assert set(sums.tolist()) == {value * n_sites}
 
 
@@ -106,7 +108,7 @@ def test_sum_of_masked_words_is_exact_where_the_sum_is_longest_and_stays_far_fro
     masks = rng.integers(0, modulus, (n_sites, codec.n_words))
     words = (packed + masks) % modulus
     parts = [key.encrypt(codec.to_slots(each), codec.encode_tolerance) for each in words]
-    slots = key.decrypt(total_of(parts), [part.seeds for part in parts])
+    slots = key.decrypt(total_of(parts), [part.seed for part in parts])
     raw = np.concatenate([slots.real, slots.imag], axis=1)
     residual = raw - np.rint(raw)
     # Two sites have the most: 0.0253. The deviation is steady where the largest of thousands is not.
@@ -124,60 +126,78 @@ def test_words_without_masks_overrun_the_modulus_so_that_only_masked_ones_may_be
     key = CkksSecretKey.generate(codec.parameters)
     slots = codec.to_slots(np.zeros(codec.n_words, np.int64))
     parts = [key.encrypt(slots, codec.encode_tolerance) for _ in range(32)]
-    assert opened(key, total_of(parts), [part.seeds for part in parts], 32, codec).any()
+    assert opened(key, total_of(parts), [part.seed for part in parts], 32, codec).any()
 
 
 def test_decrypted_mean_is_plain_federated_averaging_within_one_step(key):
     deltas = [np.random.default_rng(i).normal(0, 0.04, CODEC.n_params).astype(np.float32) for i in range(8)]
     parts = [key.encrypt(CODEC.encode(d, Seeded(i)), CODEC.encode_tolerance) for i, d in enumerate(deltas)]
-    mean = CODEC.decode(key.decrypt(total_of(parts), [part.seeds for part in parts]), 8)
+    mean = CODEC.decode(key.decrypt(total_of(parts), [part.seed for part in parts]), 8)
     plain = np.mean([np.clip(delta.astype(np.float64), -0.1, 0.1) for delta in deltas], axis=0)
     assert np.abs(mean - plain).max() < CODEC.step
     assert np.sqrt(np.mean((mean - plain) ** 2)) < CODEC.step / np.sqrt(8)
 
 
-def seal_ciphertext(context, c0, seed):
+def seal_ciphertext(context, c0, c1):
     with memory_file() as memory:
-        return seal_format.SeededLoader(context, SeededFormat.of(context, CODEC.parameters), memory).load(
-            seed, c0
-        )
+        return CiphertextLoader(context, CODEC.parameters, memory).load(c0, c1)
+
+
+def polynomials(ciphertext):
+    both = ciphertext.dyn_array()
+    assert both.size() == 2 * DEGREE
+    values = np.array([both[i] for i in range(2 * DEGREE)], np.uint64)
+    return values[:DEGREE], values[DEGREE:]
 
 
 def test_adding_integers_modulo_q_is_what_seals_evaluator_does(uploads):
     _, (a, b, _) = uploads
     context = new_context(CODEC.parameters)
-    ours = total_of([a, b])
+    ours, one, other = total_of([a, b]), expand_c1(a.seed, CODEC.n_chunks), expand_c1(b.seed, CODEC.n_chunks)
+    c1, streams = one.copy(), [C1Stream(a.seed), C1Stream(b.seed)]
+    add_mod(c1, other)
     for chunk in range(CODEC.n_chunks):
-        theirs = seal_ciphertext(context, a.c0[chunk], a.seeds[chunk])
-        other = seal_ciphertext(context, b.c0[chunk], b.seeds[chunk])
-        seal.Evaluator(context).add_inplace(theirs, other)
-        both = theirs.dyn_array()
-        assert [both[i] for i in range(DEGREE)] == ours[chunk].tolist()
-        c1 = expand_c1(CODEC.parameters, np.stack([a.seeds[chunk], b.seeds[chunk]]))
-        total = c1[:1].copy()
-        add_mod(total, c1[1:])
-        assert [both[DEGREE + i] for i in range(DEGREE)] == total[0].tolist()
+        theirs = seal_ciphertext(context, a.c0[chunk], one[chunk])
+        seal.Evaluator(context).add_inplace(theirs, seal_ciphertext(context, b.c0[chunk], other[chunk]))
+        c0, summed = polynomials(theirs)
+        assert np.array_equal(c0, ours[chunk])
+        assert np.array_equal(summed, c1[chunk])
+        assert np.array_equal(summed, sum_of_c1(streams))
 
 
-def test_what_seal_saved_itself_holds_the_same_c0_seed_and_c1(key):
-    """Our reading against SEAL's own loading of the same bytes."""
-    plain = seal.Plaintext()
+def test_seal_takes_our_bytes_for_the_ciphertext_that_it_made_itself(key):
+    """Our writing against SEAL's own: what it encrypts and what it loads of us decrypt to the same plaintext."""
+    plain, whole, theirs, ours = seal.Plaintext(), seal.Ciphertext(), seal.Plaintext(), seal.Plaintext()
     key._encoder.encode([1j] * SLOTS, CODEC.parameters.scale, plain)
-    saved = key._encryptor.encrypt_symmetric(plain)
-    c0, seed = np.empty(DEGREE, np.uint64), np.empty(64, np.uint8)
+    key._encryptor.encrypt_symmetric(plain, whole)
+    loaded = seal_ciphertext(key._context, *polynomials(whole))
+    assert loaded.scale == whole.scale == CODEC.parameters.scale
+    key._decryptor.decrypt(whole, theirs)
+    key._decryptor.decrypt(loaded, ours)
+    layout = PlaintextFormat(key._context, CODEC.parameters.scale)
     with memory_file() as memory:
-        key._format.take_apart(save_raw(saved, memory), c0, seed)
-        loaded = seal.Ciphertext(key._context)
-        loaded.load(key._context, path_of(memory))
-    both = loaded.dyn_array()
-    assert [both[i] for i in range(DEGREE)] == c0.tolist()
-    assert [both[DEGREE + i] for i in range(DEGREE)] == expand_c1(CODEC.parameters, seed[None])[0].tolist()
+        coefficients = [layout.coefficients(each, memory) for each in (theirs, ours)]
+    assert np.array_equal(*coefficients)
+    assert [theirs.data(i) for i in range(DEGREE)] == coefficients[0].tolist()
+
+
+def test_c0_is_that_of_the_seeds_c1_and_of_no_other(key):
+    """A site that sent SEAL's own c0 beside its seed would send noise that nobody opens; or twice one c1."""
+    integers = np.arange(CODEC.n_params) % 511
+    part = key.encrypt(CODEC.to_slots(integers), CODEC.encode_tolerance)
+    c1, plain = expand_c1(part.seed, CODEC.n_chunks), seal.Plaintext()
+    slots = np.empty((CODEC.n_chunks, SLOTS), complex)
+    for chunk in range(CODEC.n_chunks):
+        key._decryptor.decrypt(seal_ciphertext(key._context, part.c0[chunk], c1[chunk]), plain)
+        slots[chunk] = key._encoder.decode_complex(plain)
+    assert np.array_equal(CODEC.sum_from_slots(slots, 1), integers)
+    assert len(np.unique(c1)) == c1.size  # no chunk is under the c1 of another
 
 
 def test_wrong_key_is_refused(uploads):
     _, parts = uploads
     with pytest.raises(CryptoError, match="does not decode"):
-        opened(CkksSecretKey.generate(CODEC.parameters), total_of(parts), [p.seeds for p in parts], 3)
+        opened(CkksSecretKey.generate(CODEC.parameters), total_of(parts), [p.seed for p in parts], 3)
 
 
 def test_ciphertexts_of_two_keys_do_not_decode(key, uploads):
@@ -185,13 +205,14 @@ def test_ciphertexts_of_two_keys_do_not_decode(key, uploads):
     stranger = CkksSecretKey.generate(CODEC.parameters)
     parts = [*parts[:2], stranger.encrypt(CODEC.to_slots(integers[2]), CODEC.encode_tolerance)]
     with pytest.raises(CryptoError, match="does not decode"):
-        opened(key, total_of(parts), [p.seeds for p in parts], 3)
+        opened(key, total_of(parts), [p.seed for p in parts], 3)
 
 
 def test_missing_site_swapped_seed_replay_and_scaling_do_not_decode(key, uploads):
     _, parts = uploads
-    total, seeds = total_of(parts), [part.seeds for part in parts]
-    swapped = [seeds[0][::-1].copy(), *seeds[1:]]
+    total, seeds = total_of(parts), [part.seed for part in parts]
+    another = [os.urandom(16), *seeds[1:]]
+    turned = total[::-1].copy()
     scaled = total.copy()
     add_mod(scaled, total)
     altered = total.copy()
@@ -199,8 +220,9 @@ def test_missing_site_swapped_seed_replay_and_scaling_do_not_decode(key, uploads
     refused = (
         (total, seeds[:2]),  # a site is missing from the seeds
         (total_of(parts[:2]), seeds),  # a site is missing from the sum
-        (total, swapped),  # seeds of two chunks are swapped
-        (total, [*seeds[:2], seeds[0]]),  # a site's seeds come twice
+        (total, another),  # one seed is another
+        (turned, seeds),  # two chunks are swapped
+        (total, [*seeds[:2], seeds[0]]),  # a site's seed comes twice
         (scaled, seeds),  # scaled by two
         (altered, seeds),  # one coefficient is altered
     )
@@ -230,14 +252,13 @@ def test_tag_refuses_all_of_it_before_anything_is_decrypted(uploads):
 
 def test_malformed_sums_never_reach_the_decryptor(key, uploads, monkeypatch):
     _, parts = uploads
-    total, seeds = total_of(parts), [part.seeds for part in parts]
+    total, seeds = total_of(parts), [part.seed for part in parts]
     monkeypatch.setattr(key, "_decryptor", None)
     for c0, of in (
-        (total[:, :-1], seeds), (total[0], seeds), (total[:0], [s[:0] for s in seeds]),
-        (total, []), (total[:1], seeds),
+        (total[:, :-1], seeds), (total[0], seeds), (total[:0], seeds), (total[None], seeds), (total, []),
         (total.astype(np.int64), seeds), (total + np.uint64(MODULUS), seeds),
-        (total, [s[:, :32] for s in seeds]),
-        (total, [s.astype(np.int8) for s in seeds]), (total, [seeds[0], seeds[0]]),
+        (total, [s[:8] for s in seeds]), (total, [s + s for s in seeds]),
+        (total, [np.frombuffer(s, np.uint8) for s in seeds]), (total, [seeds[0], seeds[0]]),
     ):  # fmt: skip
         with pytest.raises(CryptoError):
             key.decrypt(c0, of)
@@ -247,14 +268,15 @@ def test_transparent_ciphertext_is_not_decrypted(key, uploads, monkeypatch):
     _, parts = uploads
     monkeypatch.setattr(seal.Ciphertext, "is_transparent", lambda self: True)
     with pytest.raises(CryptoError, match="does not decode"):
-        key.decrypt(parts[0].c0, [parts[0].seeds])
+        key.decrypt(parts[0].c0, [parts[0].seed])
 
 
 def test_two_encryptions_of_one_update_share_nothing(key):
     slots = CODEC.to_slots(np.zeros(CODEC.n_params, np.int64))
     a, b = (key.encrypt(slots, CODEC.encode_tolerance) for _ in range(2))
     assert not (a.c0 == b.c0).any()
-    assert len({seed.tobytes() for seed in np.concatenate([a.seeds, b.seeds])}) == 2 * CODEC.n_chunks
+    assert a.seed != b.seed
+    assert not (expand_c1(a.seed, CODEC.n_chunks) == expand_c1(b.seed, CODEC.n_chunks)).any()
     uniform = a.c0 / MODULUS
     assert abs(uniform.mean() - 0.5) < 6 / np.sqrt(12 * uniform.size)
 
@@ -277,7 +299,7 @@ def test_noise_is_seals_centred_binomial_and_the_residual_has_the_derived_spread
     key = CkksSecretKey.generate(codec.parameters)
     slots = np.zeros((100, SLOTS), complex)
     part = key.encrypt(slots, 1.0)
-    raw = key.decrypt(part.c0, [part.seeds])
+    raw = key.decrypt(part.c0, [part.seed])
     both = np.concatenate([raw.real.ravel(), raw.imag.ravel()])
     measured = both.std() / noise_std(1, codec.scale_bits)
     assert abs(measured - 1) < 0.006
@@ -289,7 +311,7 @@ def test_residual_of_a_sum_of_32_is_as_derived(key):
         key.encrypt(CODEC.to_slots(np.zeros(CODEC.n_params, np.int64)), CODEC.encode_tolerance)
         for _ in range(32)
     ]
-    raw = key.decrypt(total_of(parts), [part.seeds for part in parts])
+    raw = key.decrypt(total_of(parts), [part.seed for part in parts])
     both = np.concatenate([raw.real.ravel(), raw.imag.ravel()])
     residual = both - np.rint(both)
     assert abs(residual.std() / noise_std(32, CODEC.scale_bits) - 1) < 0.06
@@ -299,7 +321,7 @@ def test_residual_of_a_sum_of_32_is_as_derived(key):
 def test_upload_of_32_sites_at_9_bits_costs_at_most_2_8_bytes_a_parameter():
     for n_params in (100_000, 110_593, 147_456, 1_000_000):
         codec = codec_of(n_params=n_params)
-        upload_bytes = codec.n_chunks * (len(pack60(np.zeros((1, DEGREE), np.uint64))) + 64 + 8)
+        upload_bytes = codec.n_chunks * (len(pack60(np.zeros((1, DEGREE), np.uint64))) + 8) + 16
         assert upload_bytes / n_params <= 2.8
 
 
@@ -308,7 +330,7 @@ def test_key_survives_its_envelope_and_nothing_else(key, uploads):
     content = key.to_envelope_bytes()
     again = CkksSecretKey.from_envelope_bytes(CODEC.parameters, content)
     assert again.to_envelope_bytes() == content
-    assert np.array_equal(opened(again, total_of(parts), [p.seeds for p in parts], 3), sum(integers))
+    assert np.array_equal(opened(again, total_of(parts), [p.seed for p in parts], 3), sum(integers))
     too_large = content[:32] + b"\xff" * (len(content) - 32)
     for bad in (b"", content[:-1], content + b"\0", b"\0" * len(content), b"\1" + content[1:], too_large):
         with pytest.raises(CryptoError, match="envelope"):
@@ -348,7 +370,7 @@ def test_secret_touches_no_file_on_any_disk(key, tmp_path, monkeypatch):
 def test_upload_holds_no_secret(key):
     part = key.encrypt(CODEC.to_slots(np.zeros(CODEC.n_params, np.int64)), CODEC.encode_tolerance)
     secret = key.to_envelope_bytes()[32:]
-    travels = pack60(part.c0) + part.seeds.tobytes()
+    travels = pack60(part.c0) + part.seed
     assert not any(secret[i : i + 16] in travels for i in range(0, len(secret) - 16, 16))
 
 
@@ -399,41 +421,26 @@ def test_update_whose_ciphertext_was_compressed_is_encrypted_afresh(key, monkeyp
         asked.append(1)
         return None if len(asked) % 3 else real(thing, descriptor)
 
-    monkeypatch.setattr("secure_triplay.client.ckks.save_raw", sometimes)
+    monkeypatch.setattr("secure_triplay.client.seal_format.save_raw", sometimes)
     integers = np.arange(CODEC.n_params) % 511
     part = key.encrypt(CODEC.to_slots(integers), CODEC.encode_tolerance)
     assert len(asked) == 3 * CODEC.n_chunks
-    assert np.array_equal(opened(key, part.c0, [part.seeds], 1), integers)
-    monkeypatch.setattr("secure_triplay.client.ckks.save_raw", lambda *_: None)
+    assert np.array_equal(opened(key, part.c0, [part.seed], 1), integers)
+    monkeypatch.setattr("secure_triplay.client.seal_format.save_raw", lambda *_: None)
     with pytest.raises(CryptoError, match="SEAL"):
         key.encrypt(CODEC.to_slots(integers), CODEC.encode_tolerance)
 
 
-def test_every_fixed_byte_of_a_seeded_ciphertext_is_checked(key):
-    plain, c0, seed = seal.Plaintext(), np.empty(DEGREE, np.uint64), np.empty(64, np.uint8)
+def test_every_fixed_byte_before_the_coefficients_is_checked(key):
+    plain, layout = seal.Plaintext(), PlaintextFormat(key._context, CODEC.parameters.scale)
     key._encoder.encode([0j] * SLOTS, CODEC.parameters.scale, plain)
+    body = layout.head + os.urandom(8 * DEGREE)
     with memory_file() as memory:
-        body = save_raw(key._encryptor.encrypt_symmetric(plain), memory)
-    key._format.take_apart(body, c0, seed)
-    start, end = len(key._format.before), len(body) - 64 - len(key._format.between)
-    for place in [*range(start), *range(end, len(body) - 64)]:
-        wrong = bytearray(body)
-        wrong[place] ^= 1
-        with pytest.raises(CryptoError, match="SEAL"):
-            key._format.take_apart(bytes(wrong), c0, seed)
-    for wrong in (body[:-1], body + b"\0", b""):
-        with pytest.raises(CryptoError, match="SEAL"):
-            key._format.take_apart(wrong, c0, seed)
-
-
-def test_unseeded_ciphertext_is_not_taken_for_a_seeded_one(key):
-    plain, whole = seal.Plaintext(), seal.Ciphertext()
-    key._encoder.encode([0j] * SLOTS, CODEC.parameters.scale, plain)
-    key._encryptor.encrypt_symmetric(plain, whole)
-    with memory_file() as memory:
-        body = save_raw(whole, memory)
-    with pytest.raises(CryptoError):
-        key._format.take_apart(body or b"", np.empty(DEGREE, np.uint64), np.empty(64, np.uint8))
+        assert layout.coefficients(Saves(header(body)), memory).tobytes() == body[len(layout.head) :]
+        places = [body[:i] + bytes([body[i] ^ 1]) + body[i + 1 :] for i in range(len(layout.head))]
+        for wrong in (*places, body[:-1], body + b"\0", b""):
+            with pytest.raises(CryptoError, match="SEAL"):
+                layout.coefficients(Saves(header(wrong)), memory)
 
 
 def test_header_we_write_is_the_one_seal_reads(uploads):

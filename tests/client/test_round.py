@@ -114,7 +114,7 @@ def one_site_left_out_of_the_list(message: SumMessage) -> SumMessage:
 def seeds_of_two_sites_swapped(message: SumMessage) -> SumMessage:
     first, second, *rest = message.survivors
     return replace(
-        message, survivors=(replace(first, seeds=second.seeds), replace(second, seeds=first.seeds), *rest)
+        message, survivors=(replace(first, seed=second.seed), replace(second, seed=first.seed), *rest)
     )
 
 

@@ -49,7 +49,7 @@ def test_a_round_added_in_the_clear_equals_one_through_real_ciphertexts_bit_for_
     for name, update in updates.items():
         slots = codec.to_slots(codec.quantise(update * np.float32(WEIGHTS[name] / 2.0), rounding[name]))
         sealed = key.encrypt(slots, codec.encode_tolerance)
-        seeds.append(sealed.seeds)
+        seeds.append(sealed.seed)
         if total is None:
             total = sealed.c0.copy()
         else:

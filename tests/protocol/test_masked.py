@@ -88,8 +88,7 @@ def test_the_masked_sum_is_opened_to_the_plain_sum_and_no_upload_alone_opens_to_
     uploads = {i: Upload.from_bytes(answer(federation, i, content).upload) for i, content in messages.items()}
     me, upload = federation.sites[0].session._me, uploads[1]
     c0 = unpack60(upload.c0, 1)
-    seeds = np.frombuffer(upload.header.seeds, np.uint8).reshape(1, -1)
-    words = federation.codec.sum_from_slots(me.keys.ckks.decrypt(c0, [seeds]), 1)
+    words = federation.codec.sum_from_slots(me.keys.ckks.decrypt(c0, [upload.header.seed]), 1)
     eighths = np.bincount(words >> (federation.codec.word_bits - 3), minlength=8)
     assert len(eighths) == 8
     # 4,096 uniform words; passed by chance once in a million. Those of a plain update are all in a few of the eighths.
@@ -476,7 +475,7 @@ def test_a_study_with_a_shared_key_takes_no_masked_sum_and_a_masked_one_no_plain
         masked = tuple(
             Upload.signed(
                 plain.plan, site.identity, round=1, site=site.name, c0=total.c0, tags=total.tags,
-                seeds=bytes([site.index]) * 64, members=b"m" * 32,
+                seed=bytes([site.index]) * 16, members=b"m" * 32,
             ).header
             for site in plain.sites.values()
         )  # fmt: skip

@@ -166,7 +166,8 @@ def test_an_upload_alone_is_uniform_to_whoever_has_the_key(tmp_path):
         messages = federation.server.begin(list(federation.sites))
         reply = read(federation.ask(2, messages[2]).reply, Report)
         upload, me = Upload.from_bytes(reply.upload), federation.sites[0].session._me
-        seeds = np.frombuffer(upload.header.seeds, np.uint8).reshape(1, -1)
-        words = federation.codec.sum_from_slots(me.keys.ckks.decrypt(unpack60(upload.c0, 1), [seeds]), 1)
+        words = federation.codec.sum_from_slots(
+            me.keys.ckks.decrypt(unpack60(upload.c0, 1), [upload.header.seed]), 1
+        )
         eighths = np.bincount(words >> (federation.codec.word_bits - 3), minlength=8)
         assert ((eighths - 512.0) ** 2 / 512.0).sum() < 42.0  # passed by chance once in a million

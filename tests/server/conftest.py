@@ -60,7 +60,7 @@ class Federation:
             site=site,
             c0=packed(coefficients) if c0 is None else c0,
             tags=pack_tags(tags),
-            seeds=os.urandom(64 * plan.n_chunks),
+            seed=os.urandom(16),
         )
 
 

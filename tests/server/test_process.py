@@ -298,7 +298,7 @@ def test_what_is_received_cannot_be_kept_nowhere(federation):
 
 
 def test_memory_of_the_process_does_not_grow_with_the_number_of_sites(make_federation):
-    """Forty sites cost what four cost, but for their headers (seeds of 16 chunks: 1 kB each)."""
+    """Forty sites cost what four cost, but for their headers (a few hundred bytes each)."""
     peaks = []
     for n_sites in (4, 40):
         federation = make_federation(n_sites, 16)

@@ -79,7 +79,7 @@ def test_there_is_no_message_of_an_empty_sum(federation):
 
 
 def test_memory_does_not_grow_with_the_number_of_sites(make_federation):
-    """Beyond one batch of ciphertexts each further site costs its header: seeds and a few hundred bytes."""
+    """Beyond one batch of ciphertexts each further site costs its header: a few hundred bytes."""
     federation = make_federation(24, 8)
     batch_bytes = 8 * 4096 * 8
     contents = (federation.upload(name).to_bytes() for name in federation.names)

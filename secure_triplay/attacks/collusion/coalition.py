@@ -76,7 +76,7 @@ def opened(held: Coalition, victim: str) -> Opened:
 
 def decrypted(key: CkksSecretKey, codec: Codec, sealed: SeededCiphertexts) -> Integers:
     """Words (n_words,) or, of an encoding without masks, integers (n_params,) of one upload."""
-    return codec.sum_from_slots(key.decrypt(sealed.c0, [sealed.seeds]), 1)
+    return codec.sum_from_slots(key.decrypt(sealed.c0, [sealed.seed]), 1)
 
 
 def sum_of_the_others(held: Coalition) -> tuple[Vector, int]:
@@ -89,7 +89,7 @@ def sum_of_the_others(held: Coalition) -> tuple[Vector, int]:
         else:
             add_mod(total, c0)
     assert total is not None
-    slots = held.key.decrypt(total, [held.uploads[name].seeds for name in held.survivors])
+    slots = held.key.decrypt(total, [held.uploads[name].seed for name in held.survivors])
     words = held.codec.sum_from_slots(slots, len(held.survivors))
     context, found = held.context, held.recovered
     sums = remove_masks(context, held.codec, held.keys, held.members, held.survivors, found, words)

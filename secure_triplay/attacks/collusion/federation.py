@@ -69,7 +69,7 @@ class Federation:
         """What the server and one site read of an upload without masks: the shared key is all that it takes."""
         plain, key = self.plain, self._plain_key
         sealed = key.encrypt(plain.to_slots(integers), plain.encode_tolerance)
-        return plain.sum_from_slots(key.decrypt(sealed.c0, [sealed.seeds]), 1)
+        return plain.sum_from_slots(key.decrypt(sealed.c0, [sealed.seed]), 1)
 
     def play(self, inputs: Mapping[str, Integers], *, encrypted: Collection[str]) -> Played:
         """One masked round over all sites, nobody lost."""

@@ -84,7 +84,7 @@ def test_the_sum_through_real_ciphertexts_is_the_plain_sum(new_round):
     total = sealed[0].c0.copy()
     for one in sealed[1:]:
         add_mod(total, one.c0)
-    decoded = this.codec.sum_from_slots(key.decrypt(total, [one.seeds for one in sealed]), 3)
+    decoded = this.codec.sum_from_slots(key.decrypt(total, [one.seed for one in sealed]), 3)
     assert decoded.tolist() == sum(this.uploads.values()).tolist()
     sums = this.unmask()
     assert sums.tolist() == this.plain_sums()

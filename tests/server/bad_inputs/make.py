@@ -52,7 +52,7 @@ def reordered() -> None:
         site="east",
         c0=pack60(sealed.c0),
         tags=pack_tags(tags.tag(sealed.c0, epoch=plan.epoch, round_number=ROUND, site="east")),
-        seeds=sealed.seeds.tobytes(),
+        seed=sealed.seed,
     )
     first, second = good.c0[: len(good.c0) // 2], good.c0[len(good.c0) // 2 :]
     (HERE / "two-chunks-plan.bin").write_bytes(plan.to_bytes())
@@ -83,7 +83,7 @@ def main() -> None:
             site=site,
             c0=pack60(sealed.c0) if c0 is None else c0,
             tags=pack_tags(tags.tag(sealed.c0, epoch=of.epoch, round_number=round, site=site)),
-            seeds=sealed.seeds.tobytes(),
+            seed=sealed.seed,
             members=members,
         )
 
