@@ -29,6 +29,7 @@ from secure_triplay.deploy.site.worker import run_worker
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.model.ranks import Ranks
+from secure_triplay.privacy.counts import ClassCountRule
 
 IMAGES = 3
 
@@ -87,8 +88,8 @@ class Telling:
     def measure_own(self, personal: Personal, rounds: int) -> None:
         self._learns.measure_own(personal, rounds)
 
-    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
-        return self._learns.class_labels(records_per_unit)
+    def class_labels(self, rule: ClassCountRule) -> NDArray[np.int64]:
+        return self._learns.class_labels(rule)
 
 
 def main() -> None:

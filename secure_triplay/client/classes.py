@@ -49,7 +49,7 @@ def count_own_classes(
     """Count the site's classes where the study asks for it: charged, noised, kept in the vault. Raises CryptoError."""
     rule = class_count_rule(study)
     if rule is not None:
-        labels = learns.class_labels(rule.records_per_unit)
+        labels = learns.class_labels(rule)
         count_classes(vault, accounts, rule, labels, len(study.classes), NoiseSource(), journal.write)
 
 

@@ -18,6 +18,7 @@ from secure_triplay.constants import round_rule, share_rule
 from secure_triplay.data.records import Records
 from secure_triplay.errors import DataError, PrivacyError
 from secure_triplay.loading import Model
+from secure_triplay.privacy.counts import AnyCountRule, ClassCountRule
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.summing import Integers, noised_sum
 from secure_triplay.privacy.training import train, train_unsafe_without_dp
@@ -114,9 +115,9 @@ class Learner:
         by_weight = {id(weight): part for weight, part in zip(weights, parts, strict=True)}
         return np.concatenate([by_weight[id(weight)].reshape(-1) for weight in self._model.adapter.weights])
 
-    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
-        """Labels (n,) of this site's training records, at most so many of each patient."""
-        labels: NDArray[np.int64] = counted_records(self._train_on, records_per_unit).labels.numpy()
+    def class_labels(self, rule: ClassCountRule) -> NDArray[np.int64]:
+        """Labels (n,) of those of this site's training records that the rule counts."""
+        labels: NDArray[np.int64] = counted_records(self._train_on, rule).labels.numpy()
         return labels
 
     def score(
@@ -142,13 +143,27 @@ def _masks(model: Model, trained: NDArray[np.bool_]) -> list[torch.Tensor]:
     return [by_weight[id(weight)] for weight in model.classifier.parameters() if weight.requires_grad]
 
 
-def counted_records(records: Encoded, most: int) -> Encoded:
-    """The first `most` records of each patient; all of them where no patients are named."""
-    if records.patients is None or not len(records):
+def counted_records(records: Encoded, rule: AnyCountRule) -> Encoded:
+    """The first `rule.records_per_unit` records of each patient, where the unit is the patient; otherwise all.
+
+    A cap on patients where the unit is the record would let a second image in when the first one goes: two counts
+    would move instead of one.
+    """
+    if rule.unit == "record" or not len(records):
         return records
+    if records.patients is None:
+        raise DataError(
+            "the study counts by patient, and these records do not say whose they are",
+            where="data",
+            fix="add a column patient_id to the manifest, the same for all images of one patient",
+        )
     order = torch.argsort(records.patients, stable=True)
     _, counts = torch.unique_consecutive(records.patients[order], return_counts=True)
-    kept = torch.cat([part[:most] for part in torch.split(order, counts.tolist())]).sort().values
+    kept = (
+        torch.cat([part[: rule.records_per_unit] for part in torch.split(order, counts.tolist())])
+        .sort()
+        .values
+    )
     return Encoded(records.tokens[kept], records.labels[kept], records.patients[kept])
 
 

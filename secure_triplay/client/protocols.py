@@ -17,6 +17,7 @@ from secure_triplay.client.round import Trains
 from secure_triplay.config import Study
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.model.ranks import Ranks
+from secure_triplay.privacy.counts import ClassCountRule
 
 
 class Learns(Protocol):
@@ -50,8 +51,8 @@ class Learns(Protocol):
     def measure_own(self, personal: Personal, rounds: int) -> None:
         """Note how good a personal adapter, made of so many rounds' updates, is, in the site's own journal."""
 
-    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
-        """Labels (n,) of the training records, at most so many of each patient."""
+    def class_labels(self, rule: ClassCountRule) -> NDArray[np.int64]:
+        """Labels (n,) of those training records that the rule counts."""
 
 
 Load = Callable[[Study, str, bytes, Journal, bytes | None], Learns]

@@ -32,6 +32,7 @@ from secure_triplay.data.records import Records
 from secure_triplay.errors import DataError
 from secure_triplay.loading import Model, fetch_assets, load_data, load_model
 from secure_triplay.model.ranks import ranks_of
+from secure_triplay.privacy.counts import ClassCountRule
 from secure_triplay.privacy.noise import NoiseSource
 
 
@@ -116,9 +117,9 @@ class SiteLearner:
             seconds=time.perf_counter() - started,
         )
 
-    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
-        """Labels (n,) of the training records, at most so many of each patient."""
-        return self.trainer.class_labels(records_per_unit)
+    def class_labels(self, rule: ClassCountRule) -> NDArray[np.int64]:
+        """Labels (n,) of those training records that the rule counts."""
+        return self.trainer.class_labels(rule)
 
     def measure_own(self, personal: Personal, rounds: int) -> None:
         """Note in the journal how good a personal adapter, made of so many rounds' updates, is on held-back records."""
@@ -156,7 +157,7 @@ def _published(study: Study, learner: Learner, holdout: Encoded, noise: NoiseSou
     rule = count_rule(study)
     if rule is None:
         return None
-    counted = counted_records(holdout, rule.records_per_unit)
+    counted = counted_records(holdout, rule)
 
     def count(adapter: NDArray[np.float32]) -> tuple[int, int]:
         score = learner.score(adapter, counted)

@@ -75,7 +75,7 @@ def with_own_updates(setting: Setting, study: Study) -> Result:
     for site, updates in own.items():
         counts = None
         if rule is not None:
-            labels = counted_records(records[site], rule.records_per_unit).labels.numpy()
+            labels = counted_records(records[site], rule).labels.numpy()
             counts = noised_class_counts(labels, len(study.classes), rule, NoiseSource())
         made = personal_adapter(study, updates, state.published, lambda *_, **__: None, counts)
         assert made is not None  # the method's study has noise, and every site trained
@@ -99,8 +99,8 @@ def tail_aware(setting: Setting, study: Study, *, adjust: bool, synthetic: bool)
     if synthetic:
         public = setting.encoded(model, "public")
         where = tail.Directions.of(public)
-        sums = np.sum([tail.noised_sums(own, where, n_classes, per_unit) for own in records.values()], axis=0)
-        noise_std = tail.NOISE * (2 * len(records)) ** 0.5 * per_unit
+        sums = np.sum([tail.noised_sums(own, where, n_classes, rule) for own in records.values()], axis=0)
+        noise_std = tail.NOISE * (2 * len(records)) ** 0.5 * rule.records_per_unit
         made = tail.synthesise(sums, noise_std, where, public, np.random.default_rng(study.seed))
         also = tail.synthetic_step(model, made, study.training.learning_rate, study.seed)
     tell = _telling(setting, study, model)

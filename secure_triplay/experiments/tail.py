@@ -57,7 +57,7 @@ def adjusted_models(
     """The model as each site trains it. One release a site, at the price of `rule.charge`."""
     found = {}
     for site, own in records.items():
-        labels = counted_records(own, rule.records_per_unit).labels.numpy()
+        labels = counted_records(own, rule).labels.numpy()
         bias = log_shares(noised_class_counts(labels, n_classes, rule, NoiseSource()), rule.noise_std)
         found[site] = replace(model, classifier=Adjusted(model.classifier, bias))  # type: ignore[arg-type]
     return found
@@ -92,7 +92,7 @@ def noised_sums(
     records: Encoded,
     where: Directions,
     n_classes: int,
-    records_per_unit: int,
+    rule: ClassCountRule,
     noise: NoiseSource | None = None,
 ) -> Floats:
     """(n_classes, k + 1): by class the sum of coordinates, and the number of records, each with noise.
@@ -100,12 +100,12 @@ def noised_sums(
     Guarantee: one Gaussian release of noise multiplier `NOISE` per unit under add/remove. A record moves one row,
     by coordinates of norm at most 1 and a count of 1: a distance of at most sqrt(2), times the records of a unit.
     """
-    own = counted_records(records, records_per_unit)
+    own = counted_records(records, rule)
     labels = own.labels.numpy()
     rows = np.concatenate([where.coordinates(own.tokens), np.ones((len(labels), 1))], axis=1)
     sums = np.zeros((n_classes, rows.shape[1]))
     np.add.at(sums, labels, rows)
-    return sums + (noise or NoiseSource()).gaussian(sums.shape, NOISE * math.sqrt(2) * records_per_unit)
+    return sums + (noise or NoiseSource()).gaussian(sums.shape, NOISE * math.sqrt(2) * rule.records_per_unit)
 
 
 def synthesise(

@@ -220,7 +220,7 @@ def _measure(study: Study, split: Split, asked: Private, count: CountRule) -> di
     for _ in range(asked.rounds):
         state = one_round(state, {asked.site: learner}, {asked.site: noise}, codec, {asked.site: 1.0},
                           study.server_optimiser)  # fmt: skip
-    held_back = counted_records(encode_records(model, own.holdout, lambda *_: None), count.records_per_unit)
+    held_back = counted_records(encode_records(model, own.holdout, lambda *_: None), count)
     score = learner.score(state.published, held_back)
     correct, total = noised_counts(score.correct, score.total, count, noise)
     accuracy = min(1.0, max(0.0, correct / max(total, 1.0)))

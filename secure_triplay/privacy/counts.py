@@ -1,6 +1,7 @@
 """Counts of a site's records through the Gaussian mechanism, each with a charge of its own.
 
-k is the most records of a unit that are counted. When one unit comes or goes,
+k is the most records of a unit that are counted: 1 where the unit is the record, and then every record is counted,
+whoever else's image it is, so that none comes in when another one goes. When one unit comes or goes,
 
     right answers and records    move by at most k each: a distance of k sqrt(2)
     records of each class        move by numbers that sum to k at most: a distance of k
@@ -75,6 +76,9 @@ class ClassCountRule:
     def noise_std(self) -> float:
         """Standard deviation of the noise on each class' count, in records."""
         return self.noise_multiplier * self.records_per_unit
+
+
+AnyCountRule = CountRule | ClassCountRule
 
 
 def noised_class_counts(

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
-from secure_triplay.client.learner import Encoded, Learner, encode_records, require_units
+from secure_triplay.client.learner import Encoded, Learner, counted_records, encode_records, require_units
 from secure_triplay.client.round import make_upload
 from secure_triplay.config import parse_study
 from secure_triplay.constants import update_noise_std
 from secure_triplay.data.records import ArrayRecords
 from secure_triplay.errors import AssetError, DataError, PrivacyError
 from secure_triplay.loading import load_model
+from secure_triplay.privacy.counts import ClassCountRule
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Upload
 
@@ -125,6 +128,31 @@ def test_records_without_patients_are_refused_before_anything_is_spent(setting, 
         Learner(for_patients, model, NoiseSource(), encoded)
     with pytest.raises(DataError, match="patient_id"):
         require_units(for_patients, 12, None)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=12),
+    st.integers(1, 3),
+    st.sampled_from(["record", "patient"]),
+)
+def test_one_unit_more_or_less_moves_the_class_counts_by_no_more_than_is_charged(rows, most, unit):
+    """Records are (patient, class). Also where records are the unit and some are of one patient."""
+    rule = ClassCountRule(1.0, most if unit == "patient" else 1, unit)
+
+    def counts(kept):
+        patients, labels = (torch.tensor([row[i] for row in kept], dtype=torch.int64) for i in (0, 1))
+        counted = counted_records(Encoded(torch.zeros(len(kept), 1), labels, patients), rule)
+        return np.bincount(counted.labels.numpy(), minlength=3)
+
+    units = range(len(rows)) if unit == "record" else {patient for patient, _ in rows}
+    for one in units:
+        without = [row for place, row in enumerate(rows) if (place if unit == "record" else row[0]) != one]
+        assert np.linalg.norm(counts(rows) - counts(without)) <= rule.records_per_unit
+
+
+def test_a_count_by_patient_refuses_records_that_name_none(setting):
+    with pytest.raises(DataError, match="whose they are"):
+        counted_records(setting[2], ClassCountRule(1.0, 2, "patient"))
 
 
 def test_a_site_with_more_patients_than_delta_counts_on_is_refused(setting, for_patients):

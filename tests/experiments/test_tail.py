@@ -31,6 +31,9 @@ class Silent:
         return np.zeros(shape)
 
 
+RECORD = ClassCountRule(tail.NOISE, 1, "record")
+
+
 def blobs(per_class: list[int], seed: int = 0) -> Encoded:
     """Tokens (n, 2, 8) around a mean of each class."""
     draw = np.random.default_rng(seed)
@@ -47,7 +50,7 @@ def test_one_record_moves_the_statistics_by_no_more_than_the_noise_is_made_for()
     far = Encoded(
         torch.cat([full.tokens, 1e4 * torch.ones(1, 2, 8)]), torch.cat([full.labels, torch.tensor([2])])
     )
-    one, more = (noised_sums(part, where, 3, 1, Silent()) for part in (full, far))
+    one, more = (noised_sums(part, where, 3, RECORD, Silent()) for part in (full, far))
     moved = float(np.linalg.norm(more - one))
     assert moved <= math.sqrt(2) * (1 + 1e-9)
     assert moved == pytest.approx(math.sqrt(2))  # the farthest record that there can be
@@ -59,7 +62,9 @@ def test_a_patients_records_beyond_the_bound_are_not_counted():
     where = Directions.of(public, k=2)
     own = blobs([6, 0])
     patients = Encoded(own.tokens, own.labels, torch.tensor([0, 0, 0, 0, 1, 1]))
-    assert noised_sums(patients, where, 2, 3, Silent())[:, -1].tolist() == [5.0, 0.0]
+    assert noised_sums(patients, where, 2, ClassCountRule(tail.NOISE, 3, "patient"), Silent())[
+        :, -1
+    ].tolist() == [5.0, 0.0]
 
 
 def test_a_patients_records_beyond_the_bound_do_not_adjust_the_logits(monkeypatch):
@@ -84,8 +89,8 @@ def test_a_patients_records_beyond_the_bound_do_not_adjust_the_logits(monkeypatc
 def test_the_noise_on_every_figure_is_what_is_charged():
     public = blobs([10, 10])
     where = Directions.of(public, k=3)
-    empty = Encoded(public.tokens[:0], public.labels[:0])
-    drawn = np.stack([noised_sums(empty, where, 2, 4, NoiseSource()) for _ in range(400)])
+    empty, rule = Encoded(public.tokens[:0], public.labels[:0]), ClassCountRule(tail.NOISE, 4, "patient")
+    drawn = np.stack([noised_sums(empty, where, 2, rule, NoiseSource()) for _ in range(400)])
     assert drawn.shape == (400, 2, 4)
     assert drawn.std() == pytest.approx(tail.NOISE * math.sqrt(2) * 4, rel=0.05)
 
@@ -94,7 +99,7 @@ def test_synthetic_records_lie_at_the_private_mean_where_counts_are_large_and_at
     public, private = blobs([15, 15, 15]), blobs([900, 300, 300], seed=3)
     where = Directions.of(public, k=4)
     shifted = Encoded(private.tokens + 0.4, private.labels)  # private classes lie elsewhere than public ones
-    sums = noised_sums(shifted, where, 3, 1, Silent())
+    sums = noised_sums(shifted, where, 3, RECORD, Silent())
     made = synthesise(sums, 1e-6, where, public, np.random.default_rng(0))
     assert set(made.labels.tolist()) == {1, 2}  # the commonest class gets none
     target = where.coordinates(shifted.tokens[shifted.labels == 1]).mean(axis=0)

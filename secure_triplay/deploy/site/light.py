@@ -24,6 +24,7 @@ from secure_triplay.deploy.site.worker import run_worker
 from secure_triplay.federation.join import JoinedStudy
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.model.ranks import Ranks
+from secure_triplay.privacy.counts import ClassCountRule
 
 N_PARAMS = 3000
 LINGER_S = 30.0
@@ -64,7 +65,7 @@ class Fixed:
     def measure_own(self, personal: Personal, rounds: int) -> None:
         """Nothing."""
 
-    def class_labels(self, records_per_unit: int) -> NDArray[np.int64]:
+    def class_labels(self, rule: ClassCountRule) -> NDArray[np.int64]:
         """No records (0,)."""
         return np.zeros(0, np.int64)
 
