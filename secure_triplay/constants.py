@@ -188,6 +188,26 @@ def masks_for(study: Study, n_sites: int | None = None) -> MaskingParameters | N
     return masking
 
 
+def protects_less(study: Study, before: int, after: int) -> str | None:
+    """What a roster of `after` sites gives up of the protection that one of `before` sites has; None: nothing.
+
+    Who decides for a site was told how many colluding sites the masks hold against, and over how many honest ones a sum
+    is at least. A smaller roster derives both anew. Raises ConfigError where masks cannot be had.
+    """
+    had, has = masks_for(study, before), masks_for(study, after)
+    if had is None or has is None:
+        return None  # a shared key protects from no coalition, whatever the roster
+    if has.colluders < had.colluders:
+        sites = f"{has.colluders} site{'s' * (has.colluders != 1)}"
+        return f"masks would hold against the server with {sites} instead of {had.colluders}"
+    if has.fewest_honest_survivors < had.fewest_honest_survivors:
+        return (
+            f"a sum would be over at least {has.fewest_honest_survivors} honest sites instead of "
+            f"{had.fewest_honest_survivors}"
+        )
+    return None
+
+
 def choose_codec(study: Study, n_params: int, *, masked: bool | None = None) -> Codec:
     """The encoding of a study's updates; `masked` asks for one with masks or without, whatever the study says.
 

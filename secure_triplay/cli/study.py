@@ -211,12 +211,24 @@ def study_add(
 
 @app.command("remove", epilog="Example:  secure-triplay study remove st-mary --dir coordinator")
 def study_remove(sites: Annotated[list[str], typer.Argument(metavar="SITE...")], folder: StudyDir) -> None:
-    """Go on without some sites: a new key epoch, of which they cannot open anything."""
+    """Go on without some sites: a new key epoch, of which they cannot open anything.
+
+    Where the masks over fewer sites protect less than before, people at every site confirm it first.
+    """
+    from secure_triplay.constants import protects_less
     from secure_triplay.deploy.server.coordinator import change_roster
     from secure_triplay.federation.serverfolder import ServerFolder
 
-    bundle = change_roster(ServerFolder.open(folder), remove=sites)
-    _print_epoch(bundle.epoch, list(bundle.members), folder)
+    server = ServerFolder.open(folder)
+    before = len(server.bundle.members)
+    bundle = change_roster(server, remove=sites)
+    less = protects_less(server.study, before, len(bundle.members))
+    if less is None:
+        _print_epoch(bundle.epoch, list(bundle.members), folder)
+        return
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(Text(f"Of fewer sites, {less}: people at every site have to decide whether that is enough.\n"))
+    _print_roster(out, server, folder)
 
 
 @app.command("rotate", epilog="Example:  secure-triplay study rotate --dir coordinator")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from secure_triplay import __version__
 from secure_triplay.config import Study
+from secure_triplay.constants import protects_less
 from secure_triplay.errors import ConfigError, CryptoError, PrivacyError, ProtocolError, RunError
 from secure_triplay.federation.approval import AppApproval, write_trust_file
 from secure_triplay.federation.bundle import package_sha256, require_own_app
@@ -163,10 +164,11 @@ def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> P
 
 
 def require_followable(site: SiteFolder, joined: JoinedStudy, bundle: StudyBundle) -> bool:
-    """Return whether a person here confirmed a later epoch of a joined study; False: it brings nobody new.
+    """Return whether a person here confirmed a later epoch of a joined study; False: it needs none.
 
-    Raises ProtocolError where it is neither: somebody new, another study, server, app or coordinator. Then a person
-    has to join it. Raises PrivacyError where the policy refuses what is left of the roster.
+    It needs one where it brings somebody new, or another study, server, app or coordinator, and where masks over its
+    roster protect less than what was confirmed: a coordinator could otherwise remove sites until its helpers are
+    enough. Raises ProtocolError then, and PrivacyError where the policy refuses what is left of the roster.
     """
     before = joined.bundle
     _require_later(before, bundle)
@@ -186,6 +188,13 @@ def require_followable(site: SiteFolder, joined: JoinedStudy, bundle: StudyBundl
     if site.name not in bundle.members:
         raise ProtocolError(
             "this site was removed from the study", where=f"epoch {bundle.epoch}", fix="ask the coordinator"
+        )
+    less = protects_less(joined.study, len(known), len(bundle.members))
+    if less is not None:
+        raise ProtocolError(
+            f"the roster got smaller, and {less}",
+            where=f"epoch {bundle.epoch}",
+            fix="a person here decides whether that is enough: secure-triplay site join BUNDLE",
         )
     found = refusals(site.policy, joined.study, bundle)
     if found:

@@ -12,6 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from secure_triplay.cli import app
+from secure_triplay.config import parse_study
+from secure_triplay.constants import protects_less
 from secure_triplay.errors import ConfigError, CryptoError, PrivacyError, ProtocolError, RunError
 from secure_triplay.federation import bundle as app_bundle
 from secure_triplay.federation import join
@@ -22,7 +24,7 @@ from secure_triplay.federation.studybundle import Rules, SitePaths, StudyBundle
 from secure_triplay.ledger.entries import Decided
 from secure_triplay.ledger.ledger import Ledger
 
-from .conftest import make_site, policy_content
+from .conftest import NAMES, World, make_site, policy_content, study_content
 
 
 def resigned(world, **changes) -> bytes:
@@ -249,6 +251,48 @@ def test_a_later_epoch_needs_a_person_where_somebody_is_new(world, tmp_path):
     assert list(world.joined("north").bundle.members) == ["north", "east"]  # until the server goes on to it
     join.succeed(site, after, again, world.server.public_bundle.read_bytes())
     assert list(world.joined("north").bundle.members) == ["north", "east", "south"]
+
+
+def test_a_roster_whose_masks_protect_less_needs_a_person_though_nobody_is_new(tmp_path):
+    """The server with one of three sites sees nothing; of the two that a coordinator leaves it would see either."""
+    sites = {name: make_site(tmp_path, name) for name in NAMES}
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(study_content() | {"aggregation": "masked"}))
+    enrolments = [site.enrolment_file for site in sites.values()]
+    server = ServerFolder.create(tmp_path / "coordinator", study, enrolments, server="127.0.0.1:8443")
+    world = World(tmp_path, sites, server)
+    world.join("north")
+    site, joined = sites["north"], world.joined("north")
+    ran = CliRunner().invoke(app, ["study", "remove", "south", "--dir", str(server.path)])
+    assert ran.exit_code == 0, ran.output
+    assert "with 0 sites instead of 1: people at every site have to decide" in " ".join(ran.output.split())
+    smaller, raw = server.bundle, server.public_bundle.read_bytes()
+    with pytest.raises(ProtocolError, match="with 0 sites instead of 1") as refused:
+        join.succeed(site, joined, smaller, raw)
+    assert "site join" in refused.value.fix
+    assert list(world.joined("north").bundle.members) == ["north", "east", "south"]
+    world.join("north")
+    assert list(join.succeed(site, joined, smaller, raw).bundle.members) == ["north", "east"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stated", "words"),
+    [
+        (10, 3, {}, "with 1 site instead of 3"),
+        (14, 5, {}, "with 2 sites instead of 5"),
+        (10, 6, {}, "at least 2 honest sites instead of 4"),
+        (4, 3, {}, None),
+        (10, 10, {}, None),
+        (10, 12, {}, None),
+        (10, 8, {"colluders": 3, "dropouts": 1}, "at least 4 honest sites instead of 6"),
+        (10, 2, {"kind": "shared-key"}, None),  # there was nothing to give up
+    ],
+)
+def test_what_a_smaller_roster_gives_up_is_said(before, after, stated, words):
+    content = study_content(tuple(f"site-{i:02d}" for i in range(before)))
+    study = parse_study(content | {"aggregation": {"kind": "masked"} | stated})
+    less = protects_less(study, before, after)
+    assert (less is None) if words is None else words in str(less)
 
 
 def test_no_later_epoch_takes_a_site_back_to_an_earlier_roster(world):
