@@ -13,7 +13,7 @@ from secure_triplay.config import SharedNoise, parse_study
 from secure_triplay.constants import choose_codec, epsilon_of_shares, masks_for, round_rule, share_rule
 from secure_triplay.crypto.wrapping import WrappingCodec
 from secure_triplay.describe import describe, read_this
-from secure_triplay.errors import ConfigError, SecureTriplayError
+from secure_triplay.errors import ConfigError, PrivacyError, SecureTriplayError
 from secure_triplay.experiments.methods import METHODS, method
 from secure_triplay.experiments.noise import noise_of
 from secure_triplay.federation.studybundle import least_quorum
@@ -88,6 +88,12 @@ def test_studies_that_cannot_share_noise_are_refused_with_the_reason(case):
     change, words = REFUSED[case]
     with pytest.raises(ConfigError, match=words):
         study_of(**change)
+
+
+def test_a_study_whose_noise_cannot_be_drawn_rightly_is_refused_when_it_is_checked():
+    with pytest.raises(PrivacyError, match="drawn rightly") as refused:
+        share_rule(study_of(noise={"clip_steps": 1 << 20}))
+    assert refused.value.where == "privacy.noise.clip_steps"
 
 
 def test_patients_are_refused_with_the_reason():

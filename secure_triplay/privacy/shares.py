@@ -37,6 +37,7 @@ from dataclasses import dataclass
 
 from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.privacy.mechanisms import SharedNoiseCharge
+from secure_triplay.privacy.noise import LARGEST_SKELLAM_VARIANCE
 
 WRAP_BITS = 40
 _TRIES = 2 * math.log(1e6)  # 2 ln(1/b)
@@ -82,6 +83,13 @@ class ShareRule:
                 fix="leave room for rounding",
             )
         _ = self.charge  # checks what it is made of
+        if self.share_variance > LARGEST_SKELLAM_VARIANCE:
+            raise PrivacyError(
+                f"a site's share of the noise has variance 2^{math.log2(self.share_variance):.1f} in grid steps, "
+                f"and is drawn rightly up to 2^{math.log2(LARGEST_SKELLAM_VARIANCE):g}",
+                where="privacy.noise.clip_steps",
+                fix="take a coarser grid (fewer `clip_steps`) or a larger epsilon",
+            )
 
     @property
     def grid_step(self) -> float:

@@ -284,7 +284,7 @@ def test_a_roster_whose_masks_protect_less_needs_a_person_though_nobody_is_new(t
         (4, 3, {}, None),
         (10, 10, {}, None),
         (10, 12, {}, None),
-        (10, 8, {"colluders": 3, "dropouts": 1}, "at least 4 honest sites instead of 6"),
+        (10, 8, {"colluders": 3, "dropouts": 1}, "at least 3 honest sites instead of 4"),
         (10, 2, {"kind": "shared-key"}, None),  # there was nothing to give up
     ],
 )
