@@ -8,13 +8,9 @@ from secure_triplay.policy.checks import (
     Refusal,
     check_hours,
     check_participants,
-    check_study,
     check_terms,
-    next_opening,
 )
 from secure_triplay.policy.document import (
-    DAYS,
-    Export,
     SitePolicy,
     load_policy,
     policy_content,
@@ -22,16 +18,12 @@ from secure_triplay.policy.document import (
 )
 
 __all__ = [
-    "DAYS",
-    "Export",
     "Refusal",
     "SitePolicy",
     "check_hours",
     "check_participants",
-    "check_study",
     "check_terms",
     "load_policy",
-    "next_opening",
     "policy_content",
     "policy_schema",
 ]
