@@ -50,14 +50,14 @@ def describe(study: Study, n_params: int | None = None) -> list[tuple[str, str]]
     ]
 
 
-def together(study: Study, n_sites: int | None = None) -> str:
-    """Who would have to collude for one site's update to be seen, on a roster of so many sites (all, unless said)."""
-    n, masking = len(study.sites) if n_sites is None else n_sites, choose_masking(study, n_sites)
+def together(study: Study) -> str:
+    """Who would have to collude for one site's update to be seen, on the whole roster."""
+    masking = choose_masking(study)
     if masking is not None:
         return masking.in_words()
     return (
         "All sites share one key: the server and one site together can read every site's updates."
-        if n > 1
+        if len(study.sites) > 1
         else "With one site, the sum is its update."
     )
 

@@ -83,7 +83,7 @@ def audit_server_blindness(out: Path | None, tell: Tell = lambda text: None) -> 
             fed.search(looked, moment)
         tell("searching the server's folder")
         needles = needles_of(fed.study, fed.sites, fed.folder)
-        looked.take("server's folder", search_folder(fed.server.path, needles, "server"), looked.server)
+        looked.take("server's folder", search_folder(fed.server.path, needles), looked.server)
         result = judge(looked, needles)
     result |= {"wall_s": round(time.monotonic() - started, 1), "rounds": fed.rounds}
     if out is not None:

@@ -93,7 +93,7 @@ def look(site: SiteFolder, file: Path, paths: SitePaths) -> Asked:
             where="study bundle",
             fix="install the very package that the coordinator has, at every site",
         )
-    require_own_app(bundle.app_bytes, "study bundle")
+    require_own_app(bundle.app_bytes)
     study = bundle.study_here(paths, site.name)
     _require_goes_on(site.path / STUDIES / study.study, bundle)
     return Asked(bundle, raw, study, paths, tuple(refusals(site.policy, study, bundle)))

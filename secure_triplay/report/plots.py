@@ -116,7 +116,7 @@ def accuracy_by_round(summary: Summary) -> Plot | None:
     weight = {"linewidth": 1.2} if len(sites) <= MOST_COLOURED_SITES else {"linewidth": 0.8, "alpha": 0.6}
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, "round")
+        axes = _axes(figure)
         for site, values in sites.items():
             first = accuracy.per_site[site].baseline if site in accuracy.per_site else float("nan")
             colour, dash = styles[site]
@@ -161,7 +161,7 @@ def epsilon_by_round(summary: Summary) -> Plot | None:
     styles = _site_styles([str(index) for index in range(len(groups))])
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, "round")
+        axes = _axes(figure)
         for index, values in enumerate(groups):
             colour, dash = ("accent", 0) if single else styles[str(index)]
             axes.plot(
@@ -246,9 +246,9 @@ def run_plots(summary: Summary) -> tuple[Plot, ...]:
     return tuple(plot for plot in found if plot is not None)
 
 
-def _axes(figure: Figure, xlabel: str) -> Any:
+def _axes(figure: Figure) -> Any:
     axes = figure.add_subplot()
-    axes.set_xlabel(xlabel)
+    axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", visible=False)

@@ -175,7 +175,7 @@ def test_a_site_with_another_package_is_told_so(world, monkeypatch):
 
 def test_the_app_is_the_same_for_every_study_and_every_machine():
     assert app_bundle.build_app() == app_bundle.build_app()
-    app_bundle.require_own_app(app_bundle.build_app(), "x")
+    app_bundle.require_own_app(app_bundle.build_app())
 
 
 def test_a_bundle_that_was_changed_after_signing_is_refused(world, tmp_path):
