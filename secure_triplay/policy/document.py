@@ -72,9 +72,10 @@ class SitePolicy(Frozen):
 
     policy: Name
     approved_by: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="who answers for this file"
+        None,
+        description="who answers for this file, for its readers alone: the ledger has who gave --approved-by",
     )
-    approved_on: date | None = None
+    approved_on: date | None = Field(None, description="since when, for its readers alone")
 
     epsilon_per_study: Annotated[Positive, Field(le=100)]
     epsilon_per_year: Annotated[Positive, Field(le=1000)] = Field(
