@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from secure_triplay.report import words
+from secure_triplay.report.html import Key, Plot
 from secure_triplay.report.summary import Summary
 
 MOST_COLOURED_SITES = 8
@@ -58,25 +58,6 @@ _STYLE = {
     "axes.spines.left": False,
 }
 _NOT_OURS = r"""<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;"]*;? ?"""
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of a plot's legend; `colour` is a CSS variable's name, `dash` an SVG dash pattern."""
-
-    label: str
-    colour: str
-    dash: str = ""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawing, and in words what it shows."""
-
-    title: str
-    caption: str
-    svg: Markup
-    legend: tuple[Key, ...] = ()
 
 
 def draw(name: str, alt: str, paint: Callable[[Figure], None], height_in: float = 2.5) -> Markup:
