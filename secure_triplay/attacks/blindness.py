@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from secure_triplay.attacks.memory import Hit, Needle, Searched, children, search_folder, search_process
-from secure_triplay.attacks.sought import needles_of
+from secure_triplay.attacks.site_needles import needles_of
 from secure_triplay.config import load_study
 from secure_triplay.deploy.server.app import KEEP_VARIABLE
 from secure_triplay.deploy.server.coordinator import finished
