@@ -11,13 +11,16 @@ from secure_triplay.policy.checks import (
     check_terms,
 )
 from secure_triplay.policy.document import (
+    ReadPolicy,
     SitePolicy,
     load_policy,
     policy_content,
     policy_schema,
+    read_policy,
 )
 
 __all__ = [
+    "ReadPolicy",
     "Refusal",
     "SitePolicy",
     "check_hours",
@@ -26,4 +29,5 @@ __all__ = [
     "load_policy",
     "policy_content",
     "policy_schema",
+    "read_policy",
 ]

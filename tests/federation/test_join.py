@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import zipfile
@@ -120,6 +121,39 @@ def test_who_joins_puts_the_policy_as_it_stands_in_force_in_the_ledger(world, a_
     with Ledger.open(site.ledger, None) as ledger:
         assert (ledger.books.limits.epsilon_per_study, ledger.books.limits.epsilon_per_year) == (8.5, a_year)
         assert ledger.books.policies[-1][1].approved_by == "Dr. north"
+
+
+@pytest.mark.parametrize(
+    "edit", [{"epsilon_per_year": 900.0}, {"epsilon_per_study": 3.0}, {"may_export": []}]
+)
+def test_a_policy_that_was_edited_since_it_was_shown_is_not_put_in_force(world, edit):
+    site = world.sites["north"]
+    asked = world.look("north")
+    site.policy_file.write_text(yaml.safe_dump(policy_content() | edit))
+    with pytest.raises(PrivacyError, match="edited since it was shown") as refused:
+        join.confirm(site, asked, code=asked.bundle.code, approved_by="Dr. north")
+    assert "look again" in refused.value.fix
+    with Ledger.open(site.ledger, None) as ledger:
+        assert len(ledger.books.policies) == 1
+        assert not ledger.books.approvals
+    assert not list((site.path / "studies").iterdir())
+
+
+def test_what_is_put_in_force_is_what_was_shown_byte_for_byte(world, monkeypatch):
+    """An edit after the last look at the file does not come in either."""
+    site = world.sites["north"]
+    site.policy_file.write_text(yaml.safe_dump(policy_content() | {"epsilon_per_study": 8.5}))
+    shown, adopt = site.policy_file.read_bytes(), join.adopt
+
+    def edited_first(*given, **named):
+        site.policy_file.write_text(yaml.safe_dump(policy_content() | {"epsilon_per_study": 90.0}))
+        return adopt(*given, **named)
+
+    monkeypatch.setattr(join, "adopt", edited_first)
+    world.join("north")
+    with Ledger.open(site.ledger, None) as ledger:
+        assert ledger.books.limits.epsilon_per_study == 8.5
+        assert ledger.books.policies[-1][1].source_sha256 == hashlib.sha256(shown).hexdigest()
 
 
 def test_who_joins_is_told_first_which_limits_that_puts_in_force(world):
