@@ -250,7 +250,7 @@ def test_an_attack_that_cannot_run_is_named_and_leaves_nothing(suite, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_picture_that_was_not_made_is_an_error_and_others_are_named_from_the_report(suite, tmp_path):
+def test_a_picture_that_was_not_made_is_an_error_and_others_are_named_from_the_report(suite):
     report = suite(Outcome((CONTROL,), (replace(CLOSED, pictures=("grid.png",)),)))
     assert report.findings[0].pictures == ("pictures/stub/grid.png",)
     with pytest.raises(RunError, match=r"missing\.png was not made"):

@@ -266,7 +266,7 @@ def test_an_empty_or_foreign_trust_file_is_refused(world, content):
         require_trust_file(trust, line)
 
 
-def test_a_later_epoch_needs_a_person_where_somebody_is_new(world, tmp_path):
+def test_a_later_epoch_needs_a_person_where_somebody_is_new(world):
     for name in world.sites:
         world.join(name)
     site, joined = world.sites["north"], world.joined("north")

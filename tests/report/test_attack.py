@@ -209,7 +209,7 @@ def test_a_study_without_privacy_is_marked_in_red_and_has_no_ceiling(content, tm
     assert "without it there is no bound" in text
 
 
-def test_the_lead_counts_what_is_not_protected(content, tmp_path):
+def test_the_lead_counts_what_is_not_protected(content):
     assert "at stake" not in lead(AttackReport.model_validate_json(json.dumps(content)))
     content["threat_models"][0]["assets"][0] |= {"verdict": "leaks, as stated", "protected": False}
     said = lead(AttackReport.model_validate_json(json.dumps(content)))
