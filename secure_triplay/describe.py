@@ -9,7 +9,6 @@ import math
 
 from secure_triplay.config import DpOff, FashionMnist, Manifest, Study
 from secure_triplay.constants import (
-    choose_codec,
     class_count_rule,
     count_rule,
     epsilon_of_shares,
@@ -18,11 +17,10 @@ from secure_triplay.constants import (
 )
 from secure_triplay.crypto.masking.study import choose_masking
 from secure_triplay.privacy.shares import holds_against
-from secure_triplay.wire import upload_bytes
 
 
-def describe(study: Study, n_params: int | None = None) -> list[tuple[str, str]]:
-    """(topic, sentence) pairs; `n_params` adds what an upload weighs."""
+def describe(study: Study) -> list[tuple[str, str]]:
+    """(topic, sentence) pairs."""
     return [
         (
             "Study",
@@ -35,7 +33,7 @@ def describe(study: Study, n_params: int | None = None) -> list[tuple[str, str]]
         ("Adapter", _adapter(study)),
         ("Training", _training(study)),
         ("Privacy", _privacy(study)),
-        ("Upload", _upload(study, n_params)),
+        ("Upload", _upload(study)),
         (
             "Server",
             "It adds encrypted updates and holds no key. It learns which site took part in which round, when, "
@@ -50,14 +48,14 @@ def describe(study: Study, n_params: int | None = None) -> list[tuple[str, str]]
     ]
 
 
-def together(study: Study, n_sites: int | None = None) -> str:
-    """Who would have to collude for one site's update to be seen, on a roster of so many sites (all, unless said)."""
-    n, masking = len(study.sites) if n_sites is None else n_sites, choose_masking(study, n_sites)
+def together(study: Study) -> str:
+    """Who would have to collude for one site's update to be seen, on the whole roster."""
+    masking = choose_masking(study)
     if masking is not None:
         return masking.in_words()
     return (
         "All sites share one key: the server and one site together can read every site's updates."
-        if n > 1
+        if len(study.sites) > 1
         else "With one site, the sum is its update."
     )
 
@@ -225,14 +223,6 @@ def _biased(study: Study) -> str:
     )
 
 
-def _upload(study: Study, n_params: int | None) -> str:
-    if n_params is None:
-        bits = "sums of shared noise" if study.shared_noise else f"{study.codec.value_bits} bits a value"
-        return f"{bits}, exact sums in CKKS ciphertexts."
-    codec = choose_codec(study, n_params)
-    upload = upload_bytes(codec.n_chunks)
-    bits_each = codec.field_bits if study.shared_noise else codec.value_bits
-    return (
-        f"{n_params:,} values of {bits_each} bits in {codec.n_chunks} ciphertext(s): {upload:,} bytes "
-        f"a site and round ({upload / n_params:.2f} a value; {upload / (4 * n_params):.2f} of plain fp32)."
-    )
+def _upload(study: Study) -> str:
+    bits = "sums of shared noise" if study.shared_noise else f"{study.codec.value_bits} bits a value"
+    return f"{bits}, exact sums in CKKS ciphertexts."

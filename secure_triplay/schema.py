@@ -113,7 +113,18 @@ def read_mapping(path: Path, kind: str, fix: str) -> dict[str, Any]:
 
     Raises ConfigError where the file is missing, unreadable, empty, not YAML, or anything else than keys.
     """
-    content = parse_yaml(read_file(path, fix), str(path), fix)
+    return mapping_of(read_bytes(path, fix), path, kind, fix)
+
+
+def mapping_of(raw: bytes, path: Path, kind: str, fix: str) -> dict[str, Any]:
+    """The keys of `read_mapping` in the bytes of its file. Raises ConfigError as that does."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"the file cannot be read: {error}", where=str(path), fix="it must be UTF-8 text"
+        ) from error
+    content = parse_yaml(text, str(path), fix)
     if content is None:
         raise ConfigError("the file is empty", where=str(path), fix=fix)
     if not isinstance(content, dict):
@@ -121,8 +132,8 @@ def read_mapping(path: Path, kind: str, fix: str) -> dict[str, Any]:
     return content
 
 
-def read_file(path: Path, fix: str) -> str:
-    """The text of a file. Raises ConfigError where it is missing, no file, unreadable, or no UTF-8."""
+def read_bytes(path: Path, fix: str) -> bytes:
+    """The content of a file. Raises ConfigError where it is missing, no file, or unreadable."""
     try:
         if path.is_fifo() or path.is_char_device():
             raise ConfigError(
@@ -130,13 +141,9 @@ def read_file(path: Path, fix: str) -> str:
                 where=str(path),
                 fix="save it as a file, and name that",
             )
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise ConfigError("there is no such file", where=str(path), fix=f"check the path; {fix}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"the file cannot be read: {error}", where=str(path), fix="it must be UTF-8 text"
-        ) from error
     except OSError as error:
         raise ConfigError(
             f"the file cannot be read: {error.strerror}", where=str(path), fix=f"name a file; {fix}"

@@ -62,7 +62,7 @@ def toy(wheel: Path, member_sha256: str = SHA256) -> Asset:
     pinned = Wheel(
         "toy-weights==1.0", wheel.name, fetch.file_sha256(wheel), "toy_weights/model", ("weights.bin",)
     )
-    return wheel_asset("toy-weights-1.0", pinned, {"weights.bin": member_sha256}, bytes_needed=1000)
+    return wheel_asset("toy-weights-1.0", pinned, {"weights.bin": member_sha256})
 
 
 def made_by(way: Callable[[Work], None]) -> Asset:

@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def said(content: dict, topic: str) -> str:
-    (sentence,) = [sentence for name, sentence in describe(parse_study(content), 1000) if name == topic]
+    (sentence,) = [sentence for name, sentence in describe(parse_study(content)) if name == topic]
     return sentence
 
 

@@ -13,12 +13,11 @@ from secure_triplay.errors import ConfigError, PrivacyError
 from secure_triplay.policy import (
     check_hours,
     check_participants,
-    check_study,
     check_terms,
     load_policy,
-    next_opening,
     policy_schema,
 )
+from secure_triplay.policy.checks import next_opening
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES = ROOT / "configs" / "policies"
@@ -58,11 +57,14 @@ def test_ready_made_policies_load_and_are_commented(name):
 
 
 def test_public_data_policy_accepts_the_demo(demo):
-    assert check_study(load_policy(POLICIES / "public-data.yaml"), demo, NOON) == []
+    policy = load_policy(POLICIES / "public-data.yaml")
+    assert check_terms(policy, demo) == []
+    assert check_hours(policy, NOON) is None
 
 
 def test_strict_policy_refuses_the_demo_and_says_why(demo):
-    refusals = check_study(load_policy(POLICIES / "strict.yaml"), demo, NOON)
+    policy = load_policy(POLICIES / "strict.yaml")
+    refusals = [*check_terms(policy, demo), check_hours(policy, NOON)]
     assert rules(refusals) >= {
         "epsilon_per_study",
         "epsilon_per_year",
@@ -80,16 +82,18 @@ def test_strict_policy_refuses_the_demo_and_says_why(demo):
 
 
 def test_research_policy_asks_for_the_patient_unit(demo):
-    refusals = check_study(load_policy(POLICIES / "research.yaml"), demo, NOON)
+    policy = load_policy(POLICIES / "research.yaml")
+    assert check_hours(policy, NOON) is None
+    refusals = check_terms(policy, demo)
     assert rules(refusals) == {"smallest_privacy_unit"}
     dp = demo.privacy.model_copy(update={"unit": "patient", "max_records_per_patient": 4, "delta": 1e-7})
     by_patient = demo.model_copy(update={"privacy": dp.model_copy(update={"max_units_per_site": 20000})})
-    assert check_study(load_policy(POLICIES / "research.yaml"), by_patient, NOON) == []
+    assert check_terms(policy, by_patient) == []
 
 
 def test_a_study_that_underestimates_the_sites_patients_is_refused(made, demo):
     policy = made(delta={"times_patients": 100, "most_records": 50000})
-    refusals = check_study(policy, demo, NOON)
+    refusals = check_terms(policy, demo)
     assert [r.rule for r in refusals] == ["delta", "delta"]
     assert "at most 2,000 records" in refusals[0].asked
     assert "2e-07 at most" in refusals[1].allowed
@@ -165,7 +169,7 @@ def test_hours_are_local_and_a_night_belongs_to_the_day_it_begins(made, moment, 
 
 def test_a_refusal_by_the_hour_says_when_it_opens(made, demo):
     policy = made(allowed_hours=NIGHT, timezone="Europe/Berlin")
-    (refusal,) = check_study(policy, demo, NOON)
+    refusal = check_hours(policy, NOON)
     assert "mon 13:00 (Europe/Berlin)" in refusal.asked
     assert "mon 20:00" in refusal.fix
     assert next_opening(policy, NOON) == datetime(2026, 11, 23, 19, 0, tzinfo=UTC)

@@ -156,7 +156,7 @@ def test_people_are_told_against_whom_the_guarantee_holds_and_what_is_left_again
         assert f"with fewer than {m + c} sites nothing is unmasked" in text
         assert (f"Against {c + 1} other sites without the server" in text) is (n_sites > 3)
     assert "is shared" not in dict(describe(study_of(n_sites, noise="local")))["Privacy"]
-    assert "bits" in dict(describe(study, N_PARAMS))["Upload"]
+    assert "sums of shared noise" in dict(describe(study))["Upload"]
 
 
 def test_whatever_looks_at_one_sites_own_step_refuses_such_a_study():

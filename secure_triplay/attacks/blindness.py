@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from secure_triplay.attacks.memory import Hit, Needle, Searched, children, search_folder, search_process
-from secure_triplay.attacks.sought import needles_of
+from secure_triplay.attacks.site_needles import needles_of
 from secure_triplay.config import load_study
 from secure_triplay.deploy.server.app import KEEP_VARIABLE
 from secure_triplay.deploy.server.coordinator import finished
@@ -83,7 +83,7 @@ def audit_server_blindness(out: Path | None, tell: Tell = lambda text: None) -> 
             fed.search(looked, moment)
         tell("searching the server's folder")
         needles = needles_of(fed.study, fed.sites, fed.folder)
-        looked.take("server's folder", search_folder(fed.server.path, needles, "server"), looked.server)
+        looked.take("server's folder", search_folder(fed.server.path, needles), looked.server)
         result = judge(looked, needles)
     result |= {"wall_s": round(time.monotonic() - started, 1), "rounds": fed.rounds}
     if out is not None:

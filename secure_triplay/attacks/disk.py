@@ -102,10 +102,10 @@ def run(setting: Setting) -> Outcome:
         folder = Path(name) / "server"
         serve_a_round(sites, uploads, folder)
         setting.tell(1, 3)
-        honest = search_folder(folder, needles, "server")
+        honest = search_folder(folder, needles)
         setting.tell(2, 3)
         left = leave_secrets(sites, updates, uploads, folder)
-        careless = search_folder(folder, needles, "server")
+        careless = search_folder(folder, needles)
         setting.tell(3, 3)
     found = {hit.where for hit in careless.hits}
     control = Control(

@@ -64,7 +64,7 @@ class Curve:
 class Finding:
     """One attack in one arm: a figure, its 95 % interval, and the bound that the defence claims.
 
-    `worse` says in which direction the figure leaks. `pictures` are paths relative to the report's folder.
+    The higher the figure, the more leaks. `pictures` are paths relative to the report's folder.
     """
 
     attack: str
@@ -73,7 +73,6 @@ class Finding:
     metric: str
     value: float
     verdict: Verdict
-    worse: Literal["higher", "lower"] = "higher"
     interval: tuple[float, float] | None = None
     bound: float | None = None
     bound_is: str = ""

@@ -77,7 +77,7 @@ class ImagePrior:
         return np.asarray(full, np.float64)
 
 
-def fit_prior(public: Records, size: int, *, grid: int = GRID) -> ImagePrior:
+def fit_prior(public: Records, size: int) -> ImagePrior:
     """The expectation of pictures of `size` pixels from public images. Raises DataError for fewer than two."""
     if len(public) < 2:
         raise DataError(
@@ -85,7 +85,7 @@ def fit_prior(public: Records, size: int, *, grid: int = GRID) -> ImagePrior:
             where="data",
             fix="set data.public_images, or name a public_manifest",
         )
-    grid = min(grid, size)
+    grid = min(GRID, size)
     small = public.images(np.arange(len(public)), grid).transpose(0, 3, 1, 2) / 255.0
     spread = np.cov(small.transpose(1, 0, 2, 3).reshape(3, -1))
     strength, colours = np.linalg.eigh(spread)

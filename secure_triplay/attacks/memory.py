@@ -126,8 +126,8 @@ def search_process(
     return Searched(_hits(counts, label), total, tuple(unreadable))
 
 
-def search_folder(folder: Path, needles: Iterable[Needle], name: str = "") -> Searched:
-    """Every file below a folder, databases and logs included. Links are not followed."""
+def search_folder(folder: Path, needles: Iterable[Needle]) -> Searched:
+    """Every file below the server's folder, databases and logs included. Links are not followed."""
     counted = Searched((), 0)
     wanted = tuple(needles)
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
@@ -137,7 +137,7 @@ def search_folder(folder: Path, needles: Iterable[Needle], name: str = "") -> Se
             while piece := file.read(_PIECE_BYTES):
                 size += len(piece)
                 tail = _look(tail + piece, counts)
-        label = f"{name or folder.name}/{path.relative_to(folder)}"
+        label = f"server/{path.relative_to(folder)}"
         counted += Searched(_hits(counts, label), size)
     return counted
 

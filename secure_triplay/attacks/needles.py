@@ -1,4 +1,4 @@
-"""SECRET. What is searched for at a server, in every form in which a program could hold it: keys, updates, images.
+"""SECRET. One secret as needles, in every form in which a program could hold it: bytes, an array, an upload, keys.
 
 The audit of server blindness and the attack on the server's disk look for the same forms.
 """

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, rankdata
+from scipy.stats import rankdata
 
 from secure_triplay.attacks.finding import Curve
+from secure_triplay.attacks.scoring import rate_interval
 
 Array = NDArray[np.float64]
 _RESAMPLES = 200
@@ -47,15 +48,7 @@ def hit_rate(members: Array, others: Array, false_alarm_rate: float) -> Rate:
     allowed = int(np.floor(false_alarm_rate * len(others)))
     threshold = np.sort(others)[::-1][min(allowed, len(others) - 1)]
     hits = int((members > threshold).sum())
-    return Rate(hits / len(members), clopper_pearson(hits, len(members)))
-
-
-def clopper_pearson(hits: int, tries: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact two-sided interval of a proportion (Clopper and Pearson 1934)."""
-    tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, hits, tries - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, tries - hits)) if hits < tries else 1.0
-    return low, high
+    return Rate(hits / len(members), rate_interval(hits, len(members)))
 
 
 def curve(members: Array, others: Array) -> Curve:

@@ -27,8 +27,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
 
 def rate_interval(hits: int, tries: int) -> tuple[float, float]:
     """The exact 95 % interval of a rate (Clopper and Pearson 1934)."""
-    found = stats.binomtest(hits, tries).proportion_ci(0.95, method="exact")
-    return float(found.low), float(found.high)
+    low = float(stats.beta.ppf(0.025, hits, tries - hits + 1)) if hits else 0.0
+    high = float(stats.beta.ppf(0.975, hits + 1, tries - hits)) if hits < tries else 1.0
+    return low, high
 
 
 def gain_finding(

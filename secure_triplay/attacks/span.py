@@ -62,14 +62,14 @@ class SpanAttacker:
         throughs = [None] if self._plain else [model.frozen[f"{path}.lora_A"] for path in self._layers]
         self._inversion = SpanInversion(model.first, prior, throughs)
 
-    def pictures(self, seen: Uploads, pixel_noise: Sequence[float], *, n_images: int = 1) -> list[Picture]:
+    def pictures(self, seen: Uploads, pixel_noise: Sequence[float]) -> list[Picture]:
         """The pictures that fit what was seen best, one for each deviation."""
         updates = seen.updates(self.model.n_params)
-        return self._inversion.solve(self.spans(updates, n_images), pixel_noise)
+        return self._inversion.solve(self.spans(updates), pixel_noise)
 
-    def spans(self, updates: Sequence[Vector], n_images: int = 1) -> list[Array | None]:
+    def spans(self, updates: Sequence[Vector]) -> list[Array | None]:
         """What the rows of the first block's gradients span; rows of rounds and of projections add up."""
-        tokens = self.model.first.tokens * n_images
+        tokens = self.model.first.tokens
         rows = [
             np.concatenate(
                 [self.model.part(update, f"{path}.lora_{'A' if self._plain else 'B'}") for update in updates]

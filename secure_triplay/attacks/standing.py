@@ -46,8 +46,6 @@ def speaking(model: ThreatModel, asset: Asset, found: Found) -> tuple[FindingEnt
 
     def order(finding: FindingEntry) -> tuple[int, int, float]:
         value = math.inf if finding.value is None else finding.value  # beyond measure
-        if finding.value is not None and finding.worse == "lower":
-            value = -value
         return WORST_FIRST.index(finding.verdict), place[_measure(finding)], -value
 
     return tuple(sorted(kept, key=order))
@@ -96,8 +94,7 @@ def _by_chance(finding: FindingEntry) -> str:
     low, high = finding.interval or (None, None)
     if finding.value is None or finding.bound is None or low is None or high is None:
         return ""
-    past = finding.value > finding.bound if finding.worse == "higher" else finding.value < finding.bound
-    return ", inside the 95 % interval" * (past and low <= finding.bound <= high)
+    return ", inside the 95 % interval" * (finding.value > finding.bound and low <= finding.bound <= high)
 
 
 def _elsewhere(model: ThreatModel, asset: Asset) -> str:

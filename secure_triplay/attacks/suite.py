@@ -155,8 +155,8 @@ def above_bound(finding: Finding) -> bool:
     """Whether a figure is above its bound beyond chance: the harmless end of its 95 % interval is."""
     if finding.bound is None:
         return False
-    low, high = finding.interval or (finding.value, finding.value)
-    return low > finding.bound if finding.worse == "higher" else high < finding.bound
+    low, _ = finding.interval or (finding.value, finding.value)
+    return low > finding.bound
 
 
 def make_report(
@@ -263,7 +263,6 @@ def _entry(finding: Finding) -> FindingEntry:
         adapter=finding.adapter,
         metric=finding.metric,
         value=_finite(finding.value),
-        worse=finding.worse,
         interval=None if interval is None else (_finite(interval[0]), _finite(interval[1])),
         bound=None if finding.bound is None else _finite(finding.bound),
         bound_is=finding.bound_is,

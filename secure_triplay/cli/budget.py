@@ -100,8 +100,9 @@ def budget_adopt(
 ) -> None:
     """Put the limits of a changed policy in force; until then, rounds wait where the ledger allows more than it."""
     from secure_triplay.ledger.start import adopt
+    from secure_triplay.policy import read_policy
 
-    limits = adopt(site, policy_file, approved_by=approved_by)
+    limits = adopt(site, read_policy(policy_file), approved_by=approved_by)
     sys.stdout.write(
         f"From now on: epsilon {limits.epsilon_per_study:g} a study and {limits.epsilon_per_year:g} a year, per "
         f"{limits.unit}, at delta {limits.delta:.2g}. What was charged stays charged.\n"

@@ -124,7 +124,7 @@ def site_join(
         )
         raise typer.Exit(6)
     out.print(Text("This site's policy allows it."))
-    changed = join.changed_limits(site)
+    changed = join.changed_limits(site, asked.policy.rules)
     if changed is not None:
         kept, edited = (
             f"epsilon {each.epsilon_per_study:g} a study and {each.epsilon_per_year:g} a year"

@@ -32,7 +32,7 @@ from secure_triplay.errors import CryptoError, ProtocolError
 from secure_triplay.wire import HeldShares, MemberSeed, SumMessage, mask_context, names_of
 
 TakeOff = Callable[[Integers], Integers]
-"""Decoded sums (n_params,) -> the sums of the sites' plain values (n_params,)."""
+"""Decoded sums -> the sums of the sites' plain values (n_params,); with masks what was decoded are words (n_words,)."""
 
 
 class Masks(Protocol):
@@ -50,7 +50,10 @@ class Masks(Protocol):
     def mask(
         self, number: int, members: tuple[HeldShares, ...], integers: Integers
     ) -> tuple[Integers, bytes]:
-        """Integers (n_params,) as they are encrypted, and the hash of those with whom they are masked."""
+        """Integers (n_params,) -> what is encrypted, and the hash of those with whom it is masked.
+
+        Without masks that is the integers themselves, with masks their words (n_words,).
+        """
 
     def agree(self, total: SumMessage) -> bool:
         """Whether this site signs a verified sum. Raises ProtocolError where its list of survivors is another."""
@@ -141,7 +144,7 @@ class Masked:
     def mask(
         self, number: int, members: tuple[HeldShares, ...], integers: Integers
     ) -> tuple[Integers, bytes]:
-        """Masked integers modulo 2^b."""
+        """The integers' words (n_words,) with masks added modulo 2^W, W the bits of a word."""
         sealed = {one.site: one.sealed for one in members}
         return self._site(number).mask(self._me.codec, names_of(members), sealed, integers)
 

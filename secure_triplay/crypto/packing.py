@@ -38,11 +38,11 @@ class SeededCiphertexts:
             raise CryptoError(f"a seed has {SEED_BYTES} bytes", where="ciphertexts", fix=_FIX)
 
 
-def require_reduced(values: Coefficients, modulus: int = MODULUS) -> None:
-    """Return if `values` are uint64 below the modulus; raise CryptoError otherwise."""
+def require_reduced(values: Coefficients) -> None:
+    """Return if `values` are uint64 below the modulus q; raise CryptoError otherwise."""
     if values.dtype != np.uint64:
         raise CryptoError(f"coefficients are {values.dtype}, not uint64", where="ciphertext", fix=_FIX)
-    if values.size and int(values.max()) >= modulus:
+    if values.size and int(values.max()) >= MODULUS:
         raise CryptoError("a coefficient is not below the modulus", where="ciphertext", fix=_FIX)
 
 
@@ -86,7 +86,7 @@ def unpack60(packed: bytes | bytearray | memoryview, n_chunks: int) -> Coefficie
     return out
 
 
-def add_mod(total: NDArray[np.uint64], more: NDArray[np.uint64], modulus: int = MODULUS) -> None:
+def add_mod(total: NDArray[np.uint64], more: NDArray[np.uint64]) -> None:
     """Add `more` to `total` modulo q, in place and exactly; serves ciphertexts and tags alike.
 
     Raises:
@@ -94,9 +94,9 @@ def add_mod(total: NDArray[np.uint64], more: NDArray[np.uint64], modulus: int = 
     """
     if total.shape != more.shape:
         raise CryptoError(f"cannot add shape {more.shape} to {total.shape}", where="sum", fix=_FIX)
-    require_reduced(total, modulus)
-    require_reduced(more, modulus)
-    q = np.uint64(modulus)
+    require_reduced(total)
+    require_reduced(more)
+    q = np.uint64(MODULUS)
     for here, there in zip(np.atleast_2d(total), np.atleast_2d(more), strict=True):
         # both are below q < 2^60, so nothing overflows; below q the subtraction wraps to a huge value
         here += there

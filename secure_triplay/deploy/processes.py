@@ -43,7 +43,6 @@ class Kept:
     env: dict[str, str]
     restarts: int = 0
     ended: bool = False
-    most_restarts: int | None = None
     lasting: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _pause_s: float = _FIRST_PAUSE_S
@@ -74,9 +73,7 @@ class Kept:
             if code == 0 and not self.lasting:
                 self.ended = True
                 return
-            if (3 <= code <= 9 and not self.lasting) or (
-                self.most_restarts is not None and self.restarts >= self.most_restarts
-            ):
+            if 3 <= code <= 9 and not self.lasting:
                 # an error that was said in words: starting again would say it again
                 raise RunError(
                     f"{self.name} ended: {last_lines(self.log, 1)}",

@@ -42,13 +42,12 @@ def federate(
     records: Mapping[str, Encoded],
     *,
     start: Vector,
-    rounds: int | None = None,
     tell: Callable[[int, Vector], None] = lambda _, __: None,
     sent: Callable[[str, Vector], None] = lambda _, __: None,
     models: Mapping[str, Model] | None = None,
     also: Also | None = None,
 ) -> GlobalState:
-    """`rounds` (left out: the study's) of the sites in `records` from the adapter `start`; noise is fresh.
+    """The study's rounds, of the sites in `records`, from the adapter `start`; noise is fresh.
 
     The state after the last round; `published` is what the study would publish. Each site's noise comes from a
     source of its own. `models` are what sites train where that is another classifier on the same adapter; `also` is
@@ -71,7 +70,7 @@ def federate(
     }
     weights = {site.name: site.weight for site in study.sites if site.name in records}
     state = GlobalState.start(start)
-    for number in range(1, 1 + (study.training.rounds if rounds is None else rounds)):
+    for number in range(1, 1 + study.training.rounds):
         state = one_round(
             state, learners, noises, codec, weights, study.server_optimiser, ranks=ranks, also=also, sent=sent
         )

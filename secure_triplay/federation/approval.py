@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from secure_triplay.errors import ConfigError, CryptoError
@@ -65,7 +66,7 @@ class AppApproval(Frozen):
         return {"public_key_id": self.key_id, "signed_at": self.signed_at, "signature": self.signature}
 
 
-def public_line(key: Ed25519PrivateKey) -> str:
+def public_line(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> str:
     """The public half as one OpenSSH line."""
     encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     return key.public_key().public_bytes(encoding, form).decode()

@@ -124,7 +124,7 @@ def build_app() -> bytes:
     return bytes(fab)
 
 
-def require_own_app(fab: bytes, where: str) -> None:
+def require_own_app(fab: bytes) -> None:
     """Return nothing if a bundle holds exactly the files that the package installed here would write.
 
     So what a person approves is code that is at the site already. Raises RunError otherwise.
@@ -138,11 +138,11 @@ def require_own_app(fab: bytes, where: str) -> None:
                 raise ValueError("a file twice, or too much")
             found = {name: archive.read(name) for name in sizes}
     except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, NotImplementedError) as error:
-        raise _other_app(where) from error
+        raise _other_app() from error
     # Flower writes the project file anew and adds a list of contents; both come out of building our own again.
     with zipfile.ZipFile(io.BytesIO(build_app())) as archive:
         if found != {name: archive.read(name) for name in archive.namelist()}:
-            raise _other_app(where)
+            raise _other_app()
 
 
 def _deployed_files() -> dict[str, str]:
@@ -161,10 +161,10 @@ def _files(server: str, client: str) -> dict[str, str]:
     }
 
 
-def _other_app(where: str) -> RunError:
+def _other_app() -> RunError:
     return RunError(
         "the study's app bundle is not the one that the package installed here would make",
-        where=where,
+        where="study bundle",
         fix=f"install the version that the coordinator uses (here it is {secure_triplay.__version__}), "
         "or have the coordinator make the study with this one",
     )

@@ -192,7 +192,7 @@ def _app(site: SiteFolder, joined: JoinedStudy) -> str:
 
 
 def _own_app(bundle: StudyBundle) -> str:
-    require_own_app(bundle.app_bytes, "study bundle")
+    require_own_app(bundle.app_bytes)
     return f"{bundle.app_sha256[:16]}…, made of the package that is installed here"
 
 

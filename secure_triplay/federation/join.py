@@ -27,7 +27,14 @@ from secure_triplay.ledger.entries import Decided, require_person
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.start import adopt
 from secure_triplay.ledger.study import policy_limits, study_releases
-from secure_triplay.policy import Refusal, SitePolicy, check_participants, check_terms
+from secure_triplay.policy import (
+    ReadPolicy,
+    Refusal,
+    SitePolicy,
+    check_participants,
+    check_terms,
+    read_policy,
+)
 
 BUNDLE, NEXT, PATHS, TRUST = "study.bundle", "next.bundle", "paths.json", "trusted.yaml"
 LOCAL_CA, LOCAL_CERTIFICATE, LOCAL_KEY, SERVER_CA = "local-ca.crt", "local.crt", "local.key", "server-ca.crt"
@@ -36,12 +43,13 @@ _ASK_AGAIN = "ask the coordinator for the bundle again"
 
 @dataclass(frozen=True)
 class Asked:
-    """What a bundle asks of this site; `refusals` are the site's own rules that it breaks."""
+    """What a bundle asks of this site; `refusals` are the rules that it breaks of `policy`, the site's own as read."""
 
     bundle: StudyBundle
     raw: bytes
     study: Study
     paths: SitePaths
+    policy: ReadPolicy
     refusals: tuple[Refusal, ...]
 
 
@@ -94,10 +102,11 @@ def look(site: SiteFolder, file: Path, paths: SitePaths) -> Asked:
             where="study bundle",
             fix="install the very package that the coordinator has, at every site",
         )
-    require_own_app(bundle.app_bytes, "study bundle")
+    require_own_app(bundle.app_bytes)
     study = bundle.study_here(paths, site.name)
     _require_goes_on(site.path / STUDIES / study.study, bundle)
-    return Asked(bundle, raw, study, paths, tuple(refusals(site.policy, study, bundle)))
+    policy = read_policy(site.policy_file)
+    return Asked(bundle, raw, study, paths, policy, tuple(refusals(policy.rules, study, bundle)))
 
 
 def refusals(policy: SitePolicy, study: Study, bundle: StudyBundle) -> list[Refusal]:
@@ -110,23 +119,23 @@ def refusals(policy: SitePolicy, study: Study, bundle: StudyBundle) -> list[Refu
     return found
 
 
-def changed_limits(site: SiteFolder) -> tuple[Limits, Limits] | None:
+def changed_limits(site: SiteFolder, policy: SitePolicy) -> tuple[Limits, Limits] | None:
     """What the ledger counts against, and what the policy was edited to since; None where they are alike.
 
     Raises RunError where no ledger was started.
     """
     with Ledger.open(site.ledger, None) as ledger:
-        kept, edited = ledger.books.limits, policy_limits(site.policy)
+        kept, edited = ledger.books.limits, policy_limits(policy)
     return None if kept == edited else (kept, edited)
 
 
 def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> Path:
-    """Bind the site: put its policy in force, approve the charges, record who confirmed what, and pin the app.
+    """Bind the site: put the policy that was shown in force, approve charges, record who confirmed what, pin the app.
 
     Returns the confirmation file.
 
     Raises CryptoError for another roster code, ConfigError where nobody is named, PrivacyError where the policy
-    refuses or the budget is too small.
+    refuses, its file is another by now, or the budget is too small.
     """
     bundle, study = asked.bundle, asked.study
     bundle.require_code(code)
@@ -139,8 +148,14 @@ def confirm(site: SiteFolder, asked: Asked, *, code: str, approved_by: str) -> P
         )
     folder = site.path / STUDIES / study.study
     _require_goes_on(folder, bundle)
-    if changed_limits(site) is not None:
-        adopt(site.path, site.policy_file, approved_by=approved_by)
+    if read_policy(site.policy_file).sha256 != asked.policy.sha256:
+        raise PrivacyError(
+            "this site's policy was edited since it was shown, and nobody has seen what it asks by now",
+            where=str(site.policy_file),
+            fix="look again: secure-triplay site join BUNDLE",
+        )
+    if changed_limits(site, asked.policy.rules) is not None:
+        adopt(site.path, asked.policy, approved_by=approved_by)
     with Ledger.open(site.ledger, site.identity) as ledger:
         ledger.approve(study.sha256, study.study, study_releases(study), approved_by=approved_by)
         ledger.record(_decided(bundle, approved_by, f"confirmed roster code {bundle.code} out of band"))

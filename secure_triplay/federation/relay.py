@@ -101,11 +101,6 @@ class Relay:
         return replace(self, opened=self.opened | {opened.site}), opened.site
 
     @property
-    def complete(self) -> bool:
-        """Whether every site holds the key."""
-        return self.opened == set(self.bundle.identities)
-
-    @property
     def plan(self) -> SessionPlan:
         """What server and sites agree on in this epoch. Raises RunError before the key has a name."""
         if self.sealed is None:

@@ -153,9 +153,7 @@ class ServerFolder:
         found = next(self.path.glob("*.bundle"), None)
         return found or self.path / f"{load_study(self.path / 'study.yaml').study}.bundle"
 
-    def next_epoch(
-        self, *, add: list[Path] | None = None, remove: list[str] | None = None, quorum: int | None = None
-    ) -> StudyBundle:
+    def next_epoch(self, *, add: list[Path] | None = None, remove: list[str] | None = None) -> StudyBundle:
         """A new key epoch: the same study over a roster with some more or fewer sites. Raises ConfigError."""
         before = self.bundle
         members = {name: text.encode() for name, text in zip(before.members, before.enrolments, strict=True)}
@@ -169,7 +167,7 @@ class ServerFolder:
             raise ConfigError("nobody would be left", where="remove", fix="stop the study instead")
         least = least_quorum(self.study, len(members))
         rules = Rules(
-            quorum=quorum or min(max(before.rules.quorum, least), len(members)),
+            quorum=min(max(before.rules.quorum, least), len(members)),
             deadline_s=before.rules.deadline_s,
         )
         bundle = make_bundle(

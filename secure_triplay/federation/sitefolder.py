@@ -76,7 +76,7 @@ class SiteFolder:
                 {
                     **keys_of(signer),
                     "site": name,
-                    "supernode_key": _line(supernode),
+                    "supernode_key": public_line(supernode),
                     "approval_key": public_line(approval),
                 }
             )
@@ -159,7 +159,7 @@ class SiteFolder:
         supernode = self._openssh(SUPERNODE_KEY)
         if (
             not isinstance(supernode, ec.EllipticCurvePrivateKey)
-            or _line(supernode) != self.enrolment.supernode_key
+            or public_line(supernode) != self.enrolment.supernode_key
         ):
             raise _other_key(SUPERNODE_KEY)
 
@@ -206,8 +206,3 @@ class SiteFolder:
 
 def _other_key(name: str) -> CryptoError:
     return CryptoError("this is not the key that was enrolled", where=name, fix="restore the folder's backup")
-
-
-def _line(key: ec.EllipticCurvePrivateKey) -> str:
-    encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    return key.public_key().public_bytes(encoding, form).decode()

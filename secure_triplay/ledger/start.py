@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from secure_triplay.ledger.budget import Limits
 from secure_triplay.ledger.entries import require_person
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import policy_limits
-from secure_triplay.policy import load_policy
+from secure_triplay.policy import ReadPolicy, read_policy
 
 LEDGER = "ledger"
 
@@ -24,36 +23,35 @@ def start(site: Path, policy_file: Path, *, name: str, approved_by: str, replace
     key, RunError where a ledger is there, or was lost and `replaces` gives no reason.
     """
     require_person(approved_by, "--approved-by")
-    policy = load_policy(policy_file)
-    limits = policy_limits(policy)
+    policy = read_policy(policy_file)
+    limits = policy_limits(policy.rules)
     with Ledger.create(
         site / LEDGER,
         load_identity(site),
         site=name,
         limits=limits,
         approved_by=approved_by,
-        policy=policy.policy,
-        policy_sha256=hashlib.sha256(policy_file.read_bytes()).hexdigest(),
+        policy=policy.rules.policy,
+        policy_sha256=policy.sha256,
         replaces=replaces,
     ):
         return limits
 
 
-def adopt(site: Path, policy_file: Path, *, approved_by: str) -> Limits:
-    """Put the limits of a policy file in force in the ledger of `site`, for every charge from now on.
+def adopt(site: Path, policy: ReadPolicy, *, approved_by: str) -> Limits:
+    """Put the limits of a policy, as it was read, in force in the ledger of `site`, for every charge from now on.
 
     Raises ConfigError for a policy that gives no limits and where nobody is named, RunError where there is no ledger,
     PrivacyError for another unit than the ledger's.
     """
     require_person(approved_by, "--approved-by")
-    policy = load_policy(policy_file)
-    limits = policy_limits(policy)
+    limits = policy_limits(policy.rules)
     with Ledger.open(site / LEDGER, load_identity(site)) as ledger:
         ledger.adopt(
             limits,
             approved_by=approved_by,
-            policy=policy.policy,
-            policy_sha256=hashlib.sha256(policy_file.read_bytes()).hexdigest(),
+            policy=policy.rules.policy,
+            policy_sha256=policy.sha256,
         )
     return limits
 

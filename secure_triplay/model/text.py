@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +34,7 @@ class TextHead(nn.Module):
 
     Opacus' hooks take the first dimension of a layer's input for the records. So where the text tower has an
     adapter, `forward(n)` runs the prompts once for each of n records; grad samples then come as
-    (n * n_prompts, ...), and `fold_grad_samples` sums them by record.
+    (n * n_prompts, ...), and `privacy.per_record.backward_per_record` sums them by record.
     """
 
     def __init__(self, backbone: Backbone, classes: Sequence[config.ClassPrompts]) -> None:
@@ -69,15 +69,3 @@ def _trimmed(tokens: Tensor, model: DualEncoder) -> Tensor:
     if not isinstance(text, HFTextEncoder):
         return tokens
     return tokens[:, (tokens != text.config.pad_token_id).any(dim=0)]
-
-
-def fold_grad_samples(weights: Iterable[nn.Parameter], n: int) -> None:
-    """Sum grad samples (n * n_prompts, ...) of text-tower weights over prompts: (n, ...), one a record.
-
-    Right only for a loss that was summed, not averaged, over records. Weights of the image tower, whose grad
-    samples are (n, ...) already, stay as they are.
-    """
-    for weight in weights:
-        per_prompt: Tensor = weight.grad_sample  # type: ignore[attr-defined]
-        folded = per_prompt.view(n, -1, *per_prompt.shape[1:]).sum(dim=1)
-        weight.grad_sample = folded  # type: ignore[attr-defined]

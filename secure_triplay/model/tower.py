@@ -128,9 +128,9 @@ class Suffix(nn.Module):
 class Classifier(nn.Module):
     """Tokens (n, n_tokens, width) -> logits (n, n_classes): scaled cosines to the class embeddings.
 
-    Only adapter weights need gradients, and each record's logits depend on that record alone, so Opacus'
-    GradSampleModule may wrap it. With a TextHead in place of embeddings (n_classes, d) the text tower's
-    adapter is trained too: take a summed loss, and call `text.fold_grad_samples` after each backward pass.
+    Only adapter weights need gradients, and each record's logits depend on that record alone, so that
+    `privacy.per_record` gives each record's own. With a TextHead in place of embeddings (n_classes, d) the text
+    tower's adapter is trained too.
     """
 
     def __init__(self, suffix: Suffix, head: Tensor | TextHead, logit_scale: float) -> None:

@@ -44,6 +44,8 @@ from secure_triplay.privacy.noise import NoiseSource
 StudyOf = Callable[[Choice], Study]
 
 _CHANCE = 0.02  # of a switch between equal choices
+_COUNT_NOISE = 5.0
+"""Noise multiplier of the counts of right answers and of records."""
 _ALONE = "The charge is in this site's ledger alone: no other site has countersigned it."
 
 
@@ -56,7 +58,6 @@ class Private:
     approved_by: str
     trials: int = 2
     rounds: int = 5
-    count_noise: float = 5.0
 
 
 def require_payer(study: Study, asked: Private) -> None:
@@ -78,7 +79,7 @@ def require_payer(study: Study, asked: Private) -> None:
         raise ConfigError(
             f"the study has no site {asked.site}", where="--site", fix=f"name one of {', '.join(names)}"
         )
-    _rule(study, asked)
+    _rule(study)
     with Ledger.open(asked.folder / LEDGER, load_identity(asked.folder)) as ledger:
         _require_payer(ledger, asked)
 
@@ -101,7 +102,7 @@ def private_trials(
     fitting = [one for one in public if max(one.cost.shares(limits).values()) <= 1]
     ranked = sorted(fitting, key=lambda one: (one is not decision.trial, -one.accuracy))[: asked.trials]
     studies = [study_of(trial.choice) for trial in ranked]
-    rules = [_rule(study, asked) for study in studies]
+    rules = [_rule(study) for study in studies]
     words = [one.choice.words() for one in ranked]
     name = hashlib.sha256(
         json.dumps([studies[0].sha256, asked.site, words, asked.rounds]).encode()
@@ -202,11 +203,11 @@ def _training(study: Study, asked: Private) -> DpSgdCharge:
     return replace(round_rule(study).charge, steps=asked.rounds * study.training.steps_per_round)
 
 
-def _rule(study: Study, asked: Private) -> CountRule:
+def _rule(study: Study) -> CountRule:
     dp = study.dp
     if dp is None:
         raise PrivacyError("this study runs without privacy", where="privacy", fix="give it an epsilon")
-    return CountRule(asked.count_noise, dp.max_records_per_patient or 1, dp.max_units_per_site, dp.unit)
+    return CountRule(_COUNT_NOISE, dp.max_records_per_patient or 1, dp.max_units_per_site, dp.unit)
 
 
 def _measure(study: Study, split: Split, asked: Private, count: CountRule) -> dict[str, Any]:

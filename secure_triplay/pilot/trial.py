@@ -70,7 +70,7 @@ class PublicLearner:
             self._noise,
             self._patients,
         )
-        self.images += sum(report.site_only.batch_sizes) * self._images_per_unit
+        self.images += sum(report.batch_sizes) * self._images_per_unit
         self.seconds += (time.process_time() - began) / torch.get_num_threads()
         change: Vector = self._model.adapter.vector() - adapter
         return change

@@ -9,27 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
 from secure_triplay.planner import table
 from secure_triplay.planner.plan import BudgetPlan
-from secure_triplay.report.html import write_page
+from secure_triplay.report.html import Plot, write_page
 from secure_triplay.report.summary import write_text
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _MARGIN = 420, 230, 44, 38, 10
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One plot, as the page's macro wants it."""
-
-    title: str
-    caption: str
-    svg: Markup
-    legend: tuple[()] = ()
 
 
 def write_plan(plan: BudgetPlan, folder: Path) -> tuple[Path, ...]:
@@ -44,11 +33,11 @@ def write_plan(plan: BudgetPlan, folder: Path) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def plots(plan: BudgetPlan) -> tuple[Drawing, Drawing]:
+def plots(plan: BudgetPlan) -> tuple[Plot, Plot]:
     """Epsilon against noise over the study's steps, and against rounds at the chosen noise."""
     at = plan.chosen
     return (
-        Drawing(
+        Plot(
             "ε against noise",
             f"Over {at.steps:,} steps. Less noise is paid in privacy. The dot is the plan.",
             _line(
@@ -58,7 +47,7 @@ def plots(plan: BudgetPlan) -> tuple[Drawing, Drawing]:
                 f"Epsilon falls as noise grows; {at.epsilon:.4g} at {at.noise_multiplier:.4g}.",
             ),
         ),
-        Drawing(
+        Plot(
             "ε against rounds",
             f"At a noise multiplier of {at.noise_multiplier:.4g}. Every round costs.",
             _line(

@@ -120,11 +120,6 @@ class BudgetPlan:
         """What the chosen setting means."""
         return next(entry for entry in self.meanings if entry.epsilon == self.chosen.epsilon)
 
-    def setting(self, epsilon: float, rounds: int, site_size: int) -> Setting | None:
-        """One cell of the table; None where it cannot be had."""
-        wanted = (epsilon, rounds, site_size)
-        return next((s for s in self.table if (s.epsilon, s.rounds, s.site_size) == wanted), None)
-
 
 def plan_budget(
     study: Study,

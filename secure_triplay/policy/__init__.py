@@ -8,30 +8,26 @@ from secure_triplay.policy.checks import (
     Refusal,
     check_hours,
     check_participants,
-    check_study,
     check_terms,
-    next_opening,
 )
 from secure_triplay.policy.document import (
-    DAYS,
-    Export,
+    ReadPolicy,
     SitePolicy,
     load_policy,
     policy_content,
     policy_schema,
+    read_policy,
 )
 
 __all__ = [
-    "DAYS",
-    "Export",
+    "ReadPolicy",
     "Refusal",
     "SitePolicy",
     "check_hours",
     "check_participants",
-    "check_study",
     "check_terms",
     "load_policy",
-    "next_opening",
     "policy_content",
     "policy_schema",
+    "read_policy",
 ]

@@ -28,18 +28,11 @@ class Refusal:
         return f"{self.asked}; {self.allowed}. {self.fix}"
 
 
-def check_study(policy: SitePolicy, study: Study, now: datetime) -> list[Refusal]:
-    """Every rule that the study breaks at this moment; an empty list means that the site may take part.
+def check_terms(policy: SitePolicy, study: Study) -> list[Refusal]:
+    """Every rule that the study breaks, but for the hours: people join by day what trains at night.
 
     What was spent before is the ledger's to know; this checks what one study asks for.
     """
-    refusals = check_terms(policy, study)
-    hours = check_hours(policy, now)
-    return refusals if hours is None else [*refusals, hours]
-
-
-def check_terms(policy: SitePolicy, study: Study) -> list[Refusal]:
-    """`check_study` without the hours: what `site join` shows, which people do by day."""
     return [refusal for rule in _RULES for refusal in rule(policy, study)]
 
 

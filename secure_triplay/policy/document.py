@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +13,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from secure_triplay.config import Count, Name, Positive, Sha256
-from secure_triplay.schema import Frozen, lists_to_tuples, read_mapping, readable_error
+from secure_triplay.schema import (
+    Frozen,
+    lists_to_tuples,
+    mapping_of,
+    read_bytes,
+    read_mapping,
+    readable_error,
+)
 
 Export = Literal["adapter", "budget-evidence", "audit-log", "accuracy"]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -72,9 +81,10 @@ class SitePolicy(Frozen):
 
     policy: Name
     approved_by: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="who answers for this file"
+        None,
+        description="who answers for this file, for its readers alone: the ledger has who gave --approved-by",
     )
-    approved_on: date | None = None
+    approved_on: date | None = Field(None, description="since when, for its readers alone")
 
     epsilon_per_study: Annotated[Positive, Field(le=100)]
     epsilon_per_year: Annotated[Positive, Field(le=1000)] = Field(
@@ -135,17 +145,31 @@ class SitePolicy(Frozen):
 _FIX = "start from one of configs/policies/; `secure-triplay policy schema` lists every key"
 
 
-def load_policy(path: str | Path) -> SitePolicy:
-    """The policy in a site's own YAML file.
+@dataclass(frozen=True)
+class ReadPolicy:
+    """A policy with the SHA-256, in hex, of the very bytes that it was read from."""
+
+    rules: SitePolicy
+    sha256: str
+
+
+def read_policy(path: Path) -> ReadPolicy:
+    """The policy in a site's own YAML file, which is read once: its rules and its hash are of the same bytes.
 
     Raises ConfigError that names the key and, for an unknown key, the nearest known one.
     """
-    path = Path(path)
-    content = policy_content(path)
+    raw = read_bytes(path, _FIX)
+    content = mapping_of(raw, path, "a policy", _FIX)
     try:
-        return SitePolicy.model_validate(lists_to_tuples(content))
+        rules = SitePolicy.model_validate(lists_to_tuples(content))
     except ValidationError as error:
         raise readable_error(error, str(path), "secure_triplay.policy", _FIX) from error
+    return ReadPolicy(rules, hashlib.sha256(raw).hexdigest())
+
+
+def load_policy(path: str | Path) -> SitePolicy:
+    """The rules alone of `read_policy`. Raises ConfigError."""
+    return read_policy(Path(path)).rules
 
 
 def policy_content(path: Path) -> dict[str, Any]:

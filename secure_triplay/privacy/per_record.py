@@ -192,20 +192,17 @@ def backward_per_record(
         weight.grad = None  # the sum over records, unclipped: nothing may use it
 
 
-def check_per_record_gradients(
-    classifier: nn.Module, shape: tuple[int, ...], tolerance: float | None = None
-) -> int:
+def check_per_record_gradients(classifier: nn.Module, shape: tuple[int, ...]) -> int:
     """Compare gradients by hooks with plain autograd, record by record, on three random inputs of `shape`.
 
     Silently wrong ones have been reported (Opacus issue 820). No site data is used, and the weights are put
-    back. Returns the number of classes. Raises PrivacyError where they differ by more than `tolerance` of
-    their norm (left out: 0.001, and 0.05 where layers multiply in bfloat16, which keeps eight bits), or a
-    record's gradient depends on what else is in the batch.
+    back. Returns the number of classes. Raises PrivacyError where they differ by more than 0.001 of
+    their norm (0.05 where layers multiply in bfloat16, which keeps eight bits), or a record's gradient
+    depends on what else is in the batch.
     """
     weights: list[Any] = [weight for weight in classifier.parameters() if weight.requires_grad]
-    if tolerance is None:
-        half = any(getattr(part, "compute_dtype", None) == torch.bfloat16 for part in classifier.modules())
-        tolerance = 0.05 if half else 1e-3
+    half = any(getattr(part, "compute_dtype", None) == torch.bfloat16 for part in classifier.modules())
+    tolerance = 0.05 if half else 1e-3
     public = torch.Generator().manual_seed(0)
     tokens = torch.randn((3, *shape), generator=public)
     with restored(weights), torch.enable_grad():

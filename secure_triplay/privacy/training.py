@@ -14,9 +14,8 @@ fixed and a sum over records, so a loss that compares the records of a batch has
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -27,7 +26,6 @@ from torch import Tensor, nn
 
 from secure_triplay.errors import DataError, PrivacyError
 from secure_triplay.privacy.mechanisms import DpSgd as DpSgd
-from secure_triplay.privacy.mechanisms import DpSgdCharge
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.patients import Patients, sum_per_patient
 from secure_triplay.privacy.per_record import (
@@ -47,7 +45,6 @@ from secure_triplay.privacy.per_record import (
 class SiteOnly:
     """What the records decided. It stays at the site: no repr, no pickle, no path to the wire."""
 
-    seconds: float
     batch_sizes: tuple[int, ...]
 
     def __repr__(self) -> str:
@@ -55,22 +52,8 @@ class SiteOnly:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise PrivacyError(
-            "figures that records decided stay at the site", fix="take `charge` and `steps`, which are public"
+            "figures that records decided stay at the site", fix="take the rule's `charge`, which is public"
         )
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What one stretch of training did: public constants, and `site_only` for what must not leave.
-
-    `charge` is None for training without privacy. `unsafe_seeded_noise` says that whoever knows the seed can
-    compute the noise, so that the charge protects nobody.
-    """
-
-    steps: int
-    charge: DpSgdCharge | None
-    unsafe_seeded_noise: bool
-    site_only: SiteOnly = field(compare=False, repr=False)
 
 
 class PoissonSampler(UniformWithReplacementSampler):  # type: ignore[misc]
@@ -162,7 +145,7 @@ def train(
     noise: NoiseSource,
     patients: Tensor | None = None,
     trained: list[Tensor] | None = None,
-) -> TrainReport:
+) -> SiteOnly:
     """Take `rule.steps` DP-SGD steps on the classifier's trainable weights, in place.
 
     `tokens` (n, t, d) float32, `labels` (n,) int64; `classifier` maps tokens to logits (n, n_classes), each
@@ -171,12 +154,11 @@ def train(
     they are false the weight stays what it is, exactly.
 
     Guarantee: what the weights become is (epsilon, delta)-private per `rule.unit` under add/remove, at the
-    price of the returned charge. Every step is noised and counted, one with an empty batch too, and nothing
+    price of `rule.charge`. Every step is noised and counted, one with an empty batch too, and nothing
     depends on n but who is drawn. After an exception the weights are what they were; the budget stays spent.
 
     Raises DataError for records that do not fit, PrivacyError where a rule above cannot be kept.
     """
-    started = time.perf_counter()
     weights = checked_weights(classifier, tokens, labels)
     owners = Patients.of(patients, len(labels)) if rule.unit == "patient" else None
     units = len(labels) if owners is None else len(owners)
@@ -209,8 +191,7 @@ def train(
             raise PrivacyError(
                 f"{optimizer.noised_steps} steps were noised, {rule.steps} are charged", where="training"
             )
-    seconds = time.perf_counter() - started
-    return TrainReport(rule.steps, rule.charge, noise.unsafe_seeded, SiteOnly(seconds, sizes))
+    return SiteOnly(sizes)
 
 
 def train_unsafe_without_dp(
@@ -224,12 +205,11 @@ def train_unsafe_without_dp(
     learning_rate: float,
     physical_batch_size: int,
     noise: NoiseSource,
-) -> TrainReport:
+) -> SiteOnly:
     """The same steps with neither clipping nor noise: what the weights then tell of a record is unbounded.
 
     Sampling and normaliser are those of `train`; `noise` only draws the samples.
     """
-    started = time.perf_counter()
     weights = checked_weights(classifier, tokens, labels)
     sampler = PoissonSampler(len(labels), sampling_rate, steps, noise)
     with restored(weights, only_on_error=True), evaluation_mode(classifier):
@@ -245,8 +225,7 @@ def train_unsafe_without_dp(
 
         sizes = _run(sampler, step)
         optimizer.zero_grad()
-    seconds = time.perf_counter() - started
-    return TrainReport(steps, None, noise.unsafe_seeded, SiteOnly(seconds, sizes))
+    return SiteOnly(sizes)
 
 
 def _run(sampler: PoissonSampler, step: Callable[[Tensor], None]) -> tuple[int, ...]:

@@ -57,7 +57,9 @@ class FindingEntry(Frozen):
     adapter: Literal["lora", "ffa", "none"]
     metric: str
     value: float | None
-    worse: Literal["higher", "lower"]
+    worse: Literal["higher"] = Field(
+        "higher", description="the higher a figure, the more leaks: no attack has another"
+    )
     interval: tuple[float | None, float | None] | None = Field(None, description="95 %")
     bound: float | None = None
     bound_is: str = ""
@@ -136,7 +138,7 @@ class AttackReport(Frozen):
     seed: Annotated[int, Field(ge=0)]
     quick: bool
     dp: Literal["on", "off"]
-    encryption: Literal["on", "off"] = "on"
+    encryption: Literal["on"] = Field("on", description="no study runs without")
     verdict: Literal["nothing above its bound", "leaks", "invalid"]
     exit_code: Literal[0, 1, 2]
     controls: dict[str, Control]

@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from secure_triplay.errors import RunError
 from secure_triplay.report.attack import AttackReport, Control, FindingEntry
-from secure_triplay.report.html import write_page
-from secure_triplay.report.plots import COLOUR_OF, Key, Plot, draw
+from secure_triplay.report.html import Key, Plot, write_page
+from secure_triplay.report.plots import COLOUR_OF, draw
 
 ARMS = {
     "nothing": "no defence",

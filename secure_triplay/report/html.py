@@ -7,6 +7,7 @@ the blocks `title`, `heading`, `notice` and `content`; `page.css` styles plain H
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,25 @@ from secure_triplay.report import words
 from secure_triplay.report.summary import write_text
 
 _TEMPLATES = resources.files("secure_triplay.report") / "templates"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a plot's legend; `colour` is a CSS variable's name, `dash` an SVG dash pattern."""
+
+    label: str
+    colour: str
+    dash: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing on a page, and in words what it shows."""
+
+    title: str
+    caption: str
+    svg: Markup
+    legend: tuple[Key, ...] = ()
 
 
 class _Packaged(BaseLoader):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from secure_triplay.report import words
+from secure_triplay.report.html import Key, Plot
 from secure_triplay.report.summary import Summary
 
 MOST_COLOURED_SITES = 8
@@ -60,25 +60,6 @@ _STYLE = {
 _NOT_OURS = r"""<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;"]*;? ?"""
 
 
-@dataclass(frozen=True)
-class Key:
-    """One entry of a plot's legend; `colour` is a CSS variable's name, `dash` an SVG dash pattern."""
-
-    label: str
-    colour: str
-    dash: str = ""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawing, and in words what it shows."""
-
-    title: str
-    caption: str
-    svg: Markup
-    legend: tuple[Key, ...] = ()
-
-
 def draw(name: str, alt: str, paint: Callable[[Figure], None], height_in: float = 2.5) -> Markup:
     """An SVG element painted by matplotlib; `name` is unique on its page, `alt` says what is to be seen.
 
@@ -116,7 +97,7 @@ def accuracy_by_round(summary: Summary) -> Plot | None:
     weight = {"linewidth": 1.2} if len(sites) <= MOST_COLOURED_SITES else {"linewidth": 0.8, "alpha": 0.6}
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, "round")
+        axes = _axes(figure)
         for site, values in sites.items():
             first = accuracy.per_site[site].baseline if site in accuracy.per_site else float("nan")
             colour, dash = styles[site]
@@ -161,7 +142,7 @@ def epsilon_by_round(summary: Summary) -> Plot | None:
     styles = _site_styles([str(index) for index in range(len(groups))])
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, "round")
+        axes = _axes(figure)
         for index, values in enumerate(groups):
             colour, dash = ("accent", 0) if single else styles[str(index)]
             axes.plot(
@@ -246,9 +227,9 @@ def run_plots(summary: Summary) -> tuple[Plot, ...]:
     return tuple(plot for plot in found if plot is not None)
 
 
-def _axes(figure: Figure, xlabel: str) -> Any:
+def _axes(figure: Figure) -> Any:
     axes = figure.add_subplot()
-    axes.set_xlabel(xlabel)
+    axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", visible=False)

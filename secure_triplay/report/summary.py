@@ -9,13 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from secure_triplay import durable
 from secure_triplay.errors import RunError
 from secure_triplay.schema import Frozen
-
-SCHEMA_VERSION = 2
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -316,37 +314,8 @@ class Summary(Frozen):
         return self
 
     def to_json(self) -> str:
-        """The summary as indented JSON with a final newline; `from_json` gives an equal object."""
+        """The summary as indented JSON with a final newline; `model_validate_json` gives an equal object."""
         return self.model_dump_json(indent=2) + "\n"
-
-
-def from_json(text: str | bytes, *, where: str = "summary.json") -> Summary:
-    """The summary in JSON text. Raises RunError where it is not one, or is of another version."""
-    try:
-        return Summary.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise RunError(
-            f"this is not a run's summary of schema version {SCHEMA_VERSION}: {key}: {first['msg']}",
-            where=where,
-            fix="read it with the version of secure-triplay that wrote it, or run the study again",
-        ) from error
-
-
-def read_summary(path: str | Path) -> Summary:
-    """The summary in a file, or in a run's folder. Raises RunError where there is none that holds."""
-    path = Path(path)
-    path = path / "summary.json" if path.is_dir() else path
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RunError(
-            f"no summary can be read: {error.strerror}",
-            where=str(path),
-            fix="name the folder of a finished run, or its summary.json",
-        ) from error
-    return from_json(content, where=str(path))
 
 
 def write_summary(summary: Summary, path: str | Path) -> Path:

@@ -36,7 +36,7 @@ class ServerSettings:
     """What the coordinator fixes before the first round; nothing of it comes from run-config.
 
     `quorum` is the fewest sites of which a sum is opened, and more than half of them; `deadline_s` bounds each
-    exchange. The server waits `gather_s` for sites that are not connected yet, then begins with a quorum. `base` is
+    exchange, and the wait for sites that are not connected yet, after which the server begins with a quorum. `base` is
     the last round of the key epoch before this one. `log` is the folder of the coordinator's signing key and audit log.
     A question without an answer is sent again after `retry_s`; None never does, where no message is lost.
     `masking` are the masks' parameters; None is a shared key.
@@ -48,7 +48,6 @@ class ServerSettings:
     deadline_s: float
     folder: Path
     keep_received: bool = False
-    gather_s: float | None = None
     base: int = 0
     log: Path | None = None
     retry_s: float | None = None
@@ -69,7 +68,6 @@ class ServerSettings:
             deadline_s=raw["deadline_s"],
             folder=Path(raw["folder"]),
             keep_received=raw["keep_received"],
-            gather_s=raw["gather_s"],
             base=raw["base"],
             log=None if raw["log"] is None else Path(raw["log"]),
             retry_s=raw["retry_s"],
@@ -85,7 +83,6 @@ class ServerSettings:
             "deadline_s": self.deadline_s,
             "folder": str(self.folder),
             "keep_received": self.keep_received,
-            "gather_s": self.gather_s,
             "base": self.base,
             "log": None if self.log is None else str(self.log),
             "retry_s": self.retry_s,
@@ -115,7 +112,6 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
     """
     plan = settings.plan
     archive = Archive(settings.folder / CLOSED_FOLDER, plan)
-    gather_s = settings.deadline_s if settings.gather_s is None else settings.gather_s
     with (
         RoundLog(settings.log, plan) as log,
         SummingProcess(
@@ -146,7 +142,7 @@ def run_rounds(grid: Grid, settings: ServerSettings, pause: Callable[[], bool] =
             if rounds.ending:  # whoever has opened the last sum may be gone already
                 nodes = list(grid.get_node_ids())
             else:
-                nodes = _wait_for_nodes(grid, wanted, settings.quorum, gather_s, settings.deadline_s)
+                nodes = _wait_for_nodes(grid, wanted, settings.quorum, settings.deadline_s)
             wanted = settings.quorum  # once begun, nobody is waited for
             deadline_s = min(settings.deadline_s, _ENDING_S) if rounds.ending else settings.deadline_s
             _exchange(rounds, carrier, nodes, deadline_s)
@@ -189,15 +185,15 @@ def _exchange(rounds: Rounds, carrier: Carrier, nodes: list[int], deadline_s: fl
     rounds.end()
 
 
-def _wait_for_nodes(grid: Grid, wanted: int, quorum: int, gather_s: float, deadline_s: float) -> list[int]:
-    """Ids of the connected nodes: `wanted` of them if they come within `gather_s`, at least a quorum in any case."""
+def _wait_for_nodes(grid: Grid, wanted: int, quorum: int, deadline_s: float) -> list[int]:
+    """Ids of the connected nodes: `wanted` of them if they come in time, else a quorum. Raises RunError for fewer."""
     started = time.monotonic()
     while True:
         nodes = list(grid.get_node_ids())
-        waited = time.monotonic() - started
-        if len(nodes) >= wanted or (len(nodes) >= quorum and waited >= gather_s):
+        late = time.monotonic() - started >= deadline_s
+        if len(nodes) >= wanted or (late and len(nodes) >= quorum):
             return nodes
-        if waited >= deadline_s:
+        if late:
             raise RunError(
                 f"{len(nodes)} sites are connected, and the study needs {quorum}",
                 where="server",

@@ -1,16 +1,13 @@
-"""What the messages of a round carry for masks, and the exchange that only masked rounds have.
-
-    server -> site   Unmask        site -> server   Unmasked
+"""What the messages of a round carry for masks; the exchange that only masked rounds have is `wire.unmask`.
 
     Report(t)     this site's mask keys of round t+1
     Witness(t)    every site's mask keys of round t+1
     Approval(t)   shares of this site's secrets of round t+1, sealed to its peers
     Train(t+1)    the members of round t+1, with what they sealed to this site
-    Unmask(t)     the signatures under the sum of t, enough of them for shares to be revealed
-    Unmasked(t)   this site's shares
     Train(t+1)    the seeds of round t, with which each site takes the masks off the sum that it opens
 
-In a study with a shared key all of these are empty. The protocol, with its papers, is in `crypto.masking`.
+In a study with a shared key all of these are empty. Between Approval and Train each site reveals the shares of which
+the seeds are put together. The protocol, with its papers, is in `crypto.masking`.
 """
 
 from __future__ import annotations

@@ -75,12 +75,12 @@ def test_the_servers_disk_holds_no_secret_and_the_search_finds_those_that_are_le
     uploads = disk.uploads_of(sites, updates)
     needles = disk.needles_of(sites, updates, uploads)
     disk.serve_a_round(sites, uploads, folder)
-    searched = search_folder(folder, needles, "server")
+    searched = search_folder(folder, needles)
     assert searched.hits == ()
     assert searched.bytes_searched > 4 * 30_000
     (folder / "log.txt").write_text(f"tag key {sites.keys.tag.to_envelope_bytes().hex()}")
     (folder / "update.bin").write_bytes(b"junk" + updates["west"].tobytes()[1_000:3_000])
-    hits = search_folder(folder, needles, "server").hits
+    hits = search_folder(folder, needles).hits
     assert {(hit.what, hit.where) for hit in hits} == {
         ("the tag key", "server/log.txt"),
         ("the update of west", "server/update.bin"),
@@ -112,9 +112,9 @@ def test_an_update_on_the_servers_disk_is_found_as_it_was_encoded(setting, tmp_p
     needles = disk.needles_of(sites, updates, uploads)
     folder = tmp_path / "server"
     disk.serve_a_round(sites, uploads, folder)
-    assert search_folder(folder, needles, "server").hits == ()
+    assert search_folder(folder, needles).hits == ()
     (folder / "debug.bin").write_bytes(b"junk" + noted[form][1].tobytes())
-    hits = search_folder(folder, needles, "server").hits
+    hits = search_folder(folder, needles).hits
     assert {(hit.what, hit.form, hit.where) for hit in hits} == {
         (f"the update of {list(updates)[1]}", f"encoded {form}", "server/debug.bin")
     }

@@ -15,7 +15,8 @@ from secure_triplay.attacks import games, membership, membership_rounds
 from secure_triplay.attacks.attack import Observable
 from secure_triplay.attacks.finding import Arm, Verdict
 from secure_triplay.attacks.membership import ATTACK, ATTACKERS, Observation
-from secure_triplay.attacks.roc import area, area_interval, clopper_pearson, curve, hit_rate
+from secure_triplay.attacks.roc import area, area_interval, curve, hit_rate
+from secure_triplay.attacks.scoring import rate_interval
 from secure_triplay.client.learner import Encoded
 from secure_triplay.config import parse_study
 from secure_triplay.loading import Model
@@ -58,7 +59,7 @@ def test_interval_ends_where_the_binomial_tail_is_a_fortieth(hits, tries):
     def at_most(p: float) -> float:
         return sum(math.comb(tries, k) * p**k * (1 - p) ** (tries - k) for k in range(hits + 1))
 
-    low, high = clopper_pearson(hits, tries)
+    low, high = rate_interval(hits, tries)
     assert low == 0 if hits == 0 else at_least(low) == pytest.approx(0.025)
     assert high == 1 if hits == tries else at_most(high) == pytest.approx(0.025)
 

@@ -103,7 +103,7 @@ def test_a_site_that_dies_in_between_has_one_charge_and_one_count(home, at):
     assert home.charges() == [hashlib.sha256(after.astype("<f8").tobytes()).hexdigest()]
 
 
-def test_counts_that_were_paid_for_outlive_a_clock_that_was_set_back(home, monkeypatch):
+def test_counts_that_were_paid_for_outlive_a_clock_that_was_set_back(home):
     home.visit()
     before = kept_classes(home.vault(), 10)
     home.clock = lambda: datetime(2001, 1, 1, tzinfo=UTC)

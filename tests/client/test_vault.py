@@ -95,7 +95,7 @@ def test_a_file_passes_for_no_other_name_study_epoch_or_site(vault, tmp_path):
             other.load("state")
 
 
-def test_a_write_that_fails_leaves_what_was_there(vault, tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_what_was_there(vault, monkeypatch):
     vault.save("state", b"before")
 
     def full(descriptor):
@@ -107,7 +107,7 @@ def test_a_write_that_fails_leaves_what_was_there(vault, tmp_path, monkeypatch):
     assert vault.load("state") == b"before"
 
 
-def test_what_was_saved_or_destroyed_is_so_on_the_disk_before_the_call_returns(vault, tmp_path, monkeypatch):
+def test_what_was_saved_or_destroyed_is_so_on_the_disk_before_the_call_returns(vault, monkeypatch):
     """Content first, then its name, then the folder that holds the name: else a power cut takes one of them back."""
     happened: list[str] = []
     sync, rename, unlink = os.fsync, Path.rename, Path.unlink

@@ -42,6 +42,7 @@ from secure_triplay.ledger.books import Reservation
 from secure_triplay.ledger.ledger import TRAINING, Ledger
 from secure_triplay.ledger.start import adopt
 from secure_triplay.ledger.study import CLASS_COUNTS
+from secure_triplay.policy import read_policy
 from secure_triplay.wire import Unmask, Witness
 
 from .conftest import Federation, study_content
@@ -619,7 +620,7 @@ def test_a_tightened_budget_binds_a_running_study_once_a_person_puts_it_in_force
     content = yaml.safe_load(site.policy_file.read_text()) | {"epsilon_per_year": 20.0}
     site.policy_file.write_text(yaml.safe_dump(content))
     assert "budget adopt" in next(iter(east._allow(1)))
-    adopt(site.path, site.policy_file, approved_by="Dr. east")
+    adopt(site.path, read_policy(site.policy_file), approved_by="Dr. east")
     assert not list(east._allow(1))
     with Ledger.open(site.ledger, None) as ledger:
         assert ledger.books.limits.epsilon_per_year == 20.0

@@ -588,7 +588,7 @@ def test_rounds_that_are_sent_and_epsilon_stand_in_the_rows(real):
     assert np.isfinite([row["accuracy_mean"] for row in rows.values()]).all()
 
 
-def test_the_frontier_holds_what_nothing_beats_at_its_price(tmp_path):
+def test_the_frontier_holds_what_nothing_beats_at_its_price():
     rows = [
         {"method": name, "accuracy_mean": accuracy, "price": price}
         for name, accuracy, price in (

@@ -220,7 +220,7 @@ def test_what_is_no_document_is_refused_in_words(content):
         Enrolment.read(content, where="x")
 
 
-def test_one_changed_bit_changes_the_fingerprint(world, tmp_path):
+def test_one_changed_bit_changes_the_fingerprint(world):
     prints = {site.enrolment.fingerprint for site in world.sites.values()}
     assert len(prints) == 3
     changed = world.sites["north"].enrolment.model_copy(update={"site": "norti"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import zipfile
@@ -124,6 +125,39 @@ def test_who_joins_puts_the_policy_as_it_stands_in_force_in_the_ledger(world, a_
         assert ledger.books.policies[-1][1].approved_by == "Dr. north"
 
 
+@pytest.mark.parametrize(
+    "edit", [{"epsilon_per_year": 900.0}, {"epsilon_per_study": 3.0}, {"may_export": []}]
+)
+def test_a_policy_that_was_edited_since_it_was_shown_is_not_put_in_force(world, edit):
+    site = world.sites["north"]
+    asked = world.look("north")
+    site.policy_file.write_text(yaml.safe_dump(policy_content() | edit))
+    with pytest.raises(PrivacyError, match="edited since it was shown") as refused:
+        join.confirm(site, asked, code=asked.bundle.code, approved_by="Dr. north")
+    assert "look again" in refused.value.fix
+    with Ledger.open(site.ledger, None) as ledger:
+        assert len(ledger.books.policies) == 1
+        assert not ledger.books.approvals
+    assert not list((site.path / "studies").iterdir())
+
+
+def test_what_is_put_in_force_is_what_was_shown_byte_for_byte(world, monkeypatch):
+    """An edit after the last look at the file does not come in either."""
+    site = world.sites["north"]
+    site.policy_file.write_text(yaml.safe_dump(policy_content() | {"epsilon_per_study": 8.5}))
+    shown, adopt = site.policy_file.read_bytes(), join.adopt
+
+    def edited_first(*given, **named):
+        site.policy_file.write_text(yaml.safe_dump(policy_content() | {"epsilon_per_study": 90.0}))
+        return adopt(*given, **named)
+
+    monkeypatch.setattr(join, "adopt", edited_first)
+    world.join("north")
+    with Ledger.open(site.ledger, None) as ledger:
+        assert ledger.books.limits.epsilon_per_study == 8.5
+        assert ledger.books.policies[-1][1].source_sha256 == hashlib.sha256(shown).hexdigest()
+
+
 def test_who_joins_is_told_first_which_limits_that_puts_in_force(world):
     site = world.sites["north"]
     asked = ["site", "join", str(world.server.public_bundle), "--site", str(site.path)]
@@ -177,7 +211,7 @@ def test_a_site_with_another_package_is_told_so(world, monkeypatch):
 
 def test_the_app_is_the_same_for_every_study_and_every_machine():
     assert app_bundle.build_app() == app_bundle.build_app()
-    app_bundle.require_own_app(app_bundle.build_app(), "x")
+    app_bundle.require_own_app(app_bundle.build_app())
 
 
 def test_a_bundle_that_was_changed_after_signing_is_refused(world, tmp_path):
@@ -234,7 +268,7 @@ def test_an_empty_or_foreign_trust_file_is_refused(world, content):
         require_trust_file(trust, line)
 
 
-def test_a_later_epoch_needs_a_person_where_somebody_is_new(world, tmp_path):
+def test_a_later_epoch_needs_a_person_where_somebody_is_new(world):
     for name in world.sites:
         world.join(name)
     site, joined = world.sites["north"], world.joined("north")

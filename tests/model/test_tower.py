@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from opacus.grad_sample import GradSampleModule
 from torch.nn import functional as F
 
 from secure_triplay.config import Adapter as AdapterConfig
@@ -14,8 +12,9 @@ from secure_triplay.config import ClassPrompts
 from secure_triplay.errors import DataError
 from secure_triplay.model.adapter import Adapter, attach_adapter
 from secure_triplay.model.backbone import Backbone
-from secure_triplay.model.text import TextHead, fold_grad_samples
+from secure_triplay.model.text import TextHead
 from secure_triplay.model.tower import Classifier, ImageTower
+from secure_triplay.privacy.per_record import backward_per_record, per_record_gradients
 
 Make = Any
 ATTENTION = r"attn\.(qkv|proj|[qkv]_proj|out_proj)"
@@ -104,7 +103,7 @@ def test_each_per_sample_gradient_on_nf4_is_that_of_one_record_alone(
     classifier = Classifier(tower.suffix, embeddings, 20.0)
     expected = _one_by_one(classifier, adapter, tokens)
     assert torch.stack([gradient.norm() for gradient in expected]).min() > 1e-3
-    got = _by_hooks(classifier, adapter, tokens)
+    got = _as_in_training(classifier, adapter, tokens)
     torch.testing.assert_close(got, torch.stack(expected), atol=1e-5, rtol=1e-3)
 
 
@@ -122,7 +121,7 @@ def test_each_per_sample_gradient_of_a_text_adapter_is_that_of_one_record_alone(
     ]
     classifier = Classifier(tower.suffix, TextHead(loaded, classes), 20.0)
     expected = _one_by_one(classifier, adapter, tokens)
-    got = _by_hooks(classifier, adapter, tokens, fold=True)
+    got = _as_in_training(classifier, adapter, tokens)
     torch.testing.assert_close(got, torch.stack(expected), atol=1e-5, rtol=1e-3)
 
 
@@ -134,16 +133,10 @@ def _one_by_one(classifier: Classifier, adapter: Adapter, tokens: torch.Tensor) 
     return gradients
 
 
-def _by_hooks(
-    classifier: Classifier, adapter: Adapter, tokens: torch.Tensor, fold: bool = False
-) -> torch.Tensor:
-    wrapped = GradSampleModule(classifier, loss_reduction="sum", strict=True).train()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook")
-        F.cross_entropy(wrapped(tokens), LABELS, reduction="sum").backward()
-    if fold:
-        fold_grad_samples(adapter.weights, len(tokens))
-    samples = [getattr(weight, "grad_sample") for weight in adapter.weights]  # noqa: B009
+def _as_in_training(classifier: Classifier, adapter: Adapter, tokens: torch.Tensor) -> torch.Tensor:
+    with per_record_gradients(classifier):
+        backward_per_record(classifier, adapter.weights, tokens, LABELS)
+        samples = [getattr(weight, "grad_sample") for weight in adapter.weights]  # noqa: B009
     return torch.cat([sample.flatten(1) for sample in samples], dim=1)
 
 

@@ -20,7 +20,6 @@ from rich.console import Console
 from secure_triplay.config import load_study, parse_study
 from secure_triplay.constants import choose_codec, round_rule
 from secure_triplay.data.split import split_study
-from secure_triplay.describe import describe
 from secure_triplay.errors import AssetError, ConfigError, DataError, PrivacyError, RunError
 from secure_triplay.loading import load_model
 from secure_triplay.pilot import page
@@ -35,6 +34,7 @@ from secure_triplay.pilot.search import PRICES, Trial, WorstClass, decide, first
 from secure_triplay.pilot.trial import scaled_rule
 from secure_triplay.privacy.per_record import OuterProducts, backward_per_record, per_record_gradients
 from secure_triplay.simulate import simulate
+from secure_triplay.wire import upload_bytes
 
 SPEEDS = Speeds(
     blocks=1, rank=64, params=2 * 64 * 384, layers=2, tower_blocks=12, tokens=17, width=384, step_s_per_image=0.002,
@@ -72,11 +72,10 @@ def test_a_choice_stands_in_the_study_as_it_was_meant(demo):
     assert parse_study(demo) == study  # the content that was given is left as it was
 
 
-def test_the_bytes_of_a_choice_are_those_that_config_check_says(demo):
+def test_the_bytes_of_a_choice_are_those_of_a_rounds_upload(demo):
     study = parse_study(demo)
     found = cost(study, own_choice(study), SPEEDS, ROOMY)
-    (said,) = [sentence for topic, sentence in describe(study, found.n_params) if topic == "Upload"]
-    assert f"{found.upload_bytes_per_round:,} bytes" in said
+    assert found.upload_bytes_per_round == upload_bytes(choose_codec(study, found.n_params).n_chunks)
     assert found.n_params == 2 * 64 * 9  # two layers, B in nine directions
 
 
@@ -168,14 +167,14 @@ def test_memory_counts_the_gradients_once_and_one_weights_sums_per_patient_besid
         (SiteLimits(line_mbit_per_s=0.001, hours=0.2), r"hours binds.*on the line"),
     ],
 )
-def test_where_no_choice_meets_the_limits_the_one_that_binds_is_named(demo, limits, said):
+def test_where_no_choice_meets_the_limits_the_one_that_binds_is_named(limits, said):
     space = Space({"rounds": (4, 8), "batch": (500.0,), "rank": (4, 8), "blocks": (1, 2), "value_bits": (9,),
                    "quantization": ("nf4",), "output_rank": (None,), "optimiser": (ADAM,)})  # fmt: skip
     with pytest.raises(ConfigError, match=said):
         what_fits(space, lambda choice: cost_of(choice, limits), limits)
 
 
-def test_an_epsilon_that_no_noise_gives_is_named(demo):
+def test_an_epsilon_that_no_noise_gives_is_named():
     def refuse(choice):
         raise PrivacyError("no noise is enough")
 

@@ -93,10 +93,11 @@ def test_every_cell_of_the_table_keeps_its_epsilon(plan):
 
 def test_more_rounds_and_smaller_sites_need_more_noise(plan):
     at = plan.chosen
+    noise = {(cell.epsilon, cell.rounds, cell.site_size): cell.noise_multiplier for cell in plan.table}
     rounds = sorted({cell.rounds for cell in plan.table})
-    by_rounds = [plan.setting(at.epsilon, turns, at.site_size).noise_multiplier for turns in rounds]
+    by_rounds = [noise[at.epsilon, turns, at.site_size] for turns in rounds]
     sizes = sorted({cell.site_size for cell in plan.table})
-    by_size = [plan.setting(at.epsilon, at.rounds, size).noise_multiplier for size in sizes]
+    by_size = [noise[at.epsilon, at.rounds, size] for size in sizes]
     assert by_rounds == sorted(by_rounds)
     assert by_size == sorted(by_size, reverse=True)
 

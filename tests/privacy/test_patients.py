@@ -107,11 +107,11 @@ def test_training_is_the_plain_formula_one_patient_at_a_time(physical):
     rule = dataclasses.replace(RULE, physical_batch_size=physical, steps=5)
     ours, oracle = Toy(), Toy()
     # The oracle chooses a patient's images while it adds up, the code before: the order of draws is the same.
-    report = train(ours, *data[:2], rule, NoiseSource.unsafe_from_seed(4), data[2])
+    train(ours, *data[:2], rule, NoiseSource.unsafe_from_seed(4), data[2])
     naive_patient_dp_sgd(oracle, *data[:2], rule, NoiseSource.unsafe_from_seed(4), data[2])
     assert np.abs(flat(oracle.parameters()) - flat(Toy().parameters())).max() > 0.05
     assert np.abs(flat(ours.parameters()) - flat(oracle.parameters())).max() < 1e-6
-    assert report.charge == DpSgdCharge(1.0, 0.5, 5, unit="patient")
+    assert rule.charge == DpSgdCharge(1.0, 0.5, 5, unit="patient")
 
 
 @pytest.mark.parametrize(("tower", "kind"), [("open_clip", "lora"), ("timm", "ffa")])
@@ -224,7 +224,7 @@ def test_patients_are_drawn_at_the_public_rate_whatever_they_brought():
     tokens, labels, patients = smears([1, 30] * 30)
     rule = dataclasses.replace(RULE, sampling_rate=0.2, steps=300)
     sizes = np.array(
-        train(Toy(), tokens, labels, rule, NoiseSource.unsafe_from_seed(3), patients).site_only.batch_sizes
+        train(Toy(), tokens, labels, rule, NoiseSource.unsafe_from_seed(3), patients).batch_sizes
     )
     mean, variance = 60 * 0.2, 60 * 0.2 * 0.8
     assert abs(sizes.mean() - mean) < 5 * math.sqrt(variance / 300)
@@ -237,9 +237,9 @@ def test_steps_that_drew_nobody_are_noised_and_charged():
     rule = dataclasses.replace(RULE, sampling_rate=1e-7, steps=20)
     model = Toy()
     report = train(model, tokens, labels, rule, NoiseSource(), patients)
-    assert report.site_only.batch_sizes == (0,) * 20
+    assert report.batch_sizes == (0,) * 20
     assert (flat(model.parameters()) != flat(Toy().parameters())).all()
-    assert report.charge.steps == 20
+    assert rule.charge.steps == 20
 
 
 def test_patients_with_one_image_each_are_trained_on_as_records_are():

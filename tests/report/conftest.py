@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from secure_triplay.report.summary import Summary, from_json
+from secure_triplay.report.summary import Summary
 
 COMMITTED = Path(__file__).with_name("summary.json")
 
@@ -21,7 +21,7 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture
 def summary(content: dict[str, Any]) -> Summary:
-    return from_json(json.dumps(content))
+    return Summary.model_validate_json(json.dumps(content))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def unsafe(content: dict[str, Any]) -> Summary:
             "epsilon_budget": None,
             "accountant": "none",
         }
-    return from_json(json.dumps(content))
+    return Summary.model_validate_json(json.dumps(content))
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def renamed(content: dict[str, Any]) -> Callable[[str, str], Summary]:
 
     def rename(old: str, new: str) -> Summary:
         text = json.dumps(content).replace(json.dumps(old), json.dumps(new))
-        return from_json(text)
+        return Summary.model_validate_json(text)
 
     return rename
 
@@ -75,4 +75,4 @@ def large(content: dict[str, Any]) -> Summary:
         "per_site_per_round": {name: [0.6 + index / 200] * rounds for index, name in enumerate(names)},
         "worst_site": {"name": names[-1], "baseline": 0.5, "final": 0.9 - 39 / 100},
     }
-    return from_json(json.dumps(content))
+    return Summary.model_validate_json(json.dumps(content))

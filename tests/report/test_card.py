@@ -18,7 +18,7 @@ from secure_triplay.report.card import (
     study_card,
     write_adapter_card,
 )
-from secure_triplay.report.summary import Summary, from_json
+from secure_triplay.report.summary import Summary
 
 
 def _parts(card: str) -> tuple[dict[str, Any], str]:
@@ -47,7 +47,7 @@ def test_the_card_states_the_exact_claim_and_what_is_not_covered(summary: Summar
 
 def test_sites_with_different_claims_each_get_their_own(content: dict[str, Any]) -> None:
     content["privacy"][1]["epsilon"] = 3.0
-    body = _parts(adapter_card(from_json(json.dumps(content))))[1]
+    body = _parts(adapter_card(Summary.model_validate_json(json.dumps(content))))[1]
     assert "- **east**: (3.00," in body
     assert "- **north**: (7.98," in body
 
@@ -87,7 +87,7 @@ def test_the_loading_code_names_a_backbone_that_the_config_accepts(
     content: dict[str, Any], change: dict[str, Any]
 ) -> None:
     content["backbone"] |= change
-    summary = from_json(json.dumps(content))
+    summary = Summary.model_validate_json(json.dumps(content))
     code = loading_code(summary.backbone)
     assert f"```python\n{code}```" in adapter_card(summary)
     assert "PeftModel.from_pretrained(load_backbone(settings).model" in code
@@ -100,7 +100,7 @@ def test_the_loading_code_names_a_backbone_that_the_config_accepts(
 
 def test_the_card_does_not_tell_where_a_weight_file_lay(content: dict[str, Any]) -> None:
     content["backbone"] |= {"source": "file", "pretrained": "/home/somebody/secret-project/clip.safetensors"}
-    assert "somebody" not in adapter_card(from_json(json.dumps(content)))
+    assert "somebody" not in adapter_card(Summary.model_validate_json(json.dumps(content)))
 
 
 def test_no_name_can_forge_a_claim_or_markup(renamed: Callable[[str, str], Summary]) -> None:

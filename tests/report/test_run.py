@@ -15,7 +15,7 @@ from secure_triplay.errors import RunError
 from secure_triplay.report.html import environment
 from secure_triplay.report.plots import run_plots
 from secure_triplay.report.run import write_run_report
-from secure_triplay.report.summary import Summary, from_json
+from secure_triplay.report.summary import Summary
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -99,7 +99,7 @@ def test_no_name_becomes_markup(summary: Summary, content: dict[str, Any], tmp_p
     text = json.dumps(content)
     for name in ("north", "demo", "Apache-2.0", "2.14.1", "dp-accounting PLD", content["federation"]["data"]):
         text = text.replace(json.dumps(name), json.dumps(ATTACK + name))
-    clean, attacked = _page(summary, tmp_path), _page(from_json(text), tmp_path)
+    clean, attacked = _page(summary, tmp_path), _page(Summary.model_validate_json(text), tmp_path)
     assert "<script" not in attacked
     assert attacked.count("&lt;script") > 8
     assert _Page(attacked).tags == _Page(clean).tags
@@ -139,7 +139,7 @@ def test_a_summary_without_series_still_makes_a_page(content: dict[str, Any], tm
             "epsilon_budget": None,
             "l2_clip_norm": None,
         }
-    text = _page(from_json(json.dumps(content)), tmp_path)
+    text = _page(Summary.model_validate_json(json.dumps(content)), tmp_path)
     assert "None" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
     assert text.count("<figure>") == 2
 

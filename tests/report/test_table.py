@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from secure_triplay.report.summary import Summary, from_json
+from secure_triplay.report.summary import Summary
 from secure_triplay.report.table import closing_table
 
 
@@ -70,7 +70,7 @@ def test_personal_adapters_have_a_column_that_fits_and_are_said_to_be_free_and_t
     personal: dict[str, Any], name: str
 ) -> None:
     personal["accuracy"]["per_site"]["west"] = {"baseline": 0.0, "final": 1.0, "records": 9, "personal": 1.0}
-    made = from_json(json.dumps(personal).replace('"north"', json.dumps(name)))
+    made = Summary.model_validate_json(json.dumps(personal).replace('"north"', json.dumps(name)))
     text = _printed(made, width=80)
     for figure in (
         "100.0 %   +100.0    100.0 %",
@@ -99,10 +99,14 @@ def test_without_personal_adapters_there_is_no_column_for_them(summary: Summary)
 
 
 def test_a_ciphertext_larger_than_the_plain_update_is_explained(content: dict[str, Any]) -> None:
-    assert "no smaller for carrying few values" not in _printed(from_json(json.dumps(content)))
+    assert "no smaller for carrying few values" not in _printed(
+        Summary.model_validate_json(json.dumps(content))
+    )
     upload = content["upload"]
     content["adapter"]["n_params"] = 1000
     sent = upload["bytes_per_site_per_round"]
     upload |= {"n_params": 1000, "plaintext_fp32_bytes": 4000, "bytes_per_param": sent / 1000}
     upload |= {"download_bytes_per_param": upload["download_bytes_per_site_per_round"] / 1000}
-    assert "no smaller for carrying few values" in " ".join(_printed(from_json(json.dumps(content))).split())
+    assert "no smaller for carrying few values" in " ".join(
+        _printed(Summary.model_validate_json(json.dumps(content))).split()
+    )

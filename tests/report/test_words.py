@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from secure_triplay.errors import RunError
 from secure_triplay.report import words
-from secure_triplay.report.summary import Summary, from_json
+from secure_triplay.report.summary import Summary
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,10 @@ def test_times_are_readable_and_keep_their_zone(text: str, shown: str) -> None:
 
 def test_the_headline_says_when_accuracy_fell(content: dict[str, Any]) -> None:
     content["accuracy"]["final"] = 0.5
-    assert "fell from 65.9 % to 50.0 % (−15.9 points)" in words.headline(from_json(json.dumps(content)))[0]
+    assert (
+        "fell from 65.9 % to 50.0 % (−15.9 points)"
+        in words.headline(Summary.model_validate_json(json.dumps(content)))[0]
+    )
 
 
 def test_a_gain_within_the_test_sets_uncertainty_is_called_that(
@@ -75,7 +78,9 @@ def test_a_gain_within_the_test_sets_uncertainty_is_called_that(
 ) -> None:
     assert not any("tell apart" in line for line in words.headline(summary))
     content["accuracy"]["final"] = content["accuracy"]["baseline"] + 0.01
-    assert any("tell apart" in line for line in words.headline(from_json(json.dumps(content))))
+    assert any(
+        "tell apart" in line for line in words.headline(Summary.model_validate_json(json.dumps(content)))
+    )
 
 
 def test_the_guarantee_names_everything_that_an_auditor_recomputes(summary: Summary) -> None:
@@ -94,7 +99,7 @@ def test_the_guarantee_names_everything_that_an_auditor_recomputes(summary: Summ
 
 def test_the_statement_for_all_sites_is_that_of_the_site_that_spent_most(content: dict[str, Any]) -> None:
     content["privacy"][2]["epsilon"] = 9.5
-    assert words.spent(from_json(json.dumps(content))).epsilon == 9.5
+    assert words.spent(Summary.model_validate_json(json.dumps(content))).epsilon == 9.5
 
 
 def test_server_with_one_site_is_named_as_unprotected_where_nothing_is_masked(
@@ -106,13 +111,17 @@ def test_server_with_one_site_is_named_as_unprotected_where_nothing_is_masked(
 
 def test_masked_runs_name_the_smallest_coalition_that_may_read_an_update(content: dict[str, Any]) -> None:
     content["federation"] |= {"aggregation": "masked", "colluders": 1, "threshold": 3}
-    (limit,) = [each for each in words.limits(from_json(json.dumps(content))) if "The server" in each.title]
+    (limit,) = [
+        each
+        for each in words.limits(Summary.model_validate_json(json.dumps(content)))
+        if "The server" in each.title
+    ]
     assert limit.title == "The server together with 2 sites"
     assert "up to 1 of the" in limit.text
     assert "differential privacy" in limit.text
     for wrong in ({"aggregation": "shared-key"}, {"colluders": None}, {"threshold": None}):
-        with pytest.raises(RunError):
-            from_json(json.dumps(content | {"federation": content["federation"] | wrong}))
+        with pytest.raises(ValidationError):
+            Summary.model_validate_json(json.dumps(content | {"federation": content["federation"] | wrong}))
 
 
 def test_without_dp_the_first_limit_is_what_the_adapter_reveals(unsafe: Summary) -> None:

@@ -17,7 +17,7 @@ from secure_triplay.config import Study
 from secure_triplay.constants import round_rule
 from secure_triplay.loading import Model
 from secure_triplay.privacy.noise import NoiseSource
-from secure_triplay.privacy.training import DpSgd, TrainReport, train
+from secure_triplay.privacy.training import DpSgd, SiteOnly, train
 
 
 class Trainer(Protocol):
@@ -31,7 +31,7 @@ class Trainer(Protocol):
         rule: DpSgd,
         noise: NoiseSource,
         patients: Tensor | None,
-    ) -> TrainReport: ...
+    ) -> SiteOnly: ...
 
 
 class NoNoise(NoiseSource):

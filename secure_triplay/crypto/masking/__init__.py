@@ -63,7 +63,7 @@ shares rubbish and then vanishes. What the sum itself tells is told: with all bu
 that is the last one's update, which is why c <= n - 2 and no sum is over fewer than `threshold` sites.
 """
 
-from secure_triplay.crypto.masking.arithmetic import masked_codec, residues, zero_words
+from secure_triplay.crypto.masking.arithmetic import masked_codec, residues
 from secure_triplay.crypto.masking.context import MaskContext
 from secure_triplay.crypto.masking.messages import MaskKeys, Revealed, SealedShares
 from secure_triplay.crypto.masking.parameters import MaskingParameters
@@ -80,5 +80,4 @@ __all__ = [
     "recover",
     "remove_masks",
     "residues",
-    "zero_words",
 ]

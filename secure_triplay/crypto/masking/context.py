@@ -43,7 +43,7 @@ class MaskContext:
         numbers = (*who, p.threshold, p.share_threshold, p.peers, p.window)
         members = [part for name in self.names for part in (name.encode(), self.roster[name].public_bytes)]
         counted = [str(number).encode() for number in numbers]
-        fields = (self.study.encode(), *counted, p.server.encode(), self.graph_seed, *members)
+        fields = (self.study.encode(), *counted, b"active", self.graph_seed, *members)
         return hashlib.sha256(transcript(b"masked round 1", *fields)).digest()
 
     @cached_property

@@ -2,7 +2,7 @@
 
 *Complete graph*, up to 50 sites: one threshold t for shares, for signatures under the list of survivors, and for its
 length. Refused unless t <= n - d (else d dropouts end the round) and 2 t > n + c (else an active server gets two
-lists of survivors signed, see the package), or c + 2 <= t against a server that is only curious.
+lists of survivors signed, see the package).
 
 *Sparse graph*, above: sites stand on a ring in an order that follows from a public seed, and each is tied to the k/2
 next on either side: the Harary graph of Bell et al. (2020), section 3.1. The list of survivors is still signed by
@@ -27,11 +27,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import comb
-from typing import Literal
 
 from secure_triplay.errors import ConfigError
-
-Server = Literal["active", "curious"]
 
 MAX_SITES = 1000
 COMPLETE_UP_TO = 50
@@ -54,30 +51,23 @@ class MaskingParameters:
     share_threshold: int
     peers: int
     window: int = 0
-    server: Server = "active"
 
     @classmethod
     def choose(
-        cls,
-        n_sites: int,
-        *,
-        colluders: int,
-        dropouts: int,
-        threshold: int | None = None,
-        server: Server = "active",
+        cls, n_sites: int, *, colluders: int, dropouts: int, threshold: int | None = None
     ) -> MaskingParameters:
         """The parameters for these numbers, with the least threshold that is safe unless one is given.
 
         Raises:
             ConfigError: if no threshold, or not this one, is safe and lets `dropouts` sites vanish.
         """
-        _require_numbers(n_sites, colluders, dropouts, server)
-        t = _least_threshold(n_sites, colluders, server) if threshold is None else threshold
+        _require_numbers(n_sites, colluders, dropouts)
+        t = _least_threshold(n_sites, colluders) if threshold is None else threshold
         if n_sites <= COMPLETE_UP_TO:
-            return cls(n_sites, colluders, dropouts, t, t, n_sites - 1, 0, server)
-        _require_threshold(n_sites, colluders, dropouts, t, server)
+            return cls(n_sites, colluders, dropouts, t, t, n_sites - 1)
+        _require_threshold(n_sites, colluders, dropouts, t)
         share_threshold, peers, window = _graph(n_sites, colluders, dropouts) or (t, n_sites - 1, 0)
-        return cls(n_sites, colluders, dropouts, t, share_threshold, peers, window, server)
+        return cls(n_sites, colluders, dropouts, t, share_threshold, peers, window)
 
     @classmethod
     def derive(
@@ -88,7 +78,7 @@ class MaskingParameters:
         dropouts: int | None = None,
         threshold: int | None = None,
     ) -> MaskingParameters:
-        """The parameters where some of the numbers are left open, against an active server.
+        """The parameters where some of the numbers are left open.
 
         With none given three in ten, rounded down, may vanish, and as many may collude as that allows; with one
         given, the others are as large as it allows. With three sites one may collude, and then none may vanish:
@@ -99,13 +89,7 @@ class MaskingParameters:
         """
         n, c, d, t = n_sites, colluders, dropouts, threshold
         if d is None:
-            d = (
-                n - t
-                if t is not None
-                else 3 * n // 10
-                if c is None
-                else max(0, n - _least_threshold(n, c, "active"))
-            )
+            d = n - t if t is not None else 3 * n // 10 if c is None else max(0, n - _least_threshold(n, c))
         if c is None:
             most = n - 2 if n <= COMPLETE_UP_TO else n // 10
             c = max(0, min(2 * (n - d if t is None else t) - n - 1, most))
@@ -113,8 +97,8 @@ class MaskingParameters:
 
     def __post_init__(self) -> None:
         n, c, d = self.n_sites, self.colluders, self.dropouts
-        _require_numbers(n, c, d, self.server)
-        _require_threshold(n, c, d, self.threshold, self.server)
+        _require_numbers(n, c, d)
+        _require_threshold(n, c, d, self.threshold)
         if self.peers == n - 1:
             sound = (self.share_threshold, self.window) == (self.threshold, 0)
         else:
@@ -163,15 +147,11 @@ class MaskingParameters:
     def in_words(self) -> str:
         """Who would have to collude for one site's update to be seen; for people."""
         n, c, d = self.n_sites, self.colluders, self.dropouts
-        who = (
-            "the server, whatever it does,"
-            if self.server == "active"
-            else "the server, if it keeps to the rules,"
-        )
         vanish = "no site may vanish" if d == 0 else f"up to {d} of {n} sites may vanish"
         return (
-            f"To see one site's update, {who} needs the help of more than {c} of the {n} sites. Otherwise all "
-            f"that it and they learn of updates is sums over at least {self.fewest_honest_survivors} honest sites. "
+            f"To see one site's update, the server, whatever it does, needs the help of more than {c} of the {n} "
+            f"sites. Otherwise all that it and they learn of updates is sums over at least "
+            f"{self.fewest_honest_survivors} honest sites. "
             f"In a round {vanish}; with fewer than {self.threshold} left, the round fails and nothing is opened."
             + (" With two sites, the sum tells each of them the other's update." if n == 2 else "")
             + (
@@ -193,9 +173,9 @@ def require_threshold(parameters: MaskingParameters | None, quorum: int, n_sites
     )  # fmt: skip
 
 
-def _require_numbers(n_sites: int, colluders: int, dropouts: int, server: str) -> None:
+def _require_numbers(n_sites: int, colluders: int, dropouts: int) -> None:
     numbers = (n_sites, colluders, dropouts)
-    if any(type(number) is not int for number in numbers) or server not in ("active", "curious"):
+    if any(type(number) is not int for number in numbers):
         raise _refused("sites, colluders and dropouts are whole numbers", "correct the study")
     if not 2 <= n_sites <= MAX_SITES:
         raise _refused(f"masks are for 2 to {MAX_SITES} sites, not {n_sites}", "change the roster")
@@ -208,23 +188,18 @@ def _require_numbers(n_sites: int, colluders: int, dropouts: int, server: str) -
         raise _refused(f"{dropouts} of {n_sites} sites cannot vanish", f"state 0 to {n_sites - 1} dropouts")
 
 
-def _least_threshold(n_sites: int, colluders: int, server: Server) -> int:
-    return (n_sites + colluders) // 2 + 1 if server == "active" else colluders + 2
+def _least_threshold(n_sites: int, colluders: int) -> int:
+    return (n_sites + colluders) // 2 + 1
 
 
-def _require_threshold(n: int, c: int, d: int, t: int, server: Server) -> None:
-    least = _least_threshold(n, c, server)
+def _require_threshold(n: int, c: int, d: int, t: int) -> None:
+    least = _least_threshold(n, c)
     survivable = n - least
     can = "no dropout is survivable" if survivable == 0 else f"at most {survivable} dropouts are survivable"
     if type(t) is not int or t < least:
-        why = (
-            "an active server could have two lists of survivors signed"
-            if server == "active"
-            else "the colluders"
-        )
-        why += "" if server == "active" else " could open a secret, or are all but one of a sum"
         raise _refused(
-            f"a threshold of {t} does not do for {n} sites and {c} colluders: {why}",
+            f"a threshold of {t} does not do for {n} sites and {c} colluders: an active server could have two lists "
+            "of survivors signed",
             f"choose {least} or more; then {can}",
         )
     if t > n - d:

@@ -40,6 +40,8 @@ Notify = Callable[[Event], None]
 _REGISTERED, _RUN = "registered.json", "run.json"
 _MOST_RUNS = 30
 _START_S = 90.0
+_STARTS_IN_S, _STOPS_IN_S = 60.0, 600.0
+"""How long is waited for a run to start, and for a round to end after which a run stops."""
 _END_S = 8.0
 _FREE_S = 5.0
 _HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")  # noqa: S104  (what a person may ask for)
@@ -172,7 +174,7 @@ def _shut_out(folder: ServerFolder, flower: Path, env: dict[str, str]) -> None:
                 deployment.unregister_node(nodes[site], flower, env)
 
 
-def run_study(folder: ServerFolder, notify: Notify, *, patience_s: float = 60.0) -> None:
+def run_study(folder: ServerFolder, notify: Notify) -> None:
     """Run the study to its end; a ServerApp that died is started again, and goes on where it was.
 
     Raises RunError where the SuperLink is not there, or after too many runs.
@@ -187,8 +189,8 @@ def run_study(folder: ServerFolder, notify: Notify, *, patience_s: float = 60.0)
         if finished(folder):
             break
         if not is_running(folder):
-            write_public(flower / _RUN, json.dumps({"run": _started(flower, env, patience_s)}).encode())
-            _until_running(folder, patience_s)
+            write_public(flower / _RUN, json.dumps({"run": _started(flower, env)}).encode())
+            _until_running(folder)
         while is_running(folder):
             for event in follow.new():
                 notify(event)
@@ -228,7 +230,7 @@ def is_running(folder: ServerFolder) -> bool:
         return False
 
 
-def stop_study(folder: ServerFolder, *, patience_s: float = 600.0, now: bool = False) -> None:
+def stop_study(folder: ServerFolder, *, now: bool = False) -> None:
     """Stop between two rounds, where nothing of a round is half done; `now`: at once, and the round is repeated.
 
     Raises RunError where nothing runs, or the round does not end in time.
@@ -242,7 +244,7 @@ def stop_study(folder: ServerFolder, *, patience_s: float = 600.0, now: bool = F
     if now:
         run = str(json.loads((flower / _RUN).read_bytes())["run"])
         deployment.stop_run(run, flower, environment(flower))
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + _STOPS_IN_S
     while is_running(folder):
         if time.monotonic() > deadline:
             raise RunError(
@@ -321,8 +323,8 @@ def _waiting(said: list[Event]) -> str:
     return ""
 
 
-def _started(flower: Path, env: dict[str, str], patience_s: float) -> str:
-    deadline = time.monotonic() + patience_s
+def _started(flower: Path, env: dict[str, str]) -> str:
+    deadline = time.monotonic() + _STARTS_IN_S
     while True:
         try:
             return deployment.start_run(flower, env)
@@ -332,8 +334,8 @@ def _started(flower: Path, env: dict[str, str], patience_s: float) -> str:
             time.sleep(2.0)  # the SuperLink may be on its way up again
 
 
-def _until_running(folder: ServerFolder, patience_s: float) -> None:
-    deadline = time.monotonic() + patience_s
+def _until_running(folder: ServerFolder) -> None:
+    deadline = time.monotonic() + _STARTS_IN_S
     while not is_running(folder) and not finished(folder):
         if time.monotonic() > deadline:
             return  # the caller starts another run

@@ -50,7 +50,7 @@ def start_site(
     `superlink` is another way to the same server (a tunnel), host:port; its certificate has to name that host.
     """
     require_trust_file(joined.folder / TRUST, site.enrolment.approval_key)
-    require_own_app(joined.bundle.app_bytes, "study bundle")
+    require_own_app(joined.bundle.app_bytes)
     flower = joined.folder / "flower"
     flower.mkdir(mode=0o700, exist_ok=True)
     env = environment(flower)

@@ -7,7 +7,8 @@ from math import comb
 
 import pytest
 
-from secure_triplay.crypto.masking import MaskingParameters
+from secure_triplay.crypto.identity import Identity
+from secure_triplay.crypto.masking import MaskContext, MaskingParameters
 from secure_triplay.errors import ConfigError
 
 
@@ -45,20 +46,18 @@ def test_exactly_what_an_active_server_could_break_or_cannot_complete_is_refused
         assert found.fewest_honest_survivors >= min(2, n - colluders)
 
 
+def test_a_rounds_hash_stays_what_it_was():
+    """Sites of a study sign it, so every version of the program has to come to the same."""
+    roster = {name: Identity(bytes([i]) * 32) for i, name in enumerate("abc", 2)}
+    context = MaskContext("study", 1, 2, roster, MaskingParameters.derive(3))
+    assert context.sha256.hex() == "09ebdb72546c472d0d9267987bab523c21c421064c4ad5707c7a8e17913f9aec"
+
+
 def test_three_sites_with_one_colluder_survive_no_dropout_and_are_told_so():
     assert MaskingParameters.choose(3, colluders=1, dropouts=0).threshold == 3
     assert "no site may vanish" in MaskingParameters.choose(3, colluders=1, dropouts=0).in_words()
     with pytest.raises(ConfigError, match="no dropout is survivable"):
         MaskingParameters.choose(3, colluders=1, dropouts=1)
-
-
-def test_a_curious_server_needs_a_lower_threshold():
-    assert MaskingParameters.choose(3, colluders=0, dropouts=1, server="curious").threshold == 2
-    assert MaskingParameters.choose(10, colluders=3, dropouts=5, server="curious").threshold == 5
-    with pytest.raises(ConfigError):
-        MaskingParameters.choose(10, colluders=3, dropouts=5)
-    with pytest.raises(ConfigError):
-        MaskingParameters.choose(10, colluders=3, dropouts=0, threshold=4, server="curious")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""What a server must not have, in every form in which it could lie in memory or on disk: keys, updates, images, counts.
+"""SECRET. All that the sites of a running federation hold and its server must not have, collected as needles.
 
-Sites' workers tell of it in files that only the audit reads; keys and encoded integers come from sites' own folders.
+Sites' workers tell of updates, adapters, images and counts in files that only the audit reads; keys and encoded
+integers come from sites' own folders. The forms of each are those of `needles`.
 """
 
 from __future__ import annotations
