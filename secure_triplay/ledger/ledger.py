@@ -1,10 +1,10 @@
 """A site's privacy ledger: reserve, then train, then settle, then send.
 
-    approve    a person fixes, before a study's first release, what it will release and what each release
-    costs reserve    the charge is on disk before the first gradient; refused before it if a limit would be
-    exceeded anchor     others countersign the ledger's head, so that no older copy can pass for it settle
-    the hash of what is about to leave is on disk before it leaves; one reservation, one release
+approve    a person fixes, before a study's first release, what it will release and what each release costs
+reserve    the charge is on disk before the first gradient; refused before it if a limit would be exceeded
+settle     the hash of what is about to leave is on disk before it leaves; one reservation, one release
 
+Before training, others countersign the ledger's head (`client.witness`), so that no older copy can pass for it.
 A crash leaves what was reserved charged. A retry of the same round gets the same reservation for as long as
 nothing was settled under it; from then on, nothing else can be released under it. Two processes take turns.
 """
@@ -21,7 +21,6 @@ from secure_triplay import durable
 from secure_triplay.crypto.identity import Identity, SigningIdentity
 from secure_triplay.errors import PrivacyError, RunError
 from secure_triplay.ledger import budget
-from secure_triplay.ledger.anchor import Anchor, Anchors, Statement
 from secure_triplay.ledger.books import Books, Release, Reservation, replay
 from secure_triplay.ledger.budget import AnyCharge, Limits, Spend, charge_to_fields
 from secure_triplay.ledger.decide import already_charged, over_budget, planned, shortfall
@@ -275,18 +274,9 @@ class Ledger:
             raise PrivacyError(
                 f"an entry '{body.kind}' is not written by hand",
                 where="ledger",
-                fix="use create, adopt, approve, reserve, settle or anchor",
+                fix="use create, adopt, approve, reserve or settle; a receipt is written where it is taken in",
             )
         return self.chain.append(body)
-
-    def anchor(self, anchors: Iterable[Anchor], *, at_least: int = 1) -> int:
-        """Have others countersign the head as it stands; after `reserve` and before training. Returns how
-        many did.
-
-        Raises PrivacyError if fewer than `at_least` did, or one of them knows a later or other head of this
-        ledger: then this copy is an older or a cloned one.
-        """
-        return Anchors(tuple(anchors)).countersign(self.chain, at_least=at_least)
 
     def rounds_that_fit(self, release: Release, *, study: str) -> int:
         """How many releases of this kind still fit, up to what the study plans in all."""
@@ -297,10 +287,6 @@ class Ledger:
             Spend(study, self.chain.year, release.charge),
             max(0, release.times - already_charged(books, study, release.what)),
         )
-
-    def statement(self) -> Statement:
-        """The head as it stands, for others to countersign or to note."""
-        return Statement.of(self.chain)
 
     def close(self) -> None:
         """Give the file back."""

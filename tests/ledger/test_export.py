@@ -12,7 +12,6 @@ import pytest
 from secure_triplay.crypto.identity import Purpose, SigningIdentity
 from secure_triplay.errors import CryptoError, PrivacyError, RunError, SecureTriplayError
 from secure_triplay.ledger import evidence as evidence_module
-from secure_triplay.ledger.anchor import PeerAnchor
 from secure_triplay.ledger.budget import Limits
 from secure_triplay.ledger.entries import Entry, Opened, PolicyAdopted, Reserved, canonical
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME, export, page
@@ -21,6 +20,7 @@ from secure_triplay.ledger.log import AuditLog
 from secure_triplay.ledger.verify import verify
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.mechanisms import DpSgdCharge, GaussianCharge
+from tests.ledger.witnessing import Member
 
 CHARGE = DpSgdCharge(noise_multiplier=4.0, sampling_rate=0.5, steps=1, unit="patient")
 COUNTS = GaussianCharge(noise_multiplier=20.0, unit="patient")
@@ -306,7 +306,8 @@ def test_with_witnesses_the_export_says_up_to_where_rollback_is_excluded(
     signer = SigningIdentity.generate()
     key = signer.identity.public_bytes.hex()
     with AuditLog.create(tmp_path / "peer", signer, party="peer", started_by="B", clock=clock) as log:
-        spent.anchor([PeerAnchor(signer, log.chain, [identity.identity], clock)])
+        peer = Member(log.chain, signer, [identity.identity], clock)
+        Member(spent.chain, identity, [signer.identity], clock).exchange(peer)
     covered = export(folder, tmp_path / "covered", identity, second_accountant=False, clock=clock)
     assert "rollback is excluded if that is the last head" in verify(covered).rollback
     assert verify(covered, peers=frozenset({key})).peers == (key,)
