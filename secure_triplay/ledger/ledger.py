@@ -106,8 +106,7 @@ class Ledger:
         """The site's ledger, every entry verified; without `identity` for reading only.
 
         A missing ledger is refused until a person acts: it is never made on the way.
-        Raises RunError (missing, locked, damaged), CryptoError (edited, another key), PrivacyError (rules
-        broken).
+        Raises RunError (missing, locked, damaged), CryptoError (edited, another key), PrivacyError (rules broken).
         """
         if not (folder / NAME).exists():
             raise _lost(folder) if (folder / _TRACE).exists() else _never(folder)
@@ -152,13 +151,11 @@ class Ledger:
     def approve(
         self, study: str, name: str, releases: Iterable[Release], *, approved_by: str, partly: bool = False
     ) -> None:
-        """Fix what a study (by its SHA-256) will release, before its first release; the same plan again
-        writes nothing.
+        """Fix what a study (by its SHA-256) will release, before its first release; the same plan again writes nothing.
 
-        Raises PrivacyError where it was approved with another plan (parameters do not change under a
-        study), and where the plan does not fit into the budget as a whole, with the number of rounds that
-        do. With
-        `partly` it is approved all the same, and stops when the budget ends.
+        Raises PrivacyError where it was approved with another plan (parameters do not change under a study), and
+        where the plan does not fit into the budget as a whole, with the number of rounds that do. With `partly` it
+        is approved all the same, and stops when the budget ends.
         """
         asked = tuple(releases)
         if len({release.what for release in asked}) != len(asked):
@@ -212,11 +209,9 @@ class Ledger:
         last of a budget.
 
         Raises:
-            PrivacyError: the study is not approved or did not plan this, something was released already, or
-            a limit
+            PrivacyError: the study is not approved or did not plan this, something was released already, or a limit
                 would be exceeded (recorded, and says how many such releases still fit).
-            RunError: the disk or another process is in the way; then nothing was charged and nothing may be
-            released.
+            RunError: the disk or another process is in the way; then nothing was charged and nothing may be released.
         """
         key = (study, round, what, attempt)
         with self.chain.writing() as append:
@@ -267,9 +262,7 @@ class Ledger:
                 raise _released(before, self.chain.path)
 
     def record(self, body: Body) -> Entry:
-        """One more entry of the audit log: a key epoch, a round, a decision. Charges have verbs of their
-        own.
-        """
+        """One more entry of the audit log: a key epoch, a round, a decision. Charges have verbs of their own."""
         if isinstance(body, (Opened, PolicyAdopted, StudyApproved, Reserved, Settled, Anchored)):
             raise PrivacyError(
                 f"an entry '{body.kind}' is not written by hand",
