@@ -148,14 +148,11 @@ class Ledger:
             if current != adopted:
                 append(adopted)
 
-    def approve(
-        self, study: str, name: str, releases: Iterable[Release], *, approved_by: str, partly: bool = False
-    ) -> None:
+    def approve(self, study: str, name: str, releases: Iterable[Release], *, approved_by: str) -> None:
         """Fix what a study (by its SHA-256) will release, before its first release; the same plan again writes nothing.
 
         Raises PrivacyError where it was approved with another plan (parameters do not change under a study), and
-        where the plan does not fit into the budget as a whole, with the number of rounds that do. With `partly` it
-        is approved all the same, and stops when the budget ends.
+        where the plan does not fit into the budget as a whole, with the number of rounds that do.
         """
         asked = tuple(releases)
         if len({release.what for release in asked}) != len(asked):
@@ -178,7 +175,7 @@ class Ledger:
             books = self.books
             before = books.approvals.get(study)
             if before is None:
-                missing = None if partly else shortfall(books, study, asked, self.chain.year)
+                missing = shortfall(books, study, asked, self.chain.year)
                 append(
                     body
                     if missing is None
