@@ -20,10 +20,9 @@ from typing import Self
 from secure_triplay import durable
 from secure_triplay.crypto.identity import Identity, SigningIdentity
 from secure_triplay.errors import PrivacyError, RunError
-from secure_triplay.ledger import budget
 from secure_triplay.ledger.books import Books, Release, Reservation, replay
 from secure_triplay.ledger.budget import AnyCharge, Limits, Spend, charge_to_fields
-from secure_triplay.ledger.decide import already_charged, over_budget, planned, shortfall
+from secure_triplay.ledger.decide import over_budget, planned, shortfall
 from secure_triplay.ledger.entries import (
     Anchored,
     Body,
@@ -267,16 +266,6 @@ class Ledger:
                 fix="use create, adopt, approve, reserve or settle; a receipt is written where it is taken in",
             )
         return self.chain.append(body)
-
-    def rounds_that_fit(self, release: Release, *, study: str) -> int:
-        """How many releases of this kind still fit, up to what the study plans in all."""
-        books = self.refresh()
-        return budget.rounds_that_fit(
-            books.limits,
-            books.spends,
-            Spend(study, self.chain.year, release.charge),
-            max(0, release.times - already_charged(books, study, release.what)),
-        )
 
     def close(self) -> None:
         """Give the file back."""

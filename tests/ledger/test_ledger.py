@@ -36,6 +36,11 @@ def tighten(ledger, **smaller):
     return limits
 
 
+def rounds_that_fit(ledger):
+    books = ledger.books
+    return budget.rounds_that_fit(books.limits, books.spends, Spend(STUDY, 2026, CHARGE), ROUNDS)
+
+
 def test_a_reservation_is_on_disk_before_it_is_returned(ledger, folder, identity):
     made = reserve(ledger)
     with Ledger.open(folder, None) as other:
@@ -68,7 +73,7 @@ def test_a_round_that_would_exceed_is_refused_before_it_and_the_refusal_is_recor
     limit = accounting.epsilon([CHARGE] * 4, LIMITS.delta) + 1e-6
     with make() as ledger:
         tighten(ledger, epsilon_per_study=limit)
-        assert ledger.rounds_that_fit(Release(TRAINING, CHARGE, ROUNDS), study=STUDY) == 4
+        assert rounds_that_fit(ledger) == 4
         for number in range(1, 5):
             reserve(ledger, number)
         for _ in range(3):
@@ -76,7 +81,7 @@ def test_a_round_that_would_exceed_is_refused_before_it_and_the_refusal_is_recor
                 reserve(ledger, 5)
         assert len(ledger.books.spends) == 4
         assert len(ledger.books.refusals) == 1  # asking again and again fills no disk
-        assert ledger.rounds_that_fit(Release(TRAINING, CHARGE, ROUNDS), study=STUDY) == 0
+        assert rounds_that_fit(ledger) == 0
 
 
 def test_a_study_that_does_not_fit_is_not_approved_and_says_how_many_rounds_do(make):
