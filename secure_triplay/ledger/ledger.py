@@ -303,7 +303,7 @@ def _resumed(before: Reservation, charge: AnyCharge, path: Path) -> Reservation:
         )
     if before.released_sha256 is not None:
         raise _released(before, path)
-    return Reservation(before.counter, before.head, before.time, *before.key, before.charge, resumed=True)
+    return before
 
 
 def _released(before: Reservation, path: Path) -> PrivacyError:
