@@ -311,7 +311,8 @@ def _released(before: Reservation, path: Path) -> PrivacyError:
         f"{before.what} {before.round} was released already; training it again would be a second release "
         "for one charge",
         where=str(path),
-        fix=f"send the same bytes again, or reserve attempt {before.attempt + 1}, which is charged anew",
+        fix="restore the site's folder as a whole, and what was released is sent again as it was; where that is lost, "
+        "go on without it, or have another study approved, which is charged anew",
     )
 
 
