@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -92,8 +93,6 @@ def test_a_third_accountant_can_start_from_the_table(bundle):
     """Epsilon again, from the table's columns alone, by the Gaussian mechanism's Renyi divergence (Mironov
     2017).
     """
-    import math
-
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
@@ -367,6 +366,20 @@ def test_an_empty_ledger_can_be_exported(make, tmp_path, clock, identity):
         ).charges
         == 0
     )
+
+
+def test_a_history_that_bounds_nothing_any_more_can_still_be_exported(make, tmp_path, clock, identity):
+    """Figures go up to 1000, and e^709 is more than a float holds."""
+    hardly = GaussianCharge(noise_multiplier=0.0282, unit="patient")
+    with make(limits=dataclasses.replace(LIMITS, epsilon_per_study=900.0, epsilon_per_year=900.0)) as ledger:
+        ledger.approve(OTHER, "loud", [Release("counts", hardly, 1)], approved_by="A")
+        ledger.reserve(hardly, study=OTHER, round=1, what="counts")
+    bundle = export(tmp_path / "site", tmp_path / "out", identity, second_accountant=False, clock=clock)
+    charged = verify(bundle).figures[-1]["epsilon_charged"]
+    assert 790 < charged < 810
+    assert read(bundle)["evidence"]["membership_ceiling"] == 1.0
+    tens = str(math.floor(charged / math.log(10)) + 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    assert f"e<sup>ε</sup> &lt; 10{tens} times its chance" in (bundle / PAGE_NAME).read_text()
 
 
 def test_an_unprotected_release_stands_on_the_page_in_words(make, tmp_path, clock, identity):
