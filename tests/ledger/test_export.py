@@ -11,14 +11,14 @@ import shutil
 import pytest
 
 from secure_triplay.crypto.identity import Purpose, SigningIdentity
-from secure_triplay.errors import CryptoError, PrivacyError, RunError, SecureTriplayError
+from secure_triplay.errors import ConfigError, CryptoError, PrivacyError, RunError, SecureTriplayError
 from secure_triplay.ledger import evidence as evidence_module
 from secure_triplay.ledger.budget import Limits
 from secure_triplay.ledger.entries import Entry, Opened, PolicyAdopted, Reserved, canonical
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME, export, page
 from secure_triplay.ledger.ledger import TRAINING, Ledger, Release
 from secure_triplay.ledger.log import AuditLog
-from secure_triplay.ledger.verify import verify
+from secure_triplay.ledger.verify import read_fingerprint, verify
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.mechanisms import DpSgdCharge, GaussianCharge
 from tests.ledger.witnessing import Member
@@ -73,7 +73,8 @@ def test_an_honest_bundle_verifies_by_itself(bundle, identity):
     assert verified.site == "site"
     assert "rollback not excluded" in verified.rollback
     assert any(identity.identity.fingerprint in note for note in verified.notes)
-    assert verify(bundle, site=identity.identity).notes == ()
+    (note,) = verify(bundle, signed_as=frozenset({identity.identity.fingerprint})).notes
+    assert "was compared with the fingerprint given" in note
 
 
 def test_figures_of_a_bundle_are_those_of_the_charges(bundle):
@@ -276,7 +277,21 @@ def test_a_history_beyond_every_policy_is_refused(bundle):
 
 def test_a_bundle_of_another_key_is_refused(bundle):
     with pytest.raises(CryptoError, match="was expected"):
-        verify(bundle, site=SigningIdentity.generate().identity)
+        verify(bundle, signed_as=frozenset({SigningIdentity.generate().identity.fingerprint}))
+
+
+@pytest.mark.parametrize(
+    "change", [str.upper, lambda text: text.replace(" ", ""), lambda text: f"  {text}\n"]
+)
+def test_a_fingerprint_is_read_as_a_person_types_it(identity, change):
+    assert read_fingerprint(change(identity.identity.fingerprint)) == identity.identity.fingerprint
+
+
+@pytest.mark.parametrize("text", ["", "abcd", "g" * 32, "a" * 31, "a" * 33, "a" * 64, "ａ" * 32])
+def test_what_is_no_fingerprint_gets_a_sentence(text):
+    with pytest.raises(ConfigError, match="no fingerprint") as caught:
+        read_fingerprint(text)
+    assert "eight groups" in caught.value.fix
 
 
 def test_files_that_are_no_bundle_get_a_sentence(bundle, tmp_path):
@@ -309,8 +324,7 @@ def test_with_witnesses_the_export_says_up_to_where_rollback_is_excluded(
         Member(spent.chain, identity, [signer.identity], clock).exchange(peer)
     covered = export(folder, tmp_path / "covered", identity, second_accountant=False, clock=clock)
     assert "rollback is excluded if that is the last head" in verify(covered).rollback
-    assert verify(covered, peers=frozenset({key})).peers == (key,)
-    assert "rollback not excluded" in verify(covered, peers=frozenset()).rollback
+    assert read(covered)["evidence"]["anchors"]["peers"] == [key]
     spent.reserve(CHARGE, study=STUDY, round=4)
     later = export(folder, tmp_path / "later", identity, second_accountant=False, clock=clock)
     assert "not excluded for the 1 charges after it" in verify(later).rollback
