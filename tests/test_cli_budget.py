@@ -67,6 +67,20 @@ def test_an_export_verifies_offline_and_names_who_approved_it(site, tmp_path):
     assert "rollback not excluded" in verified.stdout
 
 
+def test_a_bundle_is_refused_unless_the_key_that_the_site_told_signed_it(site, tmp_path):
+    out, told = tmp_path / "evidence", load_identity(site).identity.fingerprint
+    assert run("budget", "export", "--site", str(site), "--out", str(out)).returncode == 0
+    other = SigningIdentity.generate().identity.fingerprint
+    verified = run("audit", "verify", str(out), "--signed-as", other, "--signed-as", told)
+    assert verified.returncode == 0, verified.stderr
+    assert f"Signed by {told}: this was compared with the fingerprint given" in verified.stdout
+    assert_plain_error(run("audit", "verify", str(out), "--signed-as", other), 7, told, other, "was expected")
+    shutil.rmtree(out)  # what cannot be compared is refused before anything is read
+    assert_plain_error(
+        run("audit", "verify", str(out), "--signed-as", "st-mary"), 3, "no fingerprint of a key"
+    )
+
+
 def test_no_name_in_a_bundle_writes_a_line_of_the_verifiers_own(tmp_path, policy):
     name = "mallory\x1b[2K\rnorth: signatures, chain and arithmetic hold; by 7 others\n\x1b[8m"
     site, out = tmp_path / "site", tmp_path / "evidence"

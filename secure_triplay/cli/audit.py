@@ -16,7 +16,11 @@ from secure_triplay.cli.common import AsJson, StudyFile, on_one_line, print_json
 app = typer.Typer(help="Check evidence, and measure what is claimed.", no_args_is_help=True)
 
 
-@app.command("verify", epilog="Example:  secure-triplay audit verify runs/first/sites/*/evidence")
+@app.command(
+    "verify",
+    epilog="Examples:  secure-triplay audit verify runs/first/sites/*/evidence   |   "
+    "secure-triplay audit verify evidence --signed-as '0123 4567 89ab cdef 0123 4567 89ab cdef'",
+)
 def audit_verify(
     bundles: Annotated[
         list[Path],
@@ -24,6 +28,15 @@ def audit_verify(
             metavar="BUNDLE...", help="Evidence bundles, and logs of other parties.", show_default=False
         ),
     ],
+    signed_as: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FINGERPRINT",
+            help="Refuse what any other key signed: the fingerprint that `site init` prints for auditors, told by the "
+            "site itself; repeat it for several.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check evidence offline: signatures, chain, and the arithmetic recomputed from the charges.
@@ -32,9 +45,10 @@ def audit_verify(
     sites. Exit code 7 where anything does not verify or two bundles disagree.
     """
     from secure_triplay.ledger.compare import compare, verify_any
-    from secure_triplay.ledger.verify import Verified
+    from secure_triplay.ledger.verify import Verified, read_fingerprint
 
-    results = [verify_any(bundle) for bundle in bundles]
+    expected = frozenset(read_fingerprint(text) for text in signed_as or ())
+    results = [verify_any(bundle, signed_as=expected) for bundle in bundles]
     differ = compare(results)
     if as_json:
         print_json(

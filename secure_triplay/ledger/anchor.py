@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
-from secure_triplay.errors import CryptoError, PrivacyError, ProtocolError, SecureTriplayError
+from secure_triplay.errors import CryptoError, PrivacyError, ProtocolError
 from secure_triplay.ledger.entries import TIME, TIME_FORMAT, Anchored, Countersigned, Entry, canonical
 from secure_triplay.ledger.store import Chain, Clock, utc_now
 
@@ -24,7 +24,6 @@ CLOCK_TOLERANCE = timedelta(days=1)
 
 
 _NOTHING = (0, "00" * 32)
-_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -146,17 +145,6 @@ class Held:
         return self.counter <= len(chain.entries) and chain.entries[self.counter - 1].head.hex() == self.head
 
 
-class Anchor(Protocol):
-    """Whoever countersigns heads: a peer, reached in whatever way."""
-
-    def countersign(self, statement: bytes) -> Receipt | Held:
-        """A receipt, or the head that this peer holds where the statement does not follow it.
-
-        Raises a SecureTriplayError where the peer cannot be reached or refuses.
-        """
-        ...
-
-
 class PeerAnchor:
     """A party that countersigns others' heads, and keeps them in its own chain, so that a restart forgets
     none.
@@ -201,81 +189,6 @@ class PeerAnchor:
     def _receipt(self, asked: Statement) -> Receipt:
         signature = self._signer.sign(Purpose.ANCHOR, *asked.signed_fields)
         return Receipt(self._signer.identity.public_bytes.hex(), signature.hex())
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """The anchors of one party."""
-
-    anchors: tuple[Anchor, ...]
-
-    def countersign(self, chain: Chain, *, at_least: int) -> int:
-        """Have the chain's head countersigned, and put the receipts into the chain. Returns how many there
-        are.
-
-        Raises PrivacyError where fewer than `at_least` signed; then nothing may be released.
-        """
-        for _ in range(_TRIES):
-            chain.refresh()
-            statement = Statement.of(chain)
-            receipts, refusals, moved_on = self._ask(chain, statement)
-            if not moved_on:
-                break
-        if len(receipts) < max(1, at_least) or moved_on:
-            first = f": {refusals[0].what}" if refusals else ""
-            raise PrivacyError(
-                f"{len(receipts)} others countersigned this ledger, and {max(1, at_least)} are needed{first}",
-                where="countersigning",
-                fix="release nothing; reach the other members, and compare heads with them",
-            ) from (refusals[0] if refusals else None)
-        chain.append(
-            Anchored(counter=statement.counter, head=statement.head, time=statement.time, receipts=receipts)
-        )
-        return len(receipts)
-
-    def _ask(
-        self, chain: Chain, statement: Statement
-    ) -> tuple[dict[str, str], list[SecureTriplayError], bool]:
-        """Receipts by peer, refusals, and whether a peer holds a later head of this same chain already.
-
-        Raises PrivacyError where a peer holds a head that this party signed and this chain does not have.
-        """
-        receipts: dict[str, str] = {}
-        refusals: list[SecureTriplayError] = []
-        for anchor in self.anchors:
-            asked = statement
-            try:
-                for _ in range(_TRIES):
-                    reply = anchor.countersign(asked.to_bytes())
-                    if isinstance(reply, Receipt):
-                        reply.verify(statement)
-                        if (
-                            reply.peer_key != statement.party_key
-                        ):  # one's own signature holds nobody to anything
-                            receipts[reply.peer_key] = reply.signature
-                        break
-                    chain.refresh()  # another process of this site may have gone on
-                    if not reply.stands_in(chain):
-                        raise _ForkedError(reply.counter)
-                    if reply.counter > statement.counter:
-                        return receipts, refusals, True
-                    asked = statement.following(chain, reply.counter, reply.head)
-            except _ForkedError as error:
-                raise PrivacyError(
-                    f"others hold entry {error.counter} of this ledger, signed by this site, and this "
-                    "copy does not have it: "
-                    "it is an older copy, a clone, or was begun anew",
-                    where=str(chain.path),
-                    fix="release nothing from it; find the machine that went on, or explain the loss to all",
-                ) from error
-            except SecureTriplayError as error:
-                refusals.append(error)
-        return receipts, refusals, False
-
-
-class _ForkedError(Exception):
-    def __init__(self, counter: int) -> None:
-        self.counter = counter
 
 
 def last_anchored(entries: Iterable[Entry]) -> Anchored | None:

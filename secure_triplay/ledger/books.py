@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from secure_triplay.errors import PrivacyError
 from secure_triplay.ledger.budget import AnyCharge, Limits, Spend, Unprotected, charge_from_fields
 from secure_triplay.ledger.entries import (
-    Anchored,
     Entry,
     Opened,
     PolicyAdopted,
@@ -47,7 +46,6 @@ class Reservation:
     attempt: int
     charge: AnyCharge
     released_sha256: str | None = None
-    resumed: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> Key:
@@ -69,7 +67,6 @@ class Books:
     approvals: dict[str, tuple[Entry, StudyApproved]] = field(default_factory=dict)
     reservations: dict[int, Reservation] = field(default_factory=dict)
     refusals: tuple[tuple[Entry, Refused], ...] = ()
-    anchored: tuple[Anchored, ...] = ()
 
     @property
     def limits(self) -> Limits:
@@ -97,7 +94,6 @@ def replay(entries: Iterable[Entry]) -> Books:
     reservations: dict[int, Reservation] = {}
     keys: set[Key] = set()
     refusals: list[tuple[Entry, Refused]] = []
-    anchored: list[Anchored] = []
     opened: Opened | None = None
     for entry in entries:
         match entry.body:
@@ -146,13 +142,11 @@ def replay(entries: Iterable[Entry]) -> Books:
                     reservations[body.reservation] = _settled(before, body.released_sha256)
             case Refused() as body:
                 refusals.append((entry, body))
-            case Anchored() as body:
-                anchored.append(body)
             case _:
                 pass
     if opened is None or not policies:
         raise PrivacyError("the ledger names no policy", where="ledger", fix="it is no site's privacy ledger")
-    return Books(opened, tuple(policies), approvals, reservations, tuple(refusals), tuple(anchored))
+    return Books(opened, tuple(policies), approvals, reservations, tuple(refusals))
 
 
 def _planned(approved: StudyApproved, body: Reserved) -> bool:

@@ -12,7 +12,7 @@ from secure_triplay.ledger.entries import Entry
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME
 from secure_triplay.ledger.log import Disagreement, cross_check
 from secure_triplay.ledger.logbundle import LOG_NAME, VerifiedLog, verify_log
-from secure_triplay.ledger.verify import Verified, verify
+from secure_triplay.ledger.verify import Verified, require_signer, verify
 
 
 class Bundle(Protocol):
@@ -26,10 +26,11 @@ class Bundle(Protocol):
     def chain(self) -> tuple[Entry, ...]: ...
 
 
-def verify_any(bundle: Path) -> Verified | VerifiedLog:
+def verify_any(bundle: Path, *, signed_as: frozenset[str] = frozenset()) -> Verified | VerifiedLog:
     """A site's evidence, or the log of another party, verified. Raises what `verify` and `verify_log` raise.
 
-    Raises RunError for a folder with both: whichever was looked at, the other one would pass for verified.
+    Where `signed_as` names fingerprints, either has to be signed by one of these keys. Raises RunError for a folder
+    with both: whichever was looked at, the other one would pass for verified.
     """
     log = (bundle / LOG_NAME).exists()
     if log and any((bundle / name).exists() for name in (JSON_NAME, CSV_NAME, PAGE_NAME)):
@@ -38,7 +39,11 @@ def verify_any(bundle: Path) -> Verified | VerifiedLog:
             where=str(bundle),
             fix="put each into a folder of its own, as it was exported",
         )
-    return verify_log(bundle) if log else verify(bundle)
+    if not log:
+        return verify(bundle, signed_as=signed_as)
+    verified = verify_log(bundle)
+    require_signer(verified.identity, signed_as, bundle / LOG_NAME)
+    return verified
 
 
 def compare(bundles: Iterable[Bundle]) -> tuple[Disagreement, ...]:

@@ -27,7 +27,6 @@ from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity, t
 from secure_triplay.errors import ConfigError, CryptoError, PrivacyError
 from secure_triplay.schema import Frozen
 
-HEAD_BYTES = 32
 MAX_BODY_BYTES = 1 << 20
 NONCE_BYTES = 16
 TIME_FORMAT = "%Y-%m-%dT%H:00:00Z"

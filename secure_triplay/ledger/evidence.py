@@ -21,6 +21,7 @@ from secure_triplay.ledger.budget import Scope, Unprotected
 from secure_triplay.ledger.entries import Entry
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.mechanisms import SharedNoiseCharge
+from secure_triplay.privacy.region import hit_rate_in_region
 from secure_triplay.privacy.shares import holds_against
 
 FORMAT = "secure_triplay evidence 1"
@@ -114,7 +115,7 @@ def statement(entries: tuple[Entry, ...], identity: Identity, *, second_accounta
             for entry, body in books.approvals.values()
         ],
         "figures": figures,
-        "membership_ceiling": membership_ceiling(figures[-1]["epsilon_charged"], limits.delta),
+        "membership_ceiling": _membership_ceiling(figures[-1]["epsilon_charged"], limits.delta),
         "second_accountant": second_accountant,
         "charges": [charge_row(books, reservation) for reservation in books.reservations.values()],
         "refusals": [
@@ -268,17 +269,9 @@ def not_covered(books: Books, last: int, peers: int, unanchored: int) -> list[di
     return [{"title": title, "text": text} for title, text in found]
 
 
-def membership_ceiling(epsilon: float | None, delta: float, false_positives: float = 0.01) -> float | None:
-    """The largest share of insiders that any attacker recognises who takes `false_positives` of outsiders
-    for insiders.
-
-    Kairouz, Oh and Viswanath 2015, theorem 2.1: both tests of an (epsilon, delta) mechanism bound it.
-    """
-    if epsilon is None:
-        return None
-    first = math.exp(epsilon) * false_positives + delta
-    second = 1 - math.exp(-epsilon) * (1 - delta - false_positives)
-    return min(1.0, first, second)
+def _membership_ceiling(epsilon: float | None, delta: float) -> float | None:
+    """The largest share of insiders that any attacker recognises who takes 1 in 100 outsiders for insiders."""
+    return None if epsilon is None else hit_rate_in_region(0.01, epsilon, delta)
 
 
 def _row(books: Books, scope: Scope) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """A site's privacy ledger: reserve, then train, then settle, then send.
 
-    approve    a person fixes, before a study's first release, what it will release and what each release
-    costs reserve    the charge is on disk before the first gradient; refused before it if a limit would be
-    exceeded anchor     others countersign the ledger's head, so that no older copy can pass for it settle
-    the hash of what is about to leave is on disk before it leaves; one reservation, one release
+approve    a person fixes, before a study's first release, what it will release and what each release costs
+reserve    the charge is on disk before the first gradient; refused before it if a limit would be exceeded
+settle     the hash of what is about to leave is on disk before it leaves; one reservation, one release
 
+Before training, others countersign the ledger's head (`client.witness`), so that no older copy can pass for it.
 A crash leaves what was reserved charged. A retry of the same round gets the same reservation for as long as
 nothing was settled under it; from then on, nothing else can be released under it. Two processes take turns.
 """
@@ -20,11 +20,9 @@ from typing import Self
 from secure_triplay import durable
 from secure_triplay.crypto.identity import Identity, SigningIdentity
 from secure_triplay.errors import PrivacyError, RunError
-from secure_triplay.ledger import budget
-from secure_triplay.ledger.anchor import Anchor, Anchors, Statement
 from secure_triplay.ledger.books import Books, Release, Reservation, replay
 from secure_triplay.ledger.budget import AnyCharge, Limits, Spend, charge_to_fields
-from secure_triplay.ledger.decide import already_charged, over_budget, planned, shortfall
+from secure_triplay.ledger.decide import over_budget, planned, shortfall
 from secure_triplay.ledger.entries import (
     Anchored,
     Body,
@@ -107,8 +105,7 @@ class Ledger:
         """The site's ledger, every entry verified; without `identity` for reading only.
 
         A missing ledger is refused until a person acts: it is never made on the way.
-        Raises RunError (missing, locked, damaged), CryptoError (edited, another key), PrivacyError (rules
-        broken).
+        Raises RunError (missing, locked, damaged), CryptoError (edited, another key), PrivacyError (rules broken).
         """
         if not (folder / NAME).exists():
             raise _lost(folder) if (folder / _TRACE).exists() else _never(folder)
@@ -150,16 +147,11 @@ class Ledger:
             if current != adopted:
                 append(adopted)
 
-    def approve(
-        self, study: str, name: str, releases: Iterable[Release], *, approved_by: str, partly: bool = False
-    ) -> None:
-        """Fix what a study (by its SHA-256) will release, before its first release; the same plan again
-        writes nothing.
+    def approve(self, study: str, name: str, releases: Iterable[Release], *, approved_by: str) -> None:
+        """Fix what a study (by its SHA-256) will release, before its first release; the same plan again writes nothing.
 
-        Raises PrivacyError where it was approved with another plan (parameters do not change under a
-        study), and where the plan does not fit into the budget as a whole, with the number of rounds that
-        do. With
-        `partly` it is approved all the same, and stops when the budget ends.
+        Raises PrivacyError where it was approved with another plan (parameters do not change under a study), and
+        where the plan does not fit into the budget as a whole, with the number of rounds that do.
         """
         asked = tuple(releases)
         if len({release.what for release in asked}) != len(asked):
@@ -182,7 +174,7 @@ class Ledger:
             books = self.books
             before = books.approvals.get(study)
             if before is None:
-                missing = None if partly else shortfall(books, study, asked, self.chain.year)
+                missing = shortfall(books, study, asked, self.chain.year)
                 append(
                     body
                     if missing is None
@@ -213,11 +205,9 @@ class Ledger:
         last of a budget.
 
         Raises:
-            PrivacyError: the study is not approved or did not plan this, something was released already, or
-            a limit
+            PrivacyError: the study is not approved or did not plan this, something was released already, or a limit
                 would be exceeded (recorded, and says how many such releases still fit).
-            RunError: the disk or another process is in the way; then nothing was charged and nothing may be
-            released.
+            RunError: the disk or another process is in the way; then nothing was charged and nothing may be released.
         """
         key = (study, round, what, attempt)
         with self.chain.writing() as append:
@@ -268,39 +258,14 @@ class Ledger:
                 raise _released(before, self.chain.path)
 
     def record(self, body: Body) -> Entry:
-        """One more entry of the audit log: a key epoch, a round, a decision. Charges have verbs of their
-        own.
-        """
+        """One more entry of the audit log: a key epoch, a round, a decision. Charges have verbs of their own."""
         if isinstance(body, (Opened, PolicyAdopted, StudyApproved, Reserved, Settled, Anchored)):
             raise PrivacyError(
                 f"an entry '{body.kind}' is not written by hand",
                 where="ledger",
-                fix="use create, adopt, approve, reserve, settle or anchor",
+                fix="use create, adopt, approve, reserve or settle; a receipt is written where it is taken in",
             )
         return self.chain.append(body)
-
-    def anchor(self, anchors: Iterable[Anchor], *, at_least: int = 1) -> int:
-        """Have others countersign the head as it stands; after `reserve` and before training. Returns how
-        many did.
-
-        Raises PrivacyError if fewer than `at_least` did, or one of them knows a later or other head of this
-        ledger: then this copy is an older or a cloned one.
-        """
-        return Anchors(tuple(anchors)).countersign(self.chain, at_least=at_least)
-
-    def rounds_that_fit(self, release: Release, *, study: str) -> int:
-        """How many releases of this kind still fit, up to what the study plans in all."""
-        books = self.refresh()
-        return budget.rounds_that_fit(
-            books.limits,
-            books.spends,
-            Spend(study, self.chain.year, release.charge),
-            max(0, release.times - already_charged(books, study, release.what)),
-        )
-
-    def statement(self) -> Statement:
-        """The head as it stands, for others to countersign or to note."""
-        return Statement.of(self.chain)
 
     def close(self) -> None:
         """Give the file back."""
@@ -338,7 +303,7 @@ def _resumed(before: Reservation, charge: AnyCharge, path: Path) -> Reservation:
         )
     if before.released_sha256 is not None:
         raise _released(before, path)
-    return Reservation(before.counter, before.head, before.time, *before.key, before.charge, resumed=True)
+    return before
 
 
 def _released(before: Reservation, path: Path) -> PrivacyError:
@@ -346,7 +311,8 @@ def _released(before: Reservation, path: Path) -> PrivacyError:
         f"{before.what} {before.round} was released already; training it again would be a second release "
         "for one charge",
         where=str(path),
-        fix=f"send the same bytes again, or reserve attempt {before.attempt + 1}, which is charged anew",
+        fix="restore the site's folder as a whole, and what was released is sent again as it was; where that is lost, "
+        "go on without it, or have another study approved, which is charged anew",
     )
 
 

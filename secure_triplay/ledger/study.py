@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from secure_triplay.config import Study
-from secure_triplay.constants import class_count_rule, count_rule, noise_multiplier, share_rule
-from secure_triplay.errors import ConfigError, PrivacyError
+from secure_triplay.constants import class_count_rule, count_rule, round_rule, share_rule
+from secure_triplay.errors import ConfigError
 from secure_triplay.ledger.books import Release
 from secure_triplay.ledger.budget import Limits, Unprotected
 from secure_triplay.ledger.ledger import TRAINING
 from secure_triplay.policy import Refusal, SitePolicy
-from secure_triplay.privacy.mechanisms import DpSgdCharge
 
 PUBLISHED, CLASS_COUNTS = "published accuracy", "class counts"
 
 
-def training_release(study: Study, noise_multiplier: float) -> Release:
+def training_release(study: Study) -> Release:
     """The training rounds of a study: what each costs, and how many there are.
 
-    A study without differential privacy has a charge too: one that no budget bounds.
+    A study without differential privacy has a charge too: one that no budget bounds. Raises PrivacyError where no
+    noise keeps the study within its epsilon.
     """
-    dp, training = study.dp, study.training
-    if dp is None:
-        return Release(TRAINING, Unprotected(), training.rounds)
-    if noise_multiplier <= 0:
-        raise PrivacyError(
-            "a study under differential privacy has noise",
-            where="noise_multiplier",
-            fix="derive it from the study's epsilon",
-        )
-    shares = share_rule(study)
-    if shares is not None:
-        return Release(TRAINING, replace(shares, noise_multiplier=noise_multiplier).charge, training.rounds)
-    charge = DpSgdCharge(noise_multiplier, dp.sampling_rate, training.steps_per_round, dp.unit)
-    return Release(TRAINING, charge, training.rounds)
+    rounds = study.training.rounds
+    if study.dp is None:
+        return Release(TRAINING, Unprotected(), rounds)
+    return Release(TRAINING, (share_rule(study) or round_rule(study)).charge, rounds)
 
 
 def count_release(study: Study) -> Release | None:
@@ -51,9 +39,8 @@ def class_count_release(study: Study) -> Release | None:
 
 def study_releases(study: Study) -> tuple[Release, ...]:
     """Everything that a study charges: what a site approves. What rounds release comes first, in their order."""
-    training = training_release(study, noise_multiplier(study) if study.dp else 0.0)
     counts = (count_release(study), class_count_release(study))
-    return (training, *(release for release in counts if release is not None))
+    return (training_release(study), *(release for release in counts if release is not None))
 
 
 def simulated_limits(study: Study) -> Limits:

@@ -2,25 +2,27 @@
 
 It shows that the bundle was signed by the key it names, that its entries are one unbroken chain of that key,
 that every figure follows from the charges, and that table and page say what the entries say (the page only where this
-version made it: another may word it otherwise). Whose key it is,
-and whether others hold a later head, are the two questions that need somebody else: `Verified` names both.
+version made it: another may word it otherwise). Whose key it is, and whether others hold a later head, are the two
+questions that need somebody else: `Verified` names both. Who has the site's fingerprint answers the first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secure_triplay import __version__
 from secure_triplay.crypto.identity import Identity, Purpose
-from secure_triplay.errors import CryptoError, PrivacyError, RunError
+from secure_triplay.errors import ConfigError, CryptoError, PrivacyError, RunError
 from secure_triplay.ledger.entries import Entry, canonical, read_json, verify_chain
 from secure_triplay.ledger.evidence import FORMAT, charges_csv, require_bounded, statement
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME, page
 
 MAX_BUNDLE_BYTES = 1 << 28
+_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _TOLERANCE = 1e-6  # relative: other processors round otherwise
 
 
@@ -34,23 +36,37 @@ class Verified:
     charges: int
     figures: tuple[dict[str, Any], ...]
     rollback: str
-    peers: tuple[str, ...]
     notes: tuple[str, ...]
     chain: tuple[Entry, ...]
 
 
-def verify(
-    bundle: Path,
-    *,
-    site: Identity | None = None,
-    peers: frozenset[str] | None = None,
-    second_accountant: bool | None = None,
-) -> Verified:
+def read_fingerprint(text: str) -> str:
+    """A key's fingerprint as a person gives it, spaced or not, as `Identity.fingerprint` has it. Raises ConfigError."""
+    digits = "".join(text.split()).lower()
+    if not _FINGERPRINT.fullmatch(digits):
+        raise ConfigError(
+            f"{text!r} is no fingerprint of a key",
+            where="fingerprint",
+            fix="give its eight groups of four digits from 0 to f in quotes, as `site init` and `doctor` print them",
+        )
+    return " ".join(digits[i : i + 4] for i in range(0, len(digits), 4))
+
+
+def require_signer(identity: Identity, signed_as: frozenset[str], path: Path) -> None:
+    """Raises CryptoError where fingerprints are given, and the signer's is none of them."""
+    if signed_as and identity.fingerprint not in signed_as:
+        raise CryptoError(
+            f"this is signed by {identity.fingerprint}, and {' or '.join(sorted(signed_as))} was expected",
+            where=str(path),
+            fix="do not rely on it before its party has told you, out of band, what it signs evidence as; an enrolment "
+            "has another fingerprint",
+        )
+
+
+def verify(bundle: Path, *, signed_as: frozenset[str] = frozenset()) -> Verified:
     """Verify an evidence bundle; return what holds, or raise.
 
-    `site` is the key it has to be signed with, where the auditor has it from elsewhere; `peers` the keys,
-    in hex, whose countersignatures count. `second_accountant` False skips Opacus' PRV figure (it takes some
-    seconds).
+    `signed_as` are fingerprints that the auditor has from elsewhere: then it has to be signed by one of these keys.
 
     Raises:
         RunError: a file is missing or is no bundle.
@@ -58,7 +74,7 @@ def verify(
         PrivacyError: a figure is not what the charges give, or the entries break a rule of the ledger.
     """
     signed, texts = _read(bundle)
-    evidence, identity = _signed_by(signed, site, bundle)
+    evidence, identity = _signed_by(signed, signed_as, bundle)
     for name, text in texts.items():
         if signed["files"].get(name) != hashlib.sha256(text.encode()).hexdigest():
             raise CryptoError(
@@ -68,14 +84,8 @@ def verify(
             )
     entries = tuple(Entry.from_json(value) for value in evidence["entries"])
     verify_chain(entries, identity)
-    prv = evidence.get("second_accountant") is True if second_accountant is None else second_accountant
-    derived = statement(entries, identity, second_accountant=prv)
+    derived = statement(entries, identity, second_accountant=evidence["second_accountant"])
     notes = []
-    if prv != evidence.get("second_accountant"):
-        notes.append("The second accountant's figures were not recomputed.")
-        for row, claimed in zip(derived["figures"], evidence["figures"], strict=False):
-            row["epsilon_prv"] = claimed.get("epsilon_prv")
-        derived["second_accountant"] = evidence.get("second_accountant")
     claimed = {key: value for key, value in evidence.items() if key not in ("software", "entries")}
     if evidence["software"] != __version__:  # each version may word it better; all figures are compared
         limits = "; ".join(limit["title"] for limit in derived["not_covered"])
@@ -104,12 +114,14 @@ def verify(
             where=str(bundle / PAGE_NAME),
             fix="rely on evidence.json alone, and ask the site why",
         )
-    anchors = evidence["anchors"]
-    known = tuple(peer for peer in anchors["peers"] if peers is None or peer in peers)
-    if site is None:
+    if signed_as:
+        notes.append(
+            f"Signed by {identity.fingerprint}: this was compared with the fingerprint given, and is the same."
+        )
+    else:
         notes.append(
             f"Signed by {identity.fingerprint}: compare this with what the site signs evidence as "
-            "(`site init` and `doctor` say it there), out of band."
+            "(`site init` and `doctor` say it there), out of band, and give that as --signed-as."
         )
     return Verified(
         evidence["site"],
@@ -117,24 +129,23 @@ def verify(
         len(entries),
         len(evidence["charges"]),
         tuple(evidence["figures"]),
-        _rollback(anchors, known),
-        known,
+        _rollback(evidence["anchors"]),
         tuple(notes),
         entries,
     )
 
 
-def _rollback(anchors: dict[str, Any], known: tuple[str, ...]) -> str:
+def _rollback(anchors: dict[str, Any]) -> str:
+    known = anchors["peers"]
     if not known:
-        return "rollback not excluded: nobody known countersigned this ledger"
+        return "rollback not excluded: nobody countersigned this ledger"
     if anchors["charges_after"]:
         return (
             f"rollback excluded up to entry {anchors['last_counter']} by {len(known)} others; "
             f"not excluded for the {anchors['charges_after']} charges after it"
         )
     return (
-        f"countersigned up to entry {anchors['last_counter']} by {len(known)} others; rollback is "
-        "excluded if that is "
+        f"countersigned up to entry {anchors['last_counter']} by {len(known)} others; rollback is excluded if that is "
         "the last head that they hold"
     )
 
@@ -178,7 +189,7 @@ def _read(bundle: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _signed_by(
-    signed: dict[str, Any], site: Identity | None, bundle: Path
+    signed: dict[str, Any], signed_as: frozenset[str], bundle: Path
 ) -> tuple[dict[str, Any], Identity]:
     """The evidence and the key that signed it. Raises CryptoError."""
     evidence = signed["evidence"]
@@ -195,12 +206,7 @@ def _signed_by(
             where=str(bundle / JSON_NAME),
             fix="ask the site for it again",
         ) from error
-    if site is not None and site != identity:
-        raise CryptoError(
-            f"the bundle is signed by {identity.fingerprint}, and {site.fingerprint} was expected",
-            where=str(bundle / JSON_NAME),
-            fix="ask the site which key is its own",
-        )
+    require_signer(identity, signed_as, bundle / JSON_NAME)
     try:
         identity.verify(signature, Purpose.EVIDENCE, content)
     except CryptoError as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from secure_triplay.errors import PrivacyError
 from secure_triplay.planner.losses import Losses
+from secure_triplay.privacy.region import hit_rate_in_region
 
 FALSE_ALARM_RATES = (0.01, 0.001)
 GALLERIES = (10, 100, 1000)
@@ -66,26 +67,6 @@ def gallery_ceiling(size: int, epsilon: float, delta: float, losses: Losses | No
             f"a gallery of {size!r} records makes no sense", where="gallery", fix="give 1 or more"
         )
     return membership_ceiling(1 / size, epsilon, delta, losses)
-
-
-def hit_rate_in_region(false_alarm_rate: float, epsilon: float, delta: float) -> float:
-    """Largest true positive rate that (epsilon, delta) allows: two lines (Kairouz 2015, theorem 2.1).
-
-    Hits <= e^epsilon x false alarms + delta, and 1 - false alarms <= e^epsilon x (1 - hits) + delta.
-    """
-    if not 0 <= false_alarm_rate <= 1:
-        raise PrivacyError(
-            f"a false positive rate of {false_alarm_rate!r} is impossible", where="attacker", fix="0 to 1"
-        )
-    if not epsilon >= 0 or not 0 <= delta <= 1:
-        raise PrivacyError(
-            f"epsilon {epsilon!r} at delta {delta!r} is no guarantee", where="attacker", fix="check both"
-        )
-    if epsilon > 700:
-        return 1.0
-    steep = math.exp(epsilon) * false_alarm_rate + delta
-    flat = 1 - math.exp(-epsilon) * max(0.0, 1 - delta - false_alarm_rate)
-    return min(1.0, steep, flat)
 
 
 def group_guarantee(epsilon: float, delta: float, members: int) -> tuple[float, float]:

@@ -66,6 +66,7 @@ def environment() -> Environment:
         "size": words.size,
         "duration": words.duration,
         "epsilon": words.epsilon,
+        "e_to": words.e_to,
         "power": words.power,
         "moment": words.moment,
         "md": markdown_text,

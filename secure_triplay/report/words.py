@@ -74,6 +74,14 @@ def power(value: float | None) -> str:
     return tail if digits == "1" else f"{digits}×{tail}"
 
 
+def e_to(epsilon: float) -> str:
+    """What e^epsilon is: `= 20.1` of 3, `= 2,981` of 8; from 10^15 on a bound for it, `< 10³⁴⁸` of 800."""
+    tens = epsilon / math.log(10)
+    if tens >= 15:
+        return "< 10" + str(math.floor(tens) + 1).translate(_SUPERSCRIPT)
+    return f"= {math.e**epsilon:,.3g}" if epsilon < 6.9 else f"= {math.e**epsilon:,.0f}"
+
+
 def moment(text: str) -> str:
     """`2026-11-23 10:22 UTC` of an ISO time in UTC; any other text as it is."""
     return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)\S*?(\+00:00|Z)$", r"\1 \2 UTC", text)

@@ -21,7 +21,7 @@ from secure_triplay.client.learner import Encoded
 from secure_triplay.config import parse_study
 from secure_triplay.loading import Model
 from secure_triplay.model.adapter import Adapter
-from secure_triplay.planner.attacker import hit_rate_in_region
+from secure_triplay.privacy.region import hit_rate_in_region
 
 torch.set_num_threads(1)
 

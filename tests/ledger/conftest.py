@@ -62,9 +62,7 @@ def make(tmp_path: Path, identity: SigningIdentity, clock: Clock) -> Callable[..
             clock=clock,
             **more,
         )
-        ledger.approve(
-            STUDY, "pilot", [Release(TRAINING, CHARGE, rounds)], approved_by="Dr. Officer", partly=True
-        )
+        ledger.approve(STUDY, "pilot", [Release(TRAINING, CHARGE, rounds)], approved_by="Dr. Officer")
         return ledger
 
     return build

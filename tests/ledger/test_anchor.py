@@ -16,6 +16,8 @@ from secure_triplay.ledger.entries import Anchored, Countersigned
 from secure_triplay.ledger.ledger import NAME, TRAINING, Ledger, Release
 from secure_triplay.ledger.log import AuditLog, cross_check
 from secure_triplay.privacy.mechanisms import DpSgdCharge
+from secure_triplay.wire import Countersignature, HeldHead
+from tests.ledger.witnessing import Member
 
 CHARGE = DpSgdCharge(noise_multiplier=4.0, sampling_rate=0.5, steps=1, unit="patient")
 STUDY = "a" * 64
@@ -23,10 +25,29 @@ LIMITS = Limits(epsilon_per_study=3.0, epsilon_per_year=6.0, delta=1e-6, max_uni
 
 
 @pytest.fixture
-def peer(tmp_path, identity, clock):
-    signer = SigningIdentity.generate()
-    with AuditLog.create(tmp_path / "peer", signer, party="peer", started_by="B", clock=clock) as log:
-        yield PeerAnchor(signer, log.chain, [identity.identity], clock)
+def peer_key():
+    return SigningIdentity.generate()
+
+
+@pytest.fixture
+def peer(tmp_path, identity, peer_key, clock):
+    with AuditLog.create(tmp_path / "peer", peer_key, party="peer", started_by="B", clock=clock) as log:
+        yield Member(log.chain, peer_key, [identity.identity], clock)
+
+
+@pytest.fixture
+def member(identity, peer_key, clock):
+    """The site as a member of the study, with any copy of its ledger; another process of it, or one after a restart."""
+
+    def of(ledger, *more):
+        return Member(ledger.chain, identity, [peer_key.identity, *more], clock)
+
+    return of
+
+
+@pytest.fixture
+def site(ledger, member):
+    return member(ledger)
 
 
 def reserve(ledger, round):
@@ -39,158 +60,177 @@ def copied(folder, to):
     return to
 
 
-def test_a_restored_older_ledger_is_refused_before_it_spends(ledger, folder, peer, tmp_path, identity, clock):
-    reserve(ledger, 1)
-    ledger.anchor([peer])
+def receipts_in(ledger):
+    return [entry.body for entry in ledger.chain.entries if isinstance(entry.body, Anchored)]
+
+
+def test_a_restored_older_ledger_is_refused_before_it_spends(
+    ledger, folder, site, peer, member, tmp_path, identity, clock
+):
+    assert site.paid_for(reserve(ledger, 1), peer) == 1
     backup = copied(folder, tmp_path / "backup")
-    reserve(ledger, 2)
-    ledger.anchor([peer])
+    assert site.paid_for(reserve(ledger, 2), peer) == 1
     ledger.close()
     with Ledger.open(backup, identity, clock=clock) as old:  # self-consistent: it opens
-        reserve(old, 2)
+        made, again = reserve(old, 2), member(old)
         with pytest.raises(PrivacyError, match="older copy, a clone"):
-            old.anchor([peer])
+            again.exchange(peer)
+        assert again.count_after(made.counter) == 0
 
 
 def test_whoever_carries_an_older_copys_heads_cannot_say_that_they_follow(
-    ledger, folder, peer, tmp_path, identity, clock
+    ledger, folder, site, peer, member, tmp_path, identity, clock
 ):
-    reserve(ledger, 1)
-    ledger.anchor([peer])
+    site.paid_for(reserve(ledger, 1), peer)
     backup = copied(folder, tmp_path / "backup")
     reserve(ledger, 2)
-    held = ledger.statement()
-    ledger.anchor([peer])
+    (held,) = site.heads()
+    site.exchange(peer)
     ledger.close()
     with Ledger.open(backup, identity, clock=clock) as old:
         for number in (2, 3, 4):
             reserve(old, number)
-        honest = old.statement()
+        (honest,) = member(old).heads()
         assert honest.counter > held.counter
-        assert isinstance(peer.countersign(honest.to_bytes()), Held)
+        receipts, answered = peer.answer([honest])
+        assert receipts == ()
+        assert [one.head for one in answered] == [held.head]
         for follows in (honest.follows, held.follows, honest.signature):
             forged = dataclasses.replace(
                 honest, previous_counter=held.counter, previous_head=held.head, follows=follows
             )
-            with pytest.raises(ProtocolError):
-                peer.countersign(forged.to_bytes())
+            assert peer.answer([forged]) == ((), ())
+            assert isinstance(peer.refused.pop(), ProtocolError)
 
 
-def test_of_two_clones_only_one_goes_on(ledger, folder, peer, tmp_path, identity, clock):
-    reserve(ledger, 1)
-    ledger.anchor([peer])
+def test_of_two_clones_only_one_goes_on(ledger, folder, site, peer, member, tmp_path, identity, clock):
+    site.paid_for(reserve(ledger, 1), peer)
     with Ledger.open(copied(folder, tmp_path / "clone"), identity, clock=clock) as clone:
         reserve(clone, 2)
         reserve(clone, 3)
-        reserve(ledger, 2)
-        assert ledger.anchor([peer]) == 1
+        assert site.paid_for(reserve(ledger, 2), peer) == 1
         with pytest.raises(PrivacyError):
-            clone.anchor([peer])
-        reserve(ledger, 3)
-        assert ledger.anchor([peer]) == 1
+            member(clone).exchange(peer)
+        assert site.paid_for(reserve(ledger, 3), peer) == 1
 
 
-def test_a_ledger_begun_anew_is_refused_by_who_knew_the_first(ledger, peer, tmp_path, identity, clock):
-    reserve(ledger, 1)
-    ledger.anchor([peer])
+def test_a_ledger_begun_anew_is_refused_by_who_knew_the_first(
+    ledger, site, peer, member, tmp_path, identity, clock
+):
+    site.paid_for(reserve(ledger, 1), peer)
     with (
         Ledger.create(
             tmp_path / "new", identity, site="site", limits=LIMITS, approved_by="A", clock=clock
         ) as new,
         pytest.raises(PrivacyError, match="begun anew"),
     ):
-        new.anchor([peer])
+        member(new).exchange(peer)
 
 
-def test_a_lost_answer_can_be_asked_for_again(ledger, peer):
+def test_a_lost_answer_can_be_asked_for_again(ledger, site, peer):
     reserve(ledger, 1)
-    statement = ledger.statement().to_bytes()
-    assert peer.countersign(statement) == peer.countersign(statement)
+    heads = site.heads()
+    receipts, held = peer.answer(heads)
+    assert (len(receipts), held) == (1, ())
+    assert peer.answer(heads) == (receipts, held)
 
 
-def test_a_crash_between_countersigning_and_recording_it_does_not_lock_the_ledger_out(ledger, peer):
+def test_a_crash_between_countersigning_and_recording_it_does_not_lock_the_ledger_out(
+    ledger, site, peer, member
+):
+    made = reserve(ledger, 1)
+    peer.answer(site.heads())  # the process dies before it records the receipt
+    again = member(ledger)
+    assert reserve(ledger, 1) == made
+    assert again.paid_for(made, peer) == 1
+    assert again.paid_for(reserve(ledger, 2), peer) == 1
+
+
+def test_a_site_that_went_on_after_such_a_crash_is_countersigned_in_the_exchange_after(
+    ledger, site, peer, member
+):
     reserve(ledger, 1)
-    peer.countersign(ledger.statement().to_bytes())  # the process dies before it records the receipt
-    assert reserve(ledger, 1).resumed
-    assert ledger.anchor([peer]) == 1
-    reserve(ledger, 2)
-    assert ledger.anchor([peer]) == 1
+    peer.answer(site.heads())
+    made, again = reserve(ledger, 2), member(ledger)
+    assert again.paid_for(made, peer) == 0  # the peer says what it holds, and this chain has that
+    assert again.paid_for(made, peer) == 1
 
 
-def test_two_processes_of_one_site_countersign_in_any_order(ledger, folder, peer, identity, clock):
+def test_two_processes_of_one_site_countersign_in_any_order(
+    ledger, folder, site, peer, member, identity, clock
+):
     """What was anchored late is covered by what was anchored early, if it is one chain."""
-    with Ledger.open(folder, identity, clock=clock) as other:
+    with Ledger.open(folder, identity, clock=clock) as other_ledger:
+        other = member(other_ledger)
         reserve(ledger, 1)
-        early = ledger.statement()
-        reserve(other, 2)
-        assert isinstance(
-            peer.countersign(other.statement().to_bytes()), Receipt
-        )  # and dies before recording it
-        reserve(ledger, 3)
-        assert isinstance(peer.countersign(early.to_bytes()), Held)
-        assert ledger.anchor([peer]) == 1
-        assert other.anchor([peer]) == 1
+        early = site.heads()
+        reserve(other_ledger, 2)
+        receipts, _ = peer.answer(other.heads())  # and dies before recording it
+        assert len(receipts) == 1
+        made = reserve(ledger, 3)
+        receipts, held = peer.answer(early)
+        assert receipts == ()
+        site.take_in(receipts, held)
+        assert site.paid_for(made, peer) == 1
+        other.exchange(peer)
+        assert other.paid_for(reserve(other_ledger, 4), peer) == 1
 
 
-def test_a_peer_that_was_away_catches_up(ledger, peer, tmp_path, identity, clock):
+def test_a_peer_that_was_away_catches_up(ledger, peer, member, tmp_path, identity, clock):
     second = SigningIdentity.generate()
     with AuditLog.create(tmp_path / "second", second, party="second", started_by="C", clock=clock) as log:
-        away = PeerAnchor(second, log.chain, [identity.identity], clock)
-        reserve(ledger, 1)
-        assert ledger.anchor([peer, away]) == 2
-        reserve(ledger, 2)
-        assert ledger.anchor([peer]) == 1
-        reserve(ledger, 3)
-        assert ledger.anchor([peer, away], at_least=2) == 2
+        away, site = Member(log.chain, second, [identity.identity], clock), member(ledger, second.identity)
+        assert site.paid_for(reserve(ledger, 1), peer, away) == 2
+        assert site.paid_for(reserve(ledger, 2), peer) == 1
+        assert site.paid_for(reserve(ledger, 3), peer, away) == 2
 
 
-def test_a_peer_cannot_stop_a_site_with_a_made_up_head(ledger, peer):
-    class Liar:
-        def countersign(self, statement: bytes) -> Held:
-            return Held(99, "11" * 32, "22" * 64)
+def test_a_peer_cannot_stop_a_site_with_a_made_up_head(ledger, site, peer, peer_key):
+    own, key = site.key.public_bytes, peer_key.identity.public_bytes
+    made = reserve(ledger, 1)
+    lie = HeldHead(own, key, 99, b"\x11" * 32, b"\x22" * 64)
+    site.take_in((), [lie])
+    # a head that the site did sign, said to stand elsewhere
+    site.take_in((), [dataclasses.replace(lie, head=made.head, signature=ledger.chain.entries[-1].signature)])
+    assert site.paid_for(made, peer) == 1
 
-    reserve(ledger, 1)
-    assert ledger.anchor([Liar(), peer]) == 1
 
-
-def test_a_party_cannot_be_accused_with_a_head_it_never_signed(ledger, peer, identity):
-    reserve(ledger, 1)
-    ledger.anchor([peer])
+def test_a_party_cannot_be_accused_with_a_head_it_never_signed(ledger, site, peer, identity):
+    site.paid_for(reserve(ledger, 1), peer)
     key = identity.identity.public_bytes.hex()
-    peer._chain.append(Countersigned(party_key=key, counter=3, head="11" * 32, time="x", signature="22" * 64))
-    logs = {"site": ledger.chain.entries, "peer": peer._chain.entries}
-    (found,) = cross_check(logs, {"site": identity.identity, "peer": peer._signer.identity})
+    peer.chain.append(Countersigned(party_key=key, counter=3, head="11" * 32, time="x", signature="22" * 64))
+    logs = {"site": ledger.chain.entries, "peer": peer.chain.entries}
+    (found,) = cross_check(logs, {"site": identity.identity, "peer": peer.key})
     assert "false accusation" in found.what
 
 
-def test_a_peer_forgets_no_head_over_a_restart(ledger, folder, tmp_path, identity, clock):
-    signer = SigningIdentity.generate()
-    AuditLog.create(tmp_path / "peer", signer, party="peer", started_by="B", clock=clock).close()
+def test_a_peer_forgets_no_head_over_a_restart(ledger, folder, member, tmp_path, identity, peer_key, clock):
+    AuditLog.create(tmp_path / "peer", peer_key, party="peer", started_by="B", clock=clock).close()
     backup = None
     for number in (1, 2):
-        with AuditLog.open(tmp_path / "peer", signer, clock=clock) as log:
-            reserve(ledger, number)
-            ledger.anchor([PeerAnchor(signer, log.chain, [identity.identity], clock)])
+        with AuditLog.open(tmp_path / "peer", peer_key, clock=clock) as log:
+            peer = Member(log.chain, peer_key, [identity.identity], clock)
+            assert member(ledger).paid_for(reserve(ledger, number), peer) == 1
             backup = backup or copied(folder, tmp_path / "backup")
     with (
-        AuditLog.open(tmp_path / "peer", signer, clock=clock) as log,
+        AuditLog.open(tmp_path / "peer", peer_key, clock=clock) as log,
         Ledger.open(backup, identity, clock=clock) as old,
     ):
         reserve(old, 2)
         with pytest.raises(PrivacyError):
-            old.anchor([PeerAnchor(signer, log.chain, [identity.identity], clock)])
+            member(old).exchange(Member(log.chain, peer_key, [identity.identity], clock))
 
 
 def test_a_head_that_says_it_follows_a_later_one_is_not_countersigned(ledger, peer):
     """An older copy that was told what the peer holds, and signs that it follows it."""
     reserve(ledger, 1)
-    old = ledger.statement()
+    old = Statement.of(ledger.chain)
     reserve(ledger, 2)
-    late = ledger.statement()
+    late = Statement.of(ledger.chain)
     assert old.counter < late.counter
-    assert isinstance(peer.countersign(late.to_bytes()), Receipt)
+    assert isinstance(peer.anchor.countersign(late.to_bytes()), Receipt)
     lie = old.following(ledger.chain, late.counter, late.head)
-    held = peer.countersign(lie.to_bytes())
+    held = peer.anchor.countersign(lie.to_bytes())
     assert isinstance(held, Held)
     assert (held.counter, held.head) == (late.counter, late.head)
 
@@ -199,18 +239,18 @@ def test_a_head_that_says_it_follows_a_later_one_is_not_countersigned(ledger, pe
 def test_a_clock_set_ahead_or_back_is_not_countersigned(ledger, peer, clock, days):
     """Ahead lies next year's budget, and back what is left of last year's."""
     honest = clock.now
-    statement = ledger.statement()
+    statement = Statement.of(ledger.chain)
     clock.now = honest - timedelta(days=days)
     with pytest.raises(PrivacyError, match="clock"):
-        peer.countersign(statement.to_bytes())
+        peer.anchor.countersign(statement.to_bytes())
     clock.now = honest
-    assert isinstance(peer.countersign(statement.to_bytes()), Receipt)
+    assert isinstance(peer.anchor.countersign(statement.to_bytes()), Receipt)
 
 
 def test_strangers_forgeries_and_noise_are_not_countersigned(ledger, peer, make, identity):
-    statement = ledger.statement()
+    statement = Statement.of(ledger.chain)
     with make("stranger", signer=SigningIdentity.generate()) as stranger, pytest.raises(ProtocolError):
-        peer.countersign(stranger.statement().to_bytes())
+        peer.anchor.countersign(Statement.of(stranger.chain).to_bytes())
     assert len(statement.to_bytes()) < 1024
     forged = dataclasses.replace(statement, counter=statement.counter + 5)
     for content in (
@@ -225,53 +265,69 @@ def test_strangers_forgeries_and_noise_are_not_countersigned(ledger, peer, make,
         dataclasses.replace(statement, time="x").to_bytes(),
     ):
         with pytest.raises(ProtocolError):
-            peer.countersign(content)
-    assert not [entry for entry in peer._chain.entries if isinstance(entry.body, Countersigned)]
+            peer.anchor.countersign(content)
+    assert not [entry for entry in peer.chain.entries if isinstance(entry.body, Countersigned)]
 
 
 @pytest.mark.parametrize("time", ["2026-99-99T12:00:00Z", "0000-01-01T00:00:00Z"])
 def test_a_time_that_no_clock_shows_is_refused_like_any_other_noise(ledger, peer, time):
     """No signature of the party covers the time: whoever carries a head can change it."""
-    statement = dataclasses.replace(ledger.statement(), time=time)
+    statement = dataclasses.replace(Statement.of(ledger.chain), time=time)
     with pytest.raises(ProtocolError):
-        peer.countersign(statement.to_bytes())
+        peer.anchor.countersign(statement.to_bytes())
 
 
 def test_a_counter_that_no_entry_has_is_refused_like_any_other_noise(ledger, peer, identity):
     counter, head = 2**31 + 1, "ab" * 32
     signature = identity.sign(Purpose.LEDGER, counter.to_bytes(8), bytes.fromhex(head)).hex()
-    made = dataclasses.replace(ledger.statement(), counter=counter, head=head, signature=signature)
+    made = dataclasses.replace(Statement.of(ledger.chain), counter=counter, head=head, signature=signature)
     with pytest.raises(ProtocolError):
-        peer.countersign(made.following(ledger.chain, 0, "00" * 32).to_bytes())
+        peer.anchor.countersign(made.following(ledger.chain, 0, "00" * 32).to_bytes())
 
 
-def test_too_few_countersignatures_stop_the_release(ledger, peer):
-    class Forger:
-        def countersign(self, statement: bytes) -> Receipt:
-            return Receipt(SigningIdentity.generate().identity.public_bytes.hex(), "00" * 64)
+def test_a_forged_receipt_counts_for_nobody_and_writes_nothing(ledger, site, peer):
+    made = reserve(ledger, 1)
+    ((receipt,), _) = peer.answer(site.heads())
+    stranger = SigningIdentity.generate().identity.public_bytes
+    forged = [
+        dataclasses.replace(receipt, peer_key=stranger),
+        dataclasses.replace(receipt, signature=bytes(64)),
+        dataclasses.replace(receipt, counter=receipt.counter - 1),
+        dataclasses.replace(receipt, counter=99),
+        dataclasses.replace(receipt, party_key=stranger),
+    ]
+    for some in ([], forged[:1], forged):
+        site.take_in(some, ())
+        assert site.count_after(made.counter) == 0
+    assert receipts_in(ledger) == []
+    site.take_in([*forged, receipt], ())
+    assert site.count_after(made.counter) == 1
 
-    reserve(ledger, 1)
-    for anchors in ([], [Forger()], [Forger(), Forger()]):
-        with pytest.raises(PrivacyError, match="0 others"):
-            ledger.anchor(anchors)
-    with pytest.raises(PrivacyError, match="1 others countersigned this ledger, and 2 are needed"):
-        ledger.anchor([peer, Forger()], at_least=2)
+
+def test_a_valid_receipt_of_a_stranger_counts_for_nobody(ledger, site, tmp_path, identity, clock):
+    signer = SigningIdentity.generate()
+    with AuditLog.create(tmp_path / "else", signer, party="else", started_by="C", clock=clock) as log:
+        stranger = Member(log.chain, signer, [identity.identity], clock)
+        assert site.paid_for(reserve(ledger, 1), stranger) == 0
+    assert receipts_in(ledger) == []
 
 
-def test_a_sites_own_signature_is_no_anchor(ledger, identity, tmp_path, clock):
-    with AuditLog.create(tmp_path / "own", identity, party="own", started_by="A", clock=clock) as log:
-        own = PeerAnchor(identity, log.chain, [identity.identity], clock)
-        reserve(ledger, 1)
-        with pytest.raises(PrivacyError, match="0 others"):
-            ledger.anchor([own])
+def test_a_sites_own_signature_is_no_anchor(ledger, member, identity, clock):
+    """One's own signature holds nobody to anything, also where the roster has the site among its members."""
+    made, site = reserve(ledger, 1), member(ledger, identity.identity)
+    ((head,), own) = site.heads(), identity.identity.public_bytes
+    assert site.answer([head]) == ((), ())
+    fields = (own, head.counter.to_bytes(8), head.head, head.time.encode())
+    site.take_in([Countersignature(own, own, head.counter, identity.sign(Purpose.ANCHOR, *fields))], ())
+    assert site.count_after(made.counter) == 0
+    assert receipts_in(ledger) == []
 
 
 def test_a_sites_own_receipt_in_its_chain_counts_for_nobody(ledger, peer, identity):
     """Whoever writes a ledger can put one there; an auditor reads who else countersigned."""
     reserve(ledger, 1)
     last = ledger.chain.entries[-1]
-    statement = ledger.statement()
-    own = PeerAnchor(identity, peer._chain, [identity.identity])._receipt(statement)
+    own = PeerAnchor(identity, peer.chain, [identity.identity])._receipt(Statement.of(ledger.chain))
     receipts = {own.peer_key: own.signature}
     ledger.chain.append(
         Anchored(counter=last.counter, head=last.head.hex(), time=last.time, receipts=receipts)
@@ -279,17 +335,15 @@ def test_a_sites_own_receipt_in_its_chain_counts_for_nobody(ledger, peer, identi
     assert verify_anchored(ledger.chain.entries) == {last.counter: frozenset()}
 
 
-def test_one_peer_asked_twice_is_one_peer(ledger, peer):
-    reserve(ledger, 1)
-    assert ledger.anchor([peer, peer]) == 1
+def test_one_peer_asked_twice_is_one_peer(ledger, site, peer):
+    assert site.paid_for(reserve(ledger, 1), peer, peer) == 1
 
 
-def test_receipts_are_verified_against_the_chain_that_holds_them(ledger, peer):
-    reserve(ledger, 1)
-    counter = ledger.statement().counter
-    ledger.anchor([peer])
+def test_receipts_are_verified_against_the_chain_that_holds_them(ledger, site, peer):
+    counter = reserve(ledger, 1).counter
+    site.exchange(peer)
     entries = ledger.chain.entries
-    assert verify_anchored(entries) == {counter: frozenset({peer._signer.identity.public_bytes.hex()})}
+    assert verify_anchored(entries) == {counter: frozenset({peer.key.public_bytes.hex()})}
     body = entries[-1].body
     for change in (
         {"head": "00" * 32},
@@ -304,12 +358,13 @@ def test_receipts_are_verified_against_the_chain_that_holds_them(ledger, peer):
             verify_anchored((*entries[:-1], forged))
 
 
-def test_an_owner_who_rewrites_the_ledger_contradicts_the_peers_log(ledger, peer, tmp_path, identity, clock):
+def test_an_owner_who_rewrites_the_ledger_contradicts_the_peers_log(
+    ledger, site, peer, tmp_path, identity, clock
+):
     for number in (1, 2):
-        reserve(ledger, number)
-        ledger.anchor([peer])
-    keys = {"site": identity.identity, "peer": peer._signer.identity}
-    honest = {"site": ledger.chain.entries, "peer": peer._chain.entries}
+        assert site.paid_for(reserve(ledger, number), peer) == 1
+    keys = {"site": identity.identity, "peer": peer.key}
+    honest = {"site": ledger.chain.entries, "peer": peer.chain.entries}
     assert cross_check(honest, keys) == ()
     with Ledger.create(
         tmp_path / "new", identity, site="site", limits=LIMITS, approved_by="A", clock=clock
@@ -324,13 +379,13 @@ def test_an_owner_who_rewrites_the_ledger_contradicts_the_peers_log(ledger, peer
     assert any("cut off" in found.what for found in short)
     assert any("rewritten" in found.what for found in long)
     assert [found.parties for found in cut] == [("peer", "site")]
-    denied = cross_check({**honest, "peer": peer._chain.entries[:1]}, keys)
+    denied = cross_check({**honest, "peer": peer.chain.entries[:1]}, keys)
     assert len(denied) == 2
     assert all("has a receipt of peer" in found.what for found in denied)
 
 
 def test_a_statement_has_one_encoding_and_says_no_more_than_hashes(ledger):
-    statement = ledger.statement()
+    statement = Statement.of(ledger.chain)
     assert Statement.from_bytes(statement.to_bytes()) == statement
     assert STUDY.encode() not in statement.to_bytes()
     assert NAME.encode() not in statement.to_bytes()

@@ -5,22 +5,23 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
 
 from secure_triplay.crypto.identity import Purpose, SigningIdentity
-from secure_triplay.errors import CryptoError, PrivacyError, RunError, SecureTriplayError
+from secure_triplay.errors import ConfigError, CryptoError, PrivacyError, RunError, SecureTriplayError
 from secure_triplay.ledger import evidence as evidence_module
-from secure_triplay.ledger.anchor import PeerAnchor
 from secure_triplay.ledger.budget import Limits
 from secure_triplay.ledger.entries import Entry, Opened, PolicyAdopted, Reserved, canonical
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME, export, page
 from secure_triplay.ledger.ledger import TRAINING, Ledger, Release
 from secure_triplay.ledger.log import AuditLog
-from secure_triplay.ledger.verify import verify
+from secure_triplay.ledger.verify import read_fingerprint, verify
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.mechanisms import DpSgdCharge, GaussianCharge
+from tests.ledger.witnessing import Member
 
 CHARGE = DpSgdCharge(noise_multiplier=4.0, sampling_rate=0.5, steps=1, unit="patient")
 COUNTS = GaussianCharge(noise_multiplier=20.0, unit="patient")
@@ -72,7 +73,8 @@ def test_an_honest_bundle_verifies_by_itself(bundle, identity):
     assert verified.site == "site"
     assert "rollback not excluded" in verified.rollback
     assert any(identity.identity.fingerprint in note for note in verified.notes)
-    assert verify(bundle, site=identity.identity).notes == ()
+    (note,) = verify(bundle, signed_as=frozenset({identity.identity.fingerprint})).notes
+    assert "was compared with the fingerprint given" in note
 
 
 def test_figures_of_a_bundle_are_those_of_the_charges(bundle):
@@ -92,8 +94,6 @@ def test_a_third_accountant_can_start_from_the_table(bundle):
     """Epsilon again, from the table's columns alone, by the Gaussian mechanism's Renyi divergence (Mironov
     2017).
     """
-    import math
-
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
@@ -277,7 +277,21 @@ def test_a_history_beyond_every_policy_is_refused(bundle):
 
 def test_a_bundle_of_another_key_is_refused(bundle):
     with pytest.raises(CryptoError, match="was expected"):
-        verify(bundle, site=SigningIdentity.generate().identity)
+        verify(bundle, signed_as=frozenset({SigningIdentity.generate().identity.fingerprint}))
+
+
+@pytest.mark.parametrize(
+    "change", [str.upper, lambda text: text.replace(" ", ""), lambda text: f"  {text}\n"]
+)
+def test_a_fingerprint_is_read_as_a_person_types_it(identity, change):
+    assert read_fingerprint(change(identity.identity.fingerprint)) == identity.identity.fingerprint
+
+
+@pytest.mark.parametrize("text", ["", "abcd", "g" * 32, "a" * 31, "a" * 33, "a" * 64, "ａ" * 32])
+def test_what_is_no_fingerprint_gets_a_sentence(text):
+    with pytest.raises(ConfigError, match="no fingerprint") as caught:
+        read_fingerprint(text)
+    assert "eight groups" in caught.value.fix
 
 
 def test_files_that_are_no_bundle_get_a_sentence(bundle, tmp_path):
@@ -306,11 +320,11 @@ def test_with_witnesses_the_export_says_up_to_where_rollback_is_excluded(
     signer = SigningIdentity.generate()
     key = signer.identity.public_bytes.hex()
     with AuditLog.create(tmp_path / "peer", signer, party="peer", started_by="B", clock=clock) as log:
-        spent.anchor([PeerAnchor(signer, log.chain, [identity.identity], clock)])
+        peer = Member(log.chain, signer, [identity.identity], clock)
+        Member(spent.chain, identity, [signer.identity], clock).exchange(peer)
     covered = export(folder, tmp_path / "covered", identity, second_accountant=False, clock=clock)
     assert "rollback is excluded if that is the last head" in verify(covered).rollback
-    assert verify(covered, peers=frozenset({key})).peers == (key,)
-    assert "rollback not excluded" in verify(covered, peers=frozenset()).rollback
+    assert read(covered)["evidence"]["anchors"]["peers"] == [key]
     spent.reserve(CHARGE, study=STUDY, round=4)
     later = export(folder, tmp_path / "later", identity, second_accountant=False, clock=clock)
     assert "not excluded for the 1 charges after it" in verify(later).rollback
@@ -366,6 +380,20 @@ def test_an_empty_ledger_can_be_exported(make, tmp_path, clock, identity):
         ).charges
         == 0
     )
+
+
+def test_a_history_that_bounds_nothing_any_more_can_still_be_exported(make, tmp_path, clock, identity):
+    """Figures go up to 1000, and e^709 is more than a float holds."""
+    hardly = GaussianCharge(noise_multiplier=0.0282, unit="patient")
+    with make(limits=dataclasses.replace(LIMITS, epsilon_per_study=900.0, epsilon_per_year=900.0)) as ledger:
+        ledger.approve(OTHER, "loud", [Release("counts", hardly, 1)], approved_by="A")
+        ledger.reserve(hardly, study=OTHER, round=1, what="counts")
+    bundle = export(tmp_path / "site", tmp_path / "out", identity, second_accountant=False, clock=clock)
+    charged = verify(bundle).figures[-1]["epsilon_charged"]
+    assert 790 < charged < 810
+    assert read(bundle)["evidence"]["membership_ceiling"] == 1.0
+    tens = str(math.floor(charged / math.log(10)) + 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    assert f"e<sup>ε</sup> &lt; 10{tens} times its chance" in (bundle / PAGE_NAME).read_text()
 
 
 def test_an_unprotected_release_stands_on_the_page_in_words(make, tmp_path, clock, identity):

@@ -38,6 +38,15 @@ def test_a_log_verifies_with_every_decision_in_it(log, tmp_path, coordinator, cl
     assert [entry.kind for entry in found.chain] == ["opened", "decided", "round closed"]
 
 
+def test_a_log_of_another_key_than_was_told_is_refused(log, tmp_path, coordinator, clock):
+    out = export_log(log, tmp_path / "out", coordinator, clock=clock)
+    other = SigningIdentity.generate().identity.fingerprint
+    told = frozenset({coordinator.identity.fingerprint, other})
+    assert verify_any(out, signed_as=told).site == "coordinator"
+    with pytest.raises(CryptoError, match="was expected"):
+        verify_any(out, signed_as=frozenset({other}))
+
+
 def test_a_log_that_a_full_disk_cuts_short_leaves_no_folder(log, tmp_path, coordinator, clock, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

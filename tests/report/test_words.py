@@ -57,6 +57,21 @@ def test_delta_is_readable(value: float | None, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "= 1"),
+        (3.0, "= 20.1"),
+        (8.0, "= 2,981"),
+        (34.0, "= 583,461,742,527,454"),
+        (35.0, "< 10¹⁶"),
+        (800.0, "< 10³⁴⁸"),
+    ],
+)
+def test_what_epsilon_allows_is_said_as_a_factor_that_can_be_read(value, shown):
+    assert words.e_to(value) == shown
+
+
+@pytest.mark.parametrize(
     ("text", "shown"),
     [("2026-11-23T10:22:07+00:00", "2026-11-23 10:22 UTC"), ("2026-11-23 10:22 UTC", "2026-11-23 10:22 UTC")],
 )
