@@ -155,6 +155,16 @@ def test_a_folder_of_results_that_is_not_there_is_no_lack_of_results(tmp_path, o
     assert_plain_error(run("threats", option, str(tmp_path / "none")), 3, "no such folder", "none")
 
 
+def test_a_seed_that_is_none_is_wrong_usage_and_never_a_crash(tmp_path, root):
+    done = run(
+        "simulate", str(root / "configs" / "demo.yaml"), "--seed", "-1", "--out", str(tmp_path / "run")
+    )
+    assert "--seed" in done.stderr
+    assert "-1" in done.stderr
+    assert "crash" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
 def test_an_output_folder_that_exists_is_left_alone(tmp_path, root):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("kept")

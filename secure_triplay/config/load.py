@@ -17,13 +17,16 @@ from secure_triplay.schema import lists_to_tuples, read_mapping, readable_error
 _FIX = "`secure-triplay config schema` lists every key, its type and default"
 
 
-def load_study(path: str | Path) -> Study:
-    """The study in a YAML file; relative paths in it are taken from the file's folder.
+def load_study(path: str | Path, *, seed: int | None = None) -> Study:
+    """The study in a YAML file; relative paths in it are taken from the file's folder. `seed` stands for the file's.
 
     Raises ConfigError that names the key and, for an unknown key, the nearest known one.
     """
     path = Path(path)
-    study = parse_study(study_content(path), where=str(path), folder=path.resolve().parent)
+    content = study_content(path)
+    if seed is not None:
+        content["seed"] = seed
+    study = parse_study(content, where=str(path), folder=path.resolve().parent)
     study._file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return study
 
