@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from secure_triplay.errors import RunError
 
@@ -91,6 +93,37 @@ def require_writable(folder: Path) -> None:
             file.write(b"0")
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def require_place(folder: Path, ours: Callable[[dict[str, Any]], bool]) -> None:
+    """Return nothing if results can be written in a folder that is there or can be made; nothing is made yet.
+
+    Raises RunError where it cannot be, or where its result.json is not one that `ours` lets be replaced.
+    """
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    result = folder / "result.json"
+    if os.path.lexists(result) and not ours(_mapping(result)):
+        raise RunError(
+            "this folder has a result of something else, and it is not overwritten",
+            where=str(result),
+            fix="give another --out, or move the file away",
+        )
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing where it is no file, not JSON or no mapping."""
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def unwritable(folder: Path, error: OSError) -> RunError:
