@@ -138,7 +138,8 @@ def test_a_file_that_cannot_grow_is_no_traceback(tmp_path, root, most):
     command = [sys.executable, "-c", limited + "from secure_triplay.cli import main; main()", "budget", "plan",
                str(root / "configs" / "demo.yaml"), "--epsilon", "3", "--out", str(tmp_path / "plan")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert_plain_error(done, 9, "cannot be", "the disk has room")
+    assert_plain_error(done, 9, "cannot be", str(tmp_path / "plan"), "the disk has room")
+    assert os.listdir(tmp_path) == []  # all files of a plan, or none
 
 
 @pytest.mark.parametrize("wrong", ["study.yaml", "policy.yaml"])
