@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from secure_triplay.client.accounts import HARNESS
+from secure_triplay.client.answering import listening
 from secure_triplay.client.job import Job
 from secure_triplay.client.journal import JournalReader
 from secure_triplay.client.keys import Roster
@@ -65,8 +68,7 @@ def simulate(
     if study.dp:
         noise_multiplier(study)  # an impossible budget is refused before anything is fetched
     choose_masking(study)  # and masks that cannot be had
-    with run_folder(out) as folder, tempfile.TemporaryDirectory(prefix="triplay-") as scratch_name:
-        scratch = Path(scratch_name)
+    with run_folder(out) as folder, _scratch(folder) as scratch:
         fetch_assets(study, lambda text: notify("study", {"event": "fetching", "text": text}))
         with _sites(study, folder, scratch, notify) as sites:
             plan = _key_ceremony(study, sites)
@@ -103,6 +105,23 @@ def simulate(
         log = [json.loads(line) for line in (server / EVENT_LOG).read_text().splitlines()]
         collected = Collected(study, sites.events, log, started_utc, setup_s, time.monotonic() - started)
         return write_outputs(summarise(collected), study, folder)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Where sockets and Flower's files are: inside the run's folder, where the next run removes what a kill left.
+
+    Some file systems hold no sockets; there it is in the folder for temporary files.
+    """
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as inside:
+        try:
+            listening(Path(inside) / "tried").close()
+        except OSError:
+            with tempfile.TemporaryDirectory(prefix="triplay-") as outside:
+                yield Path(outside)
+        else:
+            (Path(inside) / "tried").unlink()
+            yield Path(inside)
 
 
 @dataclass(frozen=True)
@@ -163,6 +182,7 @@ def _sites(study: Study, folder: Path, scratch: Path, notify: Notify) -> Iterato
         os.environ.setdefault(variable, str(max(1, cores // count)))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_WORKER_MODULE])
+    _start_forkserver()
     names = [site.name for site in study.sites]
     sites = _Sites({}, {}, {}, notify, {name: [] for name in names}, {name: [] for name in names}, set())
     try:
@@ -184,6 +204,19 @@ def _sites(study: Study, folder: Path, scratch: Path, notify: Notify) -> Iterato
             process.join(10)
             if process.is_alive():
                 process.kill()
+
+
+def _start_forkserver() -> None:
+    """Start it where Ctrl-C does not reach it: it imports for seconds, and would leave the trace of an interrupt.
+
+    A blocked signal is inherited by what is started. For this process it waits until it is let through again.
+    """
+    resource_tracker.ensure_running()  # lets signals through that were blocked before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(job: Job, control: Connection) -> None:

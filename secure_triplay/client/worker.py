@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import signal
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import torch
@@ -45,11 +46,17 @@ def work(job: Job, control: Connection) -> None:
     try:
         _take_part(job, control, Journal(job.folder))
     except SecureTriplayError as error:
-        control.send(error)
+        _tell(control, error)
     except (EOFError, BrokenPipeError):
         pass  # the operator's process is gone
     except Exception as error:
-        control.send(_told_to_operator(job, error))
+        _tell(control, _told_to_operator(job, error))
+
+
+def _tell(control: Connection, error: SecureTriplayError) -> None:
+    """To the operator's process, unless it is gone: with it went the run's folder, perhaps, and that is no failure."""
+    with suppress(ConnectionError):
+        control.send(error)
 
 
 def _told_to_operator(job: Job, error: Exception) -> RunError:
