@@ -249,6 +249,10 @@ def _words(text: str) -> str:
     return "".join(letter for letter in text if letter.isalnum() or letter == "[")
 
 
+def test_help_says_which_variable_an_example_needs():
+    assert "BLOOD_CELLS=" in run("simulate", "--help").stdout
+
+
 def test_version_is_printed():
     assert run("--version").stdout.startswith("secure-triplay ")
 

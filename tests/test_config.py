@@ -211,6 +211,7 @@ def test_paths_are_taken_from_the_study_files_folder_and_variables_must_be_set(t
     with pytest.raises(ConfigError, match="variable that is not set") as caught:
         load_study(path)
     assert "export NOT_SET_ANYWHERE=" in caught.value.fix
+    assert caught.value.where == str(path)
 
 
 def test_the_schema_names_every_key_of_the_demo(demo):

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,8 @@ from safetensors.numpy import load_file
 from secure_triplay import simulate as harness
 from secure_triplay.config import parse_study
 from secure_triplay.data.split import split_study
-from secure_triplay.errors import SecureTriplayError
+from secure_triplay.errors import RunError, SecureTriplayError
+from secure_triplay.ledger.connection import explained
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import CLASS_COUNTS
 from secure_triplay.loading import load_study_backbone
@@ -414,6 +416,22 @@ def test_what_a_kill_leaves_is_in_the_runs_own_folder_where_the_next_run_removes
     assert list((tmp_path / "run.partial").glob(".scratch-*"))
     with run_folder(tmp_path / "run"):
         assert os.listdir(tmp_path / "run.partial") == [".secure-triplay-run"]
+
+
+def test_a_full_disk_promises_nothing_of_a_run_that_is_removed(tmp_path, monkeypatch):
+    """As the ledger's own words for it do, which hold for a real site."""
+
+    def full(*_):
+        with explained(tmp_path / "run.partial" / "ledger"):
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorname = "SQLITE_FULL"
+            raise error
+
+    monkeypatch.setattr(harness, "fetch_assets", full)
+    with pytest.raises(RunError, match="the disk is full") as failed:
+        simulate(parse_study(small_study()), tmp_path / "run")
+    assert failed.value.fix == "free some space and run again; nothing of this run was kept"
+    assert os.listdir(tmp_path) == []
 
 
 def test_where_a_file_system_holds_no_sockets_they_are_among_temporary_files(tmp_path, monkeypatch):

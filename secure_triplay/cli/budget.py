@@ -148,8 +148,15 @@ def budget_export(
 ) -> None:
     """Write signed evidence of every charge: JSON, CSV, and a page that a lawyer can read."""
     from secure_triplay.crypto.keyfile import load_identity
+    from secure_triplay.errors import ConfigError
     from secure_triplay.ledger.export import export
 
+    if not purpose.strip():
+        raise ConfigError(
+            "no purpose is named, and it is noted in the ledger for whom or what this was exported",
+            where="--purpose",
+            fix="name it in a few words, or leave --purpose out",
+        )
     identity = load_identity(site)
     with Console(stderr=True).status("two accountants compute every figure"):
         export(site / "ledger", out, identity, purpose=purpose)

@@ -18,7 +18,8 @@ app = typer.Typer()
 
 @app.command(
     epilog="Examples:  secure-triplay simulate configs/demo.yaml   |   "
-    "secure-triplay simulate configs/blood-cells.yaml --out runs/cells --json > cells.json"
+    "BLOOD_CELLS=/folder/with/manifest.csv secure-triplay simulate configs/blood-cells.yaml --out runs/cells --json "
+    "> cells.json"
 )
 def simulate(
     study_file: StudyFile,

@@ -40,7 +40,7 @@ def parse_study(content: dict[str, Any], *, where: str = "study", folder: Path |
     """The study in plain content (as YAML or JSON gives it). Raises ConfigError."""
     content = lists_to_tuples(content)
     if folder is not None:
-        content = _resolve_paths(content, folder)
+        content = _resolve_paths(content, folder, where)
     try:
         return Study.model_validate(content)
     except ValidationError as error:
@@ -54,13 +54,15 @@ def study_schema() -> dict[str, Any]:
     return schema
 
 
-def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _resolve_paths(content: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
     """Relative paths of data and weights, made absolute from the study file's folder."""
 
     def absolute(part: Any, keys: tuple[str, ...]) -> Any:
         if not isinstance(part, dict):
             return part
-        return {k: _absolute(v, folder) if k in keys and isinstance(v, str) else v for k, v in part.items()}
+        return {
+            k: _absolute(v, folder, where) if k in keys and isinstance(v, str) else v for k, v in part.items()
+        }
 
     resolved = dict(content)
     if "data" in content:
@@ -72,14 +74,14 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     return resolved
 
 
-def _absolute(path: str, folder: Path) -> str:
+def _absolute(path: str, folder: Path, where: str) -> str:
     """`~` and `$VARIABLES` expanded, relative to the study file's folder. Raises ConfigError for unset variables."""
     expanded = os.path.expanduser(os.path.expandvars(path))
     unset = re.search(r"\$\{?(\w*)", expanded)
     if unset:
         raise ConfigError(
             f"the path {path} names a variable that is not set",
-            where=str(folder),
+            where=where,
             fix=f"set it in the shell, as in `export {unset[1]}=/data/folder`, or write the path out",
         )
     return str(folder / expanded)
