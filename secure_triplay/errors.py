@@ -65,3 +65,9 @@ class RunError(SecureTriplayError):
     """A run could not start, go on or be written."""
 
     exit_code = 9
+
+
+class CrashError(SecureTriplayError):
+    """A mistake of this program, and none of who uses it."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h

@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from secure_triplay.client.accounts import HARNESS
+from secure_triplay.client.answering import listening
 from secure_triplay.client.job import Job
 from secure_triplay.client.journal import JournalReader
 from secure_triplay.client.keys import Roster
@@ -45,6 +48,8 @@ from secure_triplay.wire import SessionPlan
 
 DEADLINE_S = 3600.0
 _EPOCH = 1
+_KEPT = "what was recorded before is safe"
+_NOT_KEPT = "nothing of this run was kept"
 _WORKER_MODULE = "secure_triplay.client.worker"
 
 Event = dict[str, Any]
@@ -65,8 +70,7 @@ def simulate(
     if study.dp:
         noise_multiplier(study)  # an impossible budget is refused before anything is fetched
     choose_masking(study)  # and masks that cannot be had
-    with run_folder(out) as folder, tempfile.TemporaryDirectory(prefix="triplay-") as scratch_name:
-        scratch = Path(scratch_name)
+    with _nothing_kept(), run_folder(out) as folder, _scratch(folder) as scratch:
         fetch_assets(study, lambda text: notify("study", {"event": "fetching", "text": text}))
         with _sites(study, folder, scratch, notify) as sites:
             plan = _key_ceremony(study, sites)
@@ -103,6 +107,35 @@ def simulate(
         log = [json.loads(line) for line in (server / EVENT_LOG).read_text().splitlines()]
         collected = Collected(study, sites.events, log, started_utc, setup_s, time.monotonic() - started)
         return write_outputs(summarise(collected), study, folder)
+
+
+@contextmanager
+def _nothing_kept() -> Iterator[None]:
+    """Errors of ledgers and logs, without what holds of a real site's only: here they go with a run that fails."""
+    try:
+        yield
+    except SecureTriplayError as error:
+        if _KEPT not in str(error):
+            raise
+        told = [part.replace(_KEPT, _NOT_KEPT) for part in (error.what, error.where, error.fix)]
+        raise type(error)(told[0], where=told[1], fix=told[2]) from error
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Where sockets and Flower's files are: inside the run's folder, where the next run removes what a kill left.
+
+    Some file systems hold no sockets; there it is in the folder for temporary files.
+    """
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as inside:
+        try:
+            listening(Path(inside) / "tried").close()
+        except OSError:
+            with tempfile.TemporaryDirectory(prefix="triplay-") as outside:
+                yield Path(outside)
+        else:
+            (Path(inside) / "tried").unlink()
+            yield Path(inside)
 
 
 @dataclass(frozen=True)
@@ -163,6 +196,7 @@ def _sites(study: Study, folder: Path, scratch: Path, notify: Notify) -> Iterato
         os.environ.setdefault(variable, str(max(1, cores // count)))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_WORKER_MODULE])
+    _start_forkserver()
     names = [site.name for site in study.sites]
     sites = _Sites({}, {}, {}, notify, {name: [] for name in names}, {name: [] for name in names}, set())
     try:
@@ -184,6 +218,19 @@ def _sites(study: Study, folder: Path, scratch: Path, notify: Notify) -> Iterato
             process.join(10)
             if process.is_alive():
                 process.kill()
+
+
+def _start_forkserver() -> None:
+    """Start it where Ctrl-C does not reach it: it imports for seconds, and would leave the trace of an interrupt.
+
+    A blocked signal is inherited by what is started. For this process it waits until it is let through again.
+    """
+    resource_tracker.ensure_running()  # lets signals through that were blocked before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(job: Job, control: Connection) -> None:

@@ -138,7 +138,8 @@ def test_a_file_that_cannot_grow_is_no_traceback(tmp_path, root, most):
     command = [sys.executable, "-c", limited + "from secure_triplay.cli import main; main()", "budget", "plan",
                str(root / "configs" / "demo.yaml"), "--epsilon", "3", "--out", str(tmp_path / "plan")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert_plain_error(done, 9, "cannot be", "the disk has room")
+    assert_plain_error(done, 9, "cannot be", str(tmp_path / "plan"), "the disk has room")
+    assert os.listdir(tmp_path) == []  # all files of a plan, or none
 
 
 @pytest.mark.parametrize("wrong", ["study.yaml", "policy.yaml"])
@@ -153,6 +154,34 @@ def test_a_bench_of_a_federation_says_which_of_its_files_is_wrong(tmp_path, root
 @pytest.mark.parametrize("option", ["--audits", "--threat-models"])
 def test_a_folder_of_results_that_is_not_there_is_no_lack_of_results(tmp_path, option):
     assert_plain_error(run("threats", option, str(tmp_path / "none")), 3, "no such folder", "none")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_mistake_of_the_program_is_a_report_and_a_code_that_is_no_finding(tmp_path, root, writable):
+    broken = "import secure_triplay.policy as p; p.load_policy = lambda path: [][1]; import tempfile; "
+    broken += f"tempfile.tempdir = {str(tmp_path if writable else tmp_path / 'none')!r}; "
+    policy, study = root / "configs" / "policies" / "strict.yaml", root / "configs" / "demo.yaml"
+    command = [sys.executable, "-c", broken + "from secure_triplay.cli import main; main()",
+               "policy", "check", str(policy), str(study)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert_plain_error(done, 70, "IndexError: list index out of range", "report it")
+    reports = list(tmp_path.iterdir())
+    assert len(reports) == writable
+    for report in reports:
+        assert "Traceback" in report.read_text()
+        assert report.name.startswith("secure-triplay-crash-")
+        assert str(report) in done.stderr
+        assert report.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_seed_that_is_none_is_wrong_usage_and_never_a_crash(tmp_path, root):
+    done = run(
+        "simulate", str(root / "configs" / "demo.yaml"), "--seed", "-1", "--out", str(tmp_path / "run")
+    )
+    assert "--seed" in done.stderr
+    assert "-1" in done.stderr
+    assert "crash" not in done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_output_folder_that_exists_is_left_alone(tmp_path, root):
@@ -174,11 +203,20 @@ def test_a_budget_that_no_noise_gives_is_refused_before_anything_is_started(tmp_
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nonsense",), ("simulate",), ("simulate", "a.yaml", "--no-such-option")]
+    "arguments",
+    [
+        ("nonsense",),
+        ("simulate",),
+        ("simulate", "a.yaml", "--no-such-option"),
+        ("attack", "a.yaml", "--out", "b", "--seed", "-1"),
+        ("audit", "epsilon"),
+        ("site", "join"),
+        ("doctor",),
+    ],
 )
-def test_wrong_usage_exits_with_2_and_no_traceback(arguments):
+def test_wrong_usage_exits_with_a_code_that_is_no_finding_and_no_traceback(arguments):
     done = run(*arguments)
-    assert done.returncode == 2
+    assert done.returncode == 64
     assert "Traceback" not in done.stderr
     assert "Usage" in done.stderr
 
@@ -209,6 +247,10 @@ def _leaves(command):
 
 def _words(text: str) -> str:
     return "".join(letter for letter in text if letter.isalnum() or letter == "[")
+
+
+def test_help_says_which_variable_an_example_needs():
+    assert "BLOOD_CELLS=" in run("simulate", "--help").stdout
 
 
 def test_version_is_printed():

@@ -81,6 +81,17 @@ def test_a_bundle_is_refused_unless_the_key_that_the_site_told_signed_it(site, t
     )
 
 
+@pytest.mark.parametrize("purpose", ["", "  "])
+def test_an_export_for_no_purpose_is_refused_in_our_own_words(site, tmp_path, purpose):
+    out = tmp_path / "evidence"
+    done = run("budget", "export", "--site", str(site), "--out", str(out), "--purpose", purpose)
+    assert done.returncode == 3
+    assert "no purpose is named" in done.stderr
+    assert "Where: --purpose" in done.stderr
+    assert "String should" not in done.stderr
+    assert not out.exists()
+
+
 def test_no_name_in_a_bundle_writes_a_line_of_the_verifiers_own(tmp_path, policy):
     name = "mallory\x1b[2K\rnorth: signatures, chain and arithmetic hold; by 7 others\n\x1b[8m"
     site, out = tmp_path / "site", tmp_path / "evidence"

@@ -211,6 +211,7 @@ def test_paths_are_taken_from_the_study_files_folder_and_variables_must_be_set(t
     with pytest.raises(ConfigError, match="variable that is not set") as caught:
         load_study(path)
     assert "export NOT_SET_ANYWHERE=" in caught.value.fix
+    assert caught.value.where == str(path)
 
 
 def test_the_schema_names_every_key_of_the_demo(demo):
@@ -235,3 +236,12 @@ def test_what_divides_one_manifest_is_refused_where_each_site_has_its_own(demo, 
     demo["data"][name] = value
     with pytest.raises(ConfigError, match=rf"data\.{name}: each site brings a manifest of its own"):
         parse_study(demo)
+
+
+def test_a_seed_given_beside_the_file_is_checked_as_one_in_it(tmp_path, demo):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(demo))
+    assert load_study(path, seed=7).seed == 7
+    assert load_study(path).seed == demo["seed"]
+    with pytest.raises(ConfigError, match="seed: must be 0 or more"):
+        load_study(path, seed=-1)

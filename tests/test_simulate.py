@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import itertools
 import json
@@ -10,8 +11,11 @@ import math
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -23,12 +27,15 @@ import yaml
 from dp_accounting.rdp import RdpAccountant
 from safetensors.numpy import load_file
 
+from secure_triplay import simulate as harness
 from secure_triplay.config import parse_study
 from secure_triplay.data.split import split_study
-from secure_triplay.errors import SecureTriplayError
+from secure_triplay.errors import RunError, SecureTriplayError
+from secure_triplay.ledger.connection import explained
 from secure_triplay.ledger.ledger import Ledger
 from secure_triplay.ledger.study import CLASS_COUNTS
 from secure_triplay.loading import load_study_backbone
+from secure_triplay.runfolder import run_folder
 from secure_triplay.simulate import simulate
 
 ROOT = Path(__file__).parent.parent
@@ -349,8 +356,9 @@ def test_a_missing_manifest_ends_the_run_with_its_name_and_leaves_nothing(tmp_pa
     assert os.listdir(tmp_path) == []
 
 
-def test_ctrl_c_in_the_middle_leaves_nothing_and_no_process(tmp_path):
-    study = tmp_path / "study.yaml"
+def simulating(folder: Path, **environment: str) -> subprocess.Popen:
+    """The command, with its study and its run in a folder, as the leader of a group of processes."""
+    study = folder / "study.yaml"
     study.write_text(yaml.safe_dump(small_study()))
     command = [
         sys.executable,
@@ -359,23 +367,91 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_no_process(tmp_path):
         "simulate",
         str(study),
         "--out",
-        str(tmp_path / "run"),
+        str(folder / "run"),
     ]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=os.environ | environment,
         # a shell's background jobs, and what they start, ignore Ctrl-C
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    journal = tmp_path / "run.partial" / "sites" / "north" / "journal.jsonl"
-    for _ in range(1200):
-        if journal.exists() and '"ready"' in journal.read_text():
-            break
+
+
+def wait_for(process: subprocess.Popen, true) -> None:
+    for _ in range(2400):
+        if true():
+            return
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.1)
+            process.wait(0.05)
+    pytest.fail("it did not come to that in two minutes")
+
+
+def test_ctrl_c_while_workers_are_being_started_is_one_line(tmp_path):
+    """A terminal sends it to every process of the group: the one that imports what workers need is among them."""
+    process = simulating(tmp_path)
+    leader = psutil.Process(process.pid)
+    wait_for(process, lambda: any("forkserver" in " ".join(each.cmdline()) for each in leader.children()))
+    time.sleep(1)  # it is importing
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped" in errors
+    assert len(errors.splitlines()) <= 2
+    assert sorted(os.listdir(tmp_path)) == ["study.yaml"]
+
+
+def test_what_a_kill_leaves_is_in_the_runs_own_folder_where_the_next_run_removes_it(tmp_path):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    process = simulating(tmp_path, TMPDIR=str(temporary))
+    sites = tmp_path / "run.partial" / "sites"
+    wait_for(process, lambda: sites.exists())
+    process.kill()
+    process.communicate(timeout=60)
+    assert not list(temporary.glob("triplay-*"))
+    assert list((tmp_path / "run.partial").glob(".scratch-*"))
+    with run_folder(tmp_path / "run"):
+        assert os.listdir(tmp_path / "run.partial") == [".secure-triplay-run"]
+
+
+def test_a_full_disk_promises_nothing_of_a_run_that_is_removed(tmp_path, monkeypatch):
+    """As the ledger's own words for it do, which hold for a real site."""
+
+    def full(*_):
+        with explained(tmp_path / "run.partial" / "ledger"):
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorname = "SQLITE_FULL"
+            raise error
+
+    monkeypatch.setattr(harness, "fetch_assets", full)
+    with pytest.raises(RunError, match="the disk is full") as failed:
+        simulate(parse_study(small_study()), tmp_path / "run")
+    assert failed.value.fix == "free some space and run again; nothing of this run was kept"
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_a_file_system_holds_no_sockets_they_are_among_temporary_files(tmp_path, monkeypatch):
+    def refused(path):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    with harness._scratch(tmp_path) as scratch:
+        assert scratch.parent == tmp_path
+        assert os.listdir(scratch) == []
+    monkeypatch.setattr(harness, "listening", refused)
+    with harness._scratch(tmp_path) as scratch:
+        assert scratch.parent == Path(tempfile.gettempdir())
+    assert not scratch.exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing_and_no_process(tmp_path):
+    process = simulating(tmp_path)
+    journal = tmp_path / "run.partial" / "sites" / "north" / "journal.jsonl"
+    wait_for(process, lambda: journal.exists() and '"ready"' in journal.read_text())
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

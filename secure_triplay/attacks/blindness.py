@@ -40,7 +40,10 @@ from secure_triplay.federation.serverfolder import ServerFolder
 from secure_triplay.federation.sitefolder import SiteFolder
 from secure_triplay.federation.studybundle import Rules, SitePaths
 from secure_triplay.ledger.start import start
+from secure_triplay.report.summary import write_text
+from secure_triplay.runfolder import require_place, unwritable
 
+AUDIT = "server-blindness"
 KINDS = ("CKKS key", "update", "adapter", "training image", "record count")
 PARTS = (
     "memory of the summing process",
@@ -73,7 +76,13 @@ class Looked:
 
 
 def audit_server_blindness(out: Path | None, tell: Tell = lambda text: None) -> dict[str, Any]:
-    """Run the federation, search, and judge -> what `result.json` holds. Raises RunError where it does not run."""
+    """Run the federation, search, and judge -> what `result.json` holds.
+
+    Raises RunError where it does not run, and before it runs where `out` cannot be written or holds a result of
+    something else; an earlier one of this audit is replaced.
+    """
+    if out is not None:
+        require_place(out, lambda found: found.get("audit") == AUDIT)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="triplay-audit-") as scratch, _federation(Path(scratch)) as fed:
         looked = Looked()
@@ -87,8 +96,11 @@ def audit_server_blindness(out: Path | None, tell: Tell = lambda text: None) -> 
         result = judge(looked, needles)
     result |= {"wall_s": round(time.monotonic() - started, 1), "rounds": fed.rounds}
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(out, error) from error
+        write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -101,7 +113,7 @@ def judge(looked: Looked, needles: tuple[Needle, ...]) -> dict[str, Any]:
     verdict = "invalid" if missed or blind_spots or unseen else "fail" if looked.server else "pass"
     not_seen = f"not read: {', '.join(unseen)}" if unseen else "all of the memory could not be read"
     return {
-        "audit": "server-blindness",
+        "audit": AUDIT,
         "verdict": verdict,
         "reason": {
             "invalid": f"the control did not find: {', '.join(missed)}" if missed else not_seen,

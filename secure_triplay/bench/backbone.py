@@ -49,7 +49,7 @@ def run_backbone_bench() -> dict[str, Any]:
                     "both_of_fp32": sizes["both_bytes"] / full["both_bytes"],
                 }
             )
-    return {"schema": 1, "rows": rows}
+    return {"suite": "backbone", "schema": 1, "rows": rows}
 
 
 def backbone_table(result: dict[str, Any]) -> Table:

@@ -34,7 +34,8 @@ from secure_triplay.cli import (
     study,
 )
 from secure_triplay.cli.common import unusable_file
-from secure_triplay.errors import SecureTriplayError
+from secure_triplay.crash import keep_trace
+from secure_triplay.errors import CrashError, SecureTriplayError
 
 app = typer.Typer(
     name="secure-triplay",
@@ -43,7 +44,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with:  secure-triplay simulate configs/demo.yaml",
+    epilog="Start with:  secure-triplay simulate configs/demo.yaml   |   Exit code 64: the command line is wrong. "
+    "70: a crash, of which a report was written. 130: it was stopped. Others belong to what failed or was found.",
 )
 app.add_typer(simulate.app)  # without a name: its commands stand at the top
 app.add_typer(attack.app)
@@ -60,6 +62,7 @@ app.add_typer(server.app, name="server")
 app.add_typer(doctor.app)
 
 STOPPED, CLOSED = 130, 141
+USAGE = 64  # EX_USAGE of sysexits.h; click's own 2 is that of a finding here
 _STOPPED = "[bold]Stopped.[/] Nothing half-written was left; what was charged to a budget stays charged."
 
 
@@ -98,7 +101,7 @@ def main() -> None:
         sys.exit(code)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        sys.exit(USAGE)
     except SecureTriplayError as error:
         _fail(console, error)
     except (KeyboardInterrupt, click.Abort):
@@ -111,6 +114,13 @@ def main() -> None:
         sys.exit(CLOSED if isinstance(stop.__context__, BrokenPipeError) else stop.code)
     except OSError as error:  # a disk that is full, a folder that may not be written
         _fail(console, unusable_file(error))
+    except Exception as error:  # what nobody foresaw; Python's own 1 is that of a finding here
+        crash = CrashError(
+            f"the program crashed: {type(error).__name__}: {error}",
+            where=keep_trace(),
+            fix="report it with this file; it may hold paths and values of yours",
+        )
+        _fail(console, crash)
 
 
 def _fail(console: Console, error: SecureTriplayError) -> NoReturn:

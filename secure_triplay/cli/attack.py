@@ -68,7 +68,8 @@ def attack(
     """Attack a study's own model and data with what each adversary observes, and report what leaks.
 
     Exit code 0: every control is valid and nothing lies above its bound beyond chance. 1: something does.
-    2: a control is invalid, so that the report proves nothing. Anything else: it could not run.
+    2: a control is invalid, so that the report proves nothing. Anything else: it could not run, and 64 that the
+    command line is wrong.
     """
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 

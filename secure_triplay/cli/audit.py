@@ -93,7 +93,7 @@ def audit_epsilon(
     """Measure a lower bound on the epsilon of the training that really runs, beside the claimed one.
 
     Exit code 0: the bound does not contradict the claim. 1: it lies above it. 2: the audit did not see that
-    noise was missing, so that it proves nothing.
+    noise was missing, so that it proves nothing. 64: the command line is wrong.
     """
     from secure_triplay.attacks.epsilon import audit_epsilon as measure
     from secure_triplay.config import load_study
@@ -211,7 +211,7 @@ def audit_collusion(
     """Attack one site with all that the server and other sites hold: without masks, against t-1 sites and t.
 
     Exit code 0: t-1 sites and the server get the mean image. 1: they get more. 2: an attack that has to succeed did
-    not, so that nothing is shown.
+    not, so that nothing is shown. 64: the command line is wrong.
     """
     from secure_triplay.attacks.collusion import audit_collusion as measure
     from secure_triplay.config import load_study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -13,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from secure_triplay import durable
 from secure_triplay.cli.common import AsJson, StudyFile, print_json
 from secure_triplay.report.summary import write_text
-from secure_triplay.runfolder import require_writable
+from secure_triplay.runfolder import require_place, unwritable
 
 
 class Compute(StrEnum):
@@ -30,12 +32,21 @@ app = typer.Typer(help="Measure two ways side by side, on this machine.", no_arg
 
 
 @contextmanager
-def _measuring(out: Path | None) -> Iterator[None]:
-    """Say that it is going on, once it is known that results can be written. Raises RunError."""
+def _measuring(suite: str, out: Path | None) -> Iterator[None]:
+    """Say that it is going on, once it is known that results can be written. Raises RunError.
+
+    A result of the same suite may be replaced; no other one may.
+    """
     if out is not None:
-        require_writable(out)
+        require_place(out, lambda found: _suite(found) == suite)
     with Console(stderr=True).status("measuring"):
         yield
+
+
+def _suite(result: dict[str, Any]) -> str | None:
+    """Which bench a result is of; that of the backbone once did not say it."""
+    unnamed = "backbone" if set(result) == {"schema", "rows"} else None
+    return result.get("suite") or result.get("bench") or unnamed
 
 
 def _hand_out(
@@ -47,16 +58,33 @@ def _hand_out(
     plot: Callable[[dict[str, Any], Path], None] | None = None,
     picture: str = "bench.svg",
 ) -> None:
-    """Print a result, and write it and its picture where a folder was named."""
-    if out is not None:
+    """Print a result, and write it and its picture where a folder was named: neither failure takes the other along."""
+    try:
+        if as_json:
+            print_json(result)
+        else:
+            for table in tables:
+                Console().print(table)
+    finally:
+        if out is not None:
+            _write(result, out, plot, picture)
+
+
+def _write(
+    result: dict[str, Any],
+    out: Path,
+    plot: Callable[[dict[str, Any], Path], None] | None,
+    picture: str,
+) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
         write_text(out / "result.json", json.dumps(result, indent=2) + "\n")
         if plot is not None:
-            plot(result, out / picture)
-    if as_json:
-        print_json(result)
-        return
-    for table in tables:
-        Console().print(table)
+            with tempfile.TemporaryDirectory(prefix="triplay-picture-") as drawn:
+                plot(result, Path(drawn) / picture)
+                durable.replace(out / picture, (Path(drawn) / picture).read_bytes())
+    except OSError as error:
+        raise unwritable(out, error) from error
 
 
 @app.command("crypto", epilog="Example:  secure-triplay bench crypto --out audits/crypto-bench")
@@ -71,7 +99,7 @@ def bench_crypto(
     from secure_triplay.bench.crypto import bench_table, plot_crypto_bench, run_crypto_bench
     from secure_triplay.bench.masking import masking_table, run_masking_bench
 
-    with _measuring(out):
+    with _measuring("crypto", out):
         result = run_crypto_bench(quick=quick)
         result["masking"] = run_masking_bench(quick=quick)
     _hand_out(
@@ -90,7 +118,7 @@ def bench_masking(
     """What masks cost: a round without them, with them, and Flower's SecAgg+, on the same updates."""
     from secure_triplay.bench.masking import masking_table, plot_masking_bench, run_masking_bench
 
-    with _measuring(out):
+    with _measuring("masking", out):
         result = run_masking_bench(quick=quick)
     _hand_out(result, [masking_table(result)], out, as_json, plot=plot_masking_bench)
 
@@ -103,7 +131,7 @@ def bench_backbone(
     """Memory of the frozen weights in nf4, int8 and full precision."""
     from secure_triplay.bench.backbone import backbone_table, run_backbone_bench
 
-    with _measuring(out):
+    with _measuring("backbone", out):
         result = run_backbone_bench()
     _hand_out(result, [backbone_table(result)], out, as_json)
 
@@ -119,7 +147,7 @@ def bench_load(
     """One round over 10, 100 and 1,000 light sites: real ciphertexts, signatures and inbox, no model."""
     from secure_triplay.bench.load import load_table, plot_load_bench, run_load_bench
 
-    with _measuring(out):
+    with _measuring("load", out):
         result = run_load_bench(sizes=tuple(sites) if sites else None)
     _hand_out(result, [load_table(result)], out, as_json, plot=plot_load_bench)
 
@@ -141,7 +169,7 @@ def bench_training(
     from secure_triplay.config import load_study
 
     study = load_study(study_file)
-    with _measuring(out):
+    with _measuring("training", out):
         result = run_training_bench(study, quick=quick, compute=None if compute is None else compute.value)
     _hand_out(result, [training_table(result)], out, as_json)
 
@@ -167,7 +195,7 @@ def bench_federation(
     """What a round costs beyond training: a real federation on loopback, with stock SuperNodes and light sites."""
     from secure_triplay.deploy.bench import federation_table, run_federation_bench
 
-    with _measuring(out):
+    with _measuring("federation", out):
         result = run_federation_bench(
             study_file, policy_file, sites=sites, rounds=rounds, aggregation=aggregation
         )
@@ -183,6 +211,6 @@ def bench_scaling(
     """A private step by images drawn and parameters, and on a real-size ViT-B-32 with random weights."""
     from secure_triplay.bench.scaling import plot_scaling, run_scaling_bench, scaling_table
 
-    with _measuring(out):
+    with _measuring("scaling", out):
         result = run_scaling_bench(quick=quick)
     _hand_out(result, [scaling_table(result)], out, as_json, plot=plot_scaling, picture="scaling.svg")

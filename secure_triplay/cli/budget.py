@@ -33,20 +33,23 @@ def budget_plan(
     noise: Annotated[
         float | None, typer.Option("--noise", help="A noise multiplier, to learn its epsilon.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for plan.json, plan.html and plots.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for plan.json, plan.html and plots; new or empty.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what noise an epsilon needs, or a noise gives, and what that leaves an attacker."""
     from secure_triplay.config import load_study
     from secure_triplay.planner.plan import plan_budget
 
+    if out is not None:
+        from secure_triplay.planner.page import require_new, write_plan
+
+        require_new(out)
     plan = plan_budget(
         load_study(study_file), epsilon=epsilon, delta=delta, rounds=rounds, noise_multiplier=noise
     )
     if out is not None:
-        from secure_triplay.planner.page import write_plan
-
-        out.mkdir(parents=True, exist_ok=True)
         write_plan(plan, out)
     if as_json:
         print_json(plan.to_dict())
@@ -146,8 +149,15 @@ def budget_export(
 ) -> None:
     """Write signed evidence of every charge: JSON, CSV, and a page that a lawyer can read."""
     from secure_triplay.crypto.keyfile import load_identity
+    from secure_triplay.errors import ConfigError
     from secure_triplay.ledger.export import export
 
+    if not purpose.strip():
+        raise ConfigError(
+            "no purpose is named, and it is noted in the ledger for whom or what this was exported",
+            where="--purpose",
+            fix="name it in a few words, or leave --purpose out",
+        )
     identity = load_identity(site)
     with Console(stderr=True).status("two accountants compute every figure"):
         export(site / "ledger", out, identity, purpose=purpose)

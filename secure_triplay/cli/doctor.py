@@ -25,7 +25,10 @@ def doctor(
     study: Annotated[str | None, typer.Option("--study", help="At a site with several studies.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what would keep a federation from running; exit code 9 where something is wrong."""
+    """Look for what would keep a federation from running; exit code 9 where something is wrong.
+
+    64 where the command line is.
+    """
     from secure_triplay.federation.doctor import examine_server, examine_site
     from secure_triplay.federation.serverfolder import ServerFolder
     from secure_triplay.federation.sitefolder import SiteFolder

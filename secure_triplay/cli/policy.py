@@ -32,7 +32,10 @@ def check_policy(
     study_file: StudyFile,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a site's policy allows a study, and if not, why; exit code 6 when it does not."""
+    """Say whether a site's policy allows a study, and if not, why; exit code 6 when it does not.
+
+    64 where the command line is wrong.
+    """
     from secure_triplay.config import load_study
     from secure_triplay.policy import check_terms, load_policy
 

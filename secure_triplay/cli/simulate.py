@@ -18,7 +18,8 @@ app = typer.Typer()
 
 @app.command(
     epilog="Examples:  secure-triplay simulate configs/demo.yaml   |   "
-    "secure-triplay simulate configs/blood-cells.yaml --out runs/cells --json > cells.json"
+    "BLOOD_CELLS=/folder/with/manifest.csv secure-triplay simulate configs/blood-cells.yaml --out runs/cells --json "
+    "> cells.json"
 )
 def simulate(
     study_file: StudyFile,
@@ -26,7 +27,7 @@ def simulate(
         Path | None, typer.Option(help=r"Folder of the run; it must not exist. \[default: runs/STUDY-TIME]")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Overrides the study's seed (partition and public draw).")
+        int | None, typer.Option(min=0, help="Overrides the study's seed (partition and public draw).")
     ] = None,
     keep_received: Annotated[
         bool,
@@ -42,9 +43,7 @@ def simulate(
     from secure_triplay.report.table import closing_table
     from secure_triplay.simulate import simulate as run
 
-    study = load_study(study_file)
-    if seed is not None:
-        study = study.model_copy(update={"seed": seed})
+    study = load_study(study_file, seed=seed)
     folder = out or Path("runs") / f"{study.study}-{time.strftime('%Y%m%d-%H%M%S')}"
     console = Console(stderr=as_json)
     with Progress(study, console) as progress:

@@ -95,7 +95,11 @@ def site_join(
     test_manifest: Annotated[Path | None, typer.Option(help="Manifest of the public test images.")] = None,
     backbone: Annotated[Path | None, typer.Option(help="The weight file, where the study names one.")] = None,
 ) -> None:
-    """Show what a study asks of this site, hold it against the site's policy, and confirm it."""
+    """Show what a study asks of this site, hold it against the site's policy, and confirm it.
+
+    Exit code 0: it was confirmed. 2: nothing was agreed yet, for want of a code or a name. 6: the policy refuses.
+    64: the command line is wrong.
+    """
     from secure_triplay.federation import join
     from secure_triplay.federation.sitefolder import SiteFolder
     from secure_triplay.federation.studybundle import SitePaths

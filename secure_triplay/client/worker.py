@@ -11,8 +11,7 @@ import hashlib
 import os
 import shutil
 import signal
-import tempfile
-import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import torch
@@ -26,6 +25,7 @@ from secure_triplay.client.personal import FOLDER
 from secure_triplay.client.serve import SiteSetup, serve_site
 from secure_triplay.client.site_learner import SiteLearner, load_site
 from secure_triplay.client.vault import Vault, new_storage_key
+from secure_triplay.crash import keep_trace
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
@@ -46,11 +46,17 @@ def work(job: Job, control: Connection) -> None:
     try:
         _take_part(job, control, Journal(job.folder))
     except SecureTriplayError as error:
-        control.send(error)
+        _tell(control, error)
     except (EOFError, BrokenPipeError):
         pass  # the operator's process is gone
     except Exception as error:
-        control.send(_told_to_operator(job, error))
+        _tell(control, _told_to_operator(job, error))
+
+
+def _tell(control: Connection, error: SecureTriplayError) -> None:
+    """To the operator's process, unless it is gone: with it went the run's folder, perhaps, and that is no failure."""
+    with suppress(ConnectionError):
+        control.send(error)
 
 
 def _told_to_operator(job: Job, error: Exception) -> RunError:
@@ -62,12 +68,9 @@ def _told_to_operator(job: Job, error: Exception) -> RunError:
             where=str(job.folder),
             fix="see whether disk and memory are left; nothing half-written was left behind",
         )
-    descriptor, trace = tempfile.mkstemp(prefix="secure-triplay-crash-", suffix=".txt")  # mode 0600
-    with os.fdopen(descriptor, "w") as file:
-        file.write(traceback.format_exc())
     return RunError(
         f"site {job.site} crashed: {type(error).__name__}: {error}",
-        where=trace,
+        where=keep_trace(),
         fix="report it with this file; it stays at the site, and may hold paths and values of the site",
     )
 

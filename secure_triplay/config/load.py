@@ -17,13 +17,16 @@ from secure_triplay.schema import lists_to_tuples, read_mapping, readable_error
 _FIX = "`secure-triplay config schema` lists every key, its type and default"
 
 
-def load_study(path: str | Path) -> Study:
-    """The study in a YAML file; relative paths in it are taken from the file's folder.
+def load_study(path: str | Path, *, seed: int | None = None) -> Study:
+    """The study in a YAML file; relative paths in it are taken from the file's folder. `seed` stands for the file's.
 
     Raises ConfigError that names the key and, for an unknown key, the nearest known one.
     """
     path = Path(path)
-    study = parse_study(study_content(path), where=str(path), folder=path.resolve().parent)
+    content = study_content(path)
+    if seed is not None:
+        content["seed"] = seed
+    study = parse_study(content, where=str(path), folder=path.resolve().parent)
     study._file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return study
 
@@ -37,7 +40,7 @@ def parse_study(content: dict[str, Any], *, where: str = "study", folder: Path |
     """The study in plain content (as YAML or JSON gives it). Raises ConfigError."""
     content = lists_to_tuples(content)
     if folder is not None:
-        content = _resolve_paths(content, folder)
+        content = _resolve_paths(content, folder, where)
     try:
         return Study.model_validate(content)
     except ValidationError as error:
@@ -51,13 +54,15 @@ def study_schema() -> dict[str, Any]:
     return schema
 
 
-def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _resolve_paths(content: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
     """Relative paths of data and weights, made absolute from the study file's folder."""
 
     def absolute(part: Any, keys: tuple[str, ...]) -> Any:
         if not isinstance(part, dict):
             return part
-        return {k: _absolute(v, folder) if k in keys and isinstance(v, str) else v for k, v in part.items()}
+        return {
+            k: _absolute(v, folder, where) if k in keys and isinstance(v, str) else v for k, v in part.items()
+        }
 
     resolved = dict(content)
     if "data" in content:
@@ -69,14 +74,14 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     return resolved
 
 
-def _absolute(path: str, folder: Path) -> str:
+def _absolute(path: str, folder: Path, where: str) -> str:
     """`~` and `$VARIABLES` expanded, relative to the study file's folder. Raises ConfigError for unset variables."""
     expanded = os.path.expanduser(os.path.expandvars(path))
     unset = re.search(r"\$\{?(\w*)", expanded)
     if unset:
         raise ConfigError(
             f"the path {path} names a variable that is not set",
-            where=str(folder),
+            where=where,
             fix=f"set it in the shell, as in `export {unset[1]}=/data/folder`, or write the path out",
         )
     return str(folder / expanded)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from rich.table import Table
 from secure_triplay.config import load_study, study_content
 from secure_triplay.deploy.server.app import epoch_folder
 from secure_triplay.deploy.server.coordinator import finished
-from secure_triplay.errors import ConfigError, RunError
+from secure_triplay.errors import ConfigError, RunError, SecureTriplayError
 from secure_triplay.federation import join
 from secure_triplay.federation.processes import free_port, stop_group
 from secure_triplay.federation.serverfolder import ServerFolder
@@ -64,9 +65,12 @@ def run_federation_bench(
     with tempfile.TemporaryDirectory(prefix="triplay-bench-") as scratch:
         folder = Path(scratch)
         names = [f"site-{i}" for i in range(1, sites + 1)]
-        server, members = _prepared(folder, study_file, policy_file, names, rounds, aggregation)
-        cpu_s = _run(folder, server, members)
-        seconds = round_seconds(epoch_folder(server, 1) / EVENT_LOG, rounds)
+        try:
+            server, members = _prepared(folder, study_file, policy_file, names, rounds, aggregation)
+            cpu_s = _run(folder, server, members)
+            seconds = round_seconds(epoch_folder(server, 1) / EVENT_LOG, rounds)
+        except SecureTriplayError as error:
+            raise _in_files_that_stay(error, folder, study_file, policy_file) from error
     median_s = statistics.median(one["round_s"] for one in seconds)
     return {
         "bench": "federation",
@@ -83,6 +87,24 @@ def run_federation_bench(
         "load_after": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
     }
+
+
+def _in_files_that_stay(
+    error: SecureTriplayError, folder: Path, study_file: Path, policy_file: Path
+) -> SecureTriplayError:
+    """The same error without a path in the bench's own folder, which is gone when somebody reads it."""
+
+    def told(text: str) -> str:
+        inside = re.escape(str(folder)) + r"(?:/[\w.-]+)*"
+        for pattern, stays in (
+            (rf"{inside}/policy\.yaml", policy_file),
+            (rf"{inside}/study\.yaml", study_file),
+            (inside, "the bench's own folder"),
+        ):
+            text = str(stays).join(re.split(pattern, text))
+        return text
+
+    return type(error)(told(error.what), where=told(error.where), fix=told(error.fix))
 
 
 def _prepared(

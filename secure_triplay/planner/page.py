@@ -8,29 +8,55 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
+from secure_triplay import durable
+from secure_triplay.errors import RunError
 from secure_triplay.planner import table
 from secure_triplay.planner.plan import BudgetPlan
-from secure_triplay.report.html import Plot, write_page
-from secure_triplay.report.summary import write_text
+from secure_triplay.report.html import Plot, render
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _MARGIN = 420, 230, 44, 38, 10
 
 
+def require_new(folder: Path) -> None:
+    """Return nothing if a plan can become this folder: it is not there, or empty. Raises RunError."""
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise RunError(
+            "the output folder exists, and nothing is overwritten",
+            where=str(folder),
+            fix="give another --out, or move the old plan away",
+        )
+
+
 def write_plan(plan: BudgetPlan, folder: Path) -> tuple[Path, ...]:
-    """`plan.json`, `plan.html` and two SVG files, each written whole or not at all. Raises RunError."""
+    """`plan.json`, `plan.html` and two SVG files in a folder that is new or empty: all of them, or none.
+
+    Raises RunError.
+    """
+    require_new(folder)
     drawings = plots(plan)
-    files = [
-        write_text(folder / "plan.json", json.dumps(plan.to_dict(), indent=2, ensure_ascii=False) + "\n"),
-        write_page(folder / "plan.html", "plan.html.j2", plan=plan, plots=drawings, t=table),
-    ]
-    for name, drawing in zip(("epsilon-by-noise.svg", "epsilon-by-rounds.svg"), drawings, strict=True):
-        files.append(write_text(folder / name, _standing_alone(drawing.svg)))
-    return tuple(files)
+    texts = {
+        "plan.json": json.dumps(plan.to_dict(), indent=2, ensure_ascii=False) + "\n",
+        "plan.html": render("plan.html.j2", plan=plan, plots=drawings, t=table),
+        "epsilon-by-noise.svg": _standing_alone(drawings[0].svg),
+        "epsilon-by-rounds.svg": _standing_alone(drawings[1].svg),
+    }
+    try:
+        with durable.new_folder(folder.absolute()) as draft:
+            for name, text in texts.items():
+                durable.replace(draft / name, text.encode())
+    except OSError as error:
+        raise RunError(
+            f"the folder of the plan cannot be used: {error.strerror}",
+            where=str(folder),
+            fix="check that the folder above it is yours, and that the disk has room",
+        ) from error
+    return tuple(folder / name for name in texts)
 
 
 def plots(plan: BudgetPlan) -> tuple[Plot, Plot]:

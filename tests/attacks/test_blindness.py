@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from secure_triplay.attacks.blindness import KINDS, PARTS, Looked, judge
+from secure_triplay.attacks import blindness
+from secure_triplay.attacks.blindness import KINDS, PARTS, Looked, audit_server_blindness, judge
 from secure_triplay.attacks.memory import Hit, Needle, Searched, search_process
 from secure_triplay.attacks.needles import array_needles, long_windows
+from secure_triplay.errors import RunError
 
 EVERY_KIND = [Hit(f"{kind} of north", "float32", "a client", 8) for kind in KINDS]
 
@@ -53,6 +58,58 @@ def test_a_heap_that_could_not_be_read_proves_nothing():
     looked = looked_at()
     looked.take("memory", Searched((), 10, ("the SuperLink [heap]",)), looked.server)
     assert judge(looked, ())["verdict"] == "invalid"
+
+
+@pytest.fixture
+def federations(monkeypatch):
+    """A federation in which nothing is to be found; how many were started."""
+    started = []
+
+    @contextmanager
+    def federation(folder):
+        started.append(folder)
+        nothing = SimpleNamespace(path=folder)
+        yield SimpleNamespace(
+            start=lambda tell: None,
+            moments=lambda: (),
+            study=None,
+            sites={},
+            folder=folder,
+            server=nothing,
+            rounds=1,
+        )
+
+    monkeypatch.setattr(blindness, "_federation", federation)
+    monkeypatch.setattr(blindness, "needles_of", lambda *_: ())
+    return started
+
+
+@pytest.mark.parametrize("there", ['{"suite": "load"}', "notes of mine", "a folder that is a file"])
+def test_where_nothing_may_be_written_is_known_before_a_federation_is_run(tmp_path, federations, there):
+    taken = tmp_path / ("out" if there == "a folder that is a file" else "result.json")
+    taken.write_text(there)
+    with pytest.raises(RunError):
+        audit_server_blindness(taken if taken.name == "out" else tmp_path)
+    assert federations == []
+    assert taken.read_text() == there
+    assert os.listdir(tmp_path) == [taken.name]
+
+
+def test_an_audit_replaces_its_own_result_whole_or_not_at_all(tmp_path, federations, monkeypatch):
+    for _ in range(2):
+        audit_server_blindness(tmp_path / "deep" / "out")
+    result = tmp_path / "deep" / "out" / "result.json"
+    before = result.read_bytes()
+    assert json.loads(before)["audit"] == "server-blindness"
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="cannot be written"):
+        audit_server_blindness(tmp_path / "deep" / "out")
+    assert result.read_bytes() == before
+    assert os.listdir(result.parent) == ["result.json"]
 
 
 @pytest.mark.parametrize("offset", [0, 1, 7])

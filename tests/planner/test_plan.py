@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from secure_triplay import durable
 from secure_triplay.config import PublishedAccuracy, Study, load_study
 from secure_triplay.config.training import PersonalBias
 from secure_triplay.constants import epsilon_of_study, noise_multiplier
-from secure_triplay.errors import PrivacyError
+from secure_triplay.errors import PrivacyError, RunError
 from secure_triplay.planner.page import write_plan
 from secure_triplay.planner.plan import plan_budget
 from secure_triplay.planner.table import percent_up, plan_table
@@ -160,6 +163,27 @@ def test_page_and_plots_are_written_and_stand_alone(plan, tmp_path):
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert "var(--" not in (tmp_path / "epsilon-by-noise.svg").read_text()
+
+
+def test_a_plan_is_written_whole_or_not_at_all_and_over_nothing(plan, tmp_path, monkeypatch):
+    written = []
+
+    def third_fails(path, content, real=durable.replace):
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, content)
+
+    monkeypatch.setattr(durable, "replace", third_fails)
+    with pytest.raises(RunError, match="No space left") as failed:
+        write_plan(plan, tmp_path / "plan")
+    assert failed.value.where == str(tmp_path / "plan")
+    assert os.listdir(tmp_path) == []
+    write_plan(plan, tmp_path / "plan")
+    before = (tmp_path / "plan" / "plan.json").read_bytes()
+    with pytest.raises(RunError, match="nothing is overwritten"):
+        write_plan(plan, tmp_path / "plan")
+    assert (tmp_path / "plan" / "plan.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
