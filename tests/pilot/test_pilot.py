@@ -175,6 +175,25 @@ def test_where_no_choice_meets_the_limits_the_one_that_binds_is_named(demo, limi
         what_fits(space, lambda choice: cost_of(choice, limits), limits)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, float("-inf")])
+@pytest.mark.parametrize(
+    ("limit", "option"),
+    [("hours", "--hours"), ("line_mbit_per_s", "--line"), ("memory_gib", "--memory"), ("latency_ms", "--latency"),
+     ("round_overhead_s", "--round-overhead"), ("epsilon", "--epsilon")],
+)  # fmt: skip
+def test_a_limit_that_no_cost_can_be_held_against_is_refused_with_its_option(limit, option, value):
+    """Nothing that is not finite can be written into pilot.json, and that would show after all trials."""
+    with pytest.raises(ConfigError, match=f"{limit} is {value:g}.*finite") as caught:
+        SiteLimits(**{limit: value})
+    assert caught.value.where == option
+
+
+def test_no_latency_and_no_overhead_are_limits_and_no_hours_are_not():
+    SiteLimits(latency_ms=0.0, round_overhead_s=0.0)
+    with pytest.raises(ConfigError, match="hours is 0"):
+        SiteLimits(hours=0.0)
+
+
 def test_an_epsilon_that_no_noise_gives_is_named(demo):
     def refuse(choice):
         raise PrivacyError("no noise is enough")
