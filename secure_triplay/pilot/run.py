@@ -13,6 +13,8 @@ from typing import Any
 
 from secure_triplay import __version__
 from secure_triplay.config import Study, load_study, parse_study, study_content
+from secure_triplay.errors import ConfigError
+from secure_triplay.experiments.structure import tower_blocks
 from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_choice
 from secure_triplay.pilot.compare import compare
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
@@ -67,7 +69,8 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
     from secure_triplay.pilot.page import write_pilot_page
 
     content, study = study_content(study_file), load_study(study_file)
-    own, space = own_choice(study), Space.around(study, asked.axes or {})
+    own, blocks = own_choice(study), tower_blocks(study.backbone)
+    space = Space.around(study, asked.axes or {}, blocks)
     epsilon = asked.limits.epsilon or (study.dp.epsilon if study.dp else 0.0)
 
     def study_of(choice: Choice) -> Study:
@@ -77,9 +80,9 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
             folder=study_file.resolve().parent,
         )
 
-    for axis in space.axes:  # a value that no study may have leaves no folder behind, and is not measured for
-        for choice in space.beside(own, axis):
-            study_of(choice)
+    _require_possible(
+        study_file, asked, space, own, study_of, blocks
+    )  # leaves no folder behind where it is not
     if asked.private is not None:
         require_payer(study, asked.private)
     with locked(out):
@@ -142,6 +145,67 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
         write_pilot_page(result, out)
         write_text(out / STUDY, text)  # last: where it is, the pilot is over
         return result
+
+
+def _require_possible(
+    study_file: Path,
+    asked: Request,
+    space: Space,
+    own: Choice,
+    study_of: Callable[[Choice], Study],
+    blocks: int | None,
+) -> None:
+    """Return nothing if a study may have each value that is offered, and the tower as many blocks (None: unknown).
+
+    Raises ConfigError that names the option by which a value was given, and no key that nobody wrote.
+    """
+    if asked.limits.epsilon is not None:
+        try:
+            study_of(own)
+        except ConfigError as error:
+            raise _of_option("epsilon", f"{asked.limits.epsilon:g}", error) from error
+    for axis in space.axes:
+        for choice in space.beside(own, axis):
+            value = getattr(choice, axis)
+            try:
+                study_of(choice)
+            except ConfigError as error:
+                if value not in (asked.axes or {}).get(axis, ()):
+                    raise
+                raise _of_option(
+                    axis, value.text() if isinstance(value, Optimiser) else f"{value}", error
+                ) from error
+    most = max(space.axes["blocks"])
+    if blocks is not None and most > blocks:
+        raise ConfigError(
+            f"the backbone has {blocks} blocks, of which no last {most} can be adapted",
+            where=f"{study_file} (adapter.last_blocks)" if most == own.blocks else "--blocks",
+            fix=f"give a number from 1 to {blocks}",
+        )
+
+
+_OPTIONS = {
+    "epsilon": ("--epsilon", "privacy.epsilon"),
+    "rank": ("--rank", "adapter.rank"),
+    "output_rank": ("--output-rank", "adapter.output_rank"),
+    "blocks": ("--blocks", "adapter.last_blocks"),
+    "quantization": ("--quantization", "backbone.quantization"),
+    "value_bits": ("--bits", "codec.value_bits"),
+    "batch": ("--batch", "privacy.expected_batch_size"),
+    "rounds": ("--rounds", "training.rounds"),
+    "optimiser": ("--optimiser", "server_optimiser"),
+}
+"""By axis: the option that gives its values, and the key of a study that they become."""
+
+
+def _of_option(axis: str, value: str, error: ConfigError) -> ConfigError:
+    """A study's error, as one of the option whose value made it: other keys follow from that value."""
+    option, key = _OPTIONS[axis]
+    said = [line.removeprefix(key).lstrip(".: ") for line in error.what.splitlines() if line.startswith(key)]
+    said = said or [line.partition(": ")[2] or line for line in error.what.splitlines()]
+    return ConfigError(
+        f"{value}: {'; '.join(said)}", where=option, fix="give another value, or leave the option out"
+    )
 
 
 def _speeds(

@@ -383,9 +383,73 @@ def test_a_value_that_no_study_may_have_is_refused_before_anything_is_made(tmp_p
     """Few output directions come from public images, which a random A does without."""
     content["adapter"] = {"kind": "ffa", "rank": 4}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match=next(iter(axes))):
+    option = "--" + next(iter(axes)).replace("_", "-")
+    with pytest.raises(ConfigError, match=f"in {option};"):
         run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(axes=axes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("axes", "option", "said"),
+    [
+        ({"rank": (4, 0)}, "--rank", "0: must be 1 or more"),
+        ({"value_bits": (99,)}, "--bits", "99: must be 20 or less"),
+        ({"blocks": (0,)}, "--blocks", "0: must be 1 or more"),
+        ({"rounds": (0,)}, "--rounds", "0: 0 rounds of training"),
+        ({"batch": (float("nan"),)}, "--batch", "nan: must be a finite number"),
+        ({"batch": (-3.0,)}, "--batch", "-3.0: must be more than 0"),
+        ({"batch": (1e9,)}, "--batch", "expected_batch_size 1e"),
+        ({"batch": (5e-324,)}, "--batch", "5e-324: a step cannot use 0"),
+        ({"optimiser": (Optimiser("foo", 1.0),)}, "--optimiser", "foo:1: kind: must be 'fedavg'"),
+        (
+            {"optimiser": (Optimiser("fedavg", float("inf")),)},
+            "--optimiser",
+            "fedavg:inf: learning_rate: must",
+        ),
+        ({"quantization": ("NF4",)}, "--quantization", "NF4: must be 'nf4'"),
+        ({"output_rank": (300,)}, "--output-rank", "300: must be 256 or less"),
+    ],
+)
+def test_a_wrong_value_is_blamed_on_its_option_and_on_no_key_that_nobody_wrote(
+    tmp_path, content, axes, option, said
+):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as caught:
+        run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(axes=axes))
+    assert caught.value.where == option
+    assert said in caught.value.what
+    assert len(caught.value.what.splitlines()) == 1
+    for key in ("alpha", "average_last", "sampling_rate"):
+        assert key not in caught.value.what
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_epsilon_that_no_study_may_have_is_blamed_on_its_option(tmp_path, content):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"^1000: epsilon 1000 protects nobody") as caught:
+        run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(limits=SiteLimits(epsilon=1000)))
+    assert caught.value.where == "--epsilon"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("axes", "own"), [({"blocks": (2, 20)}, 1), ({}, 20), ({}, 64), ({"blocks": (13,)}, 1)]
+)
+def test_more_blocks_than_the_backbone_has_are_refused_before_anything_is_made(tmp_path, content, axes, own):
+    """Costs of every choice would be too low: figures of twelve blocks, taken for those of twenty."""
+    content["adapter"]["last_blocks"] = own
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="the backbone has 12 blocks") as caught:
+        run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(axes=axes))
+    assert caught.value.where.endswith("--blocks" if axes else "study.yaml (adapter.last_blocks)")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_usual_number_of_blocks_is_more_than_a_tower_has(demo):
+    study = parse_study(demo)
+    assert Space.around(study, {}, tower_blocks=3).axes["blocks"] == (1, 2)
+    assert Space.around(study, {}, tower_blocks=12).axes["blocks"] == (1, 2, 4)
+    assert Space.around(study, {}).axes["blocks"] == (1, 2, 4)
 
 
 def test_a_study_without_privacy_is_refused(content):
