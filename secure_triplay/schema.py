@@ -122,7 +122,7 @@ def read_mapping(path: Path, kind: str, fix: str) -> dict[str, Any]:
 
 
 def read_file(path: Path, fix: str) -> str:
-    """The text of a file. Raises ConfigError where it is missing, no file, unreadable, or no UTF-8."""
+    """The text of a file. Raises ConfigError where it is missing, no file, unreadable, no UTF-8, or can be none."""
     try:
         if path.is_fifo() or path.is_char_device():
             raise ConfigError(
@@ -140,6 +140,12 @@ def read_file(path: Path, fix: str) -> str:
     except OSError as error:
         raise ConfigError(
             f"the file cannot be read: {error.strerror}", where=str(path), fix=f"name a file; {fix}"
+        ) from error
+    except ValueError as error:  # NUL, and half of a surrogate pair
+        raise ConfigError(
+            "its path has a letter that no file's name can have",
+            where=ascii(str(path)),
+            fix=f"check the path; {fix}",
         ) from error
 
 
