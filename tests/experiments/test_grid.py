@@ -344,7 +344,21 @@ def test_data_that_cannot_be_divided_are_named_and_nothing_is_started(grid_file,
     )
     with pytest.raises(ConfigError, match=r"(?s)nothing was started.*skewed, seed 1: .*kitchen"):
         run_experiment(file, tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.json"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [({"test_fraction": 0.0}, "no public test images"), ({"public_images": 0}, "no public images")],
+)
+def test_data_without_images_to_measure_on_or_to_align_on_are_named_and_nothing_is_started(
+    grid_file, tmp_path, pictures, data, said
+):
+    whole = {"kind": "manifest", "manifest": str(pictures), "public_images": 8, "test_fraction": 0.25}
+    file = grid_file({"data": whole | {"partition": {"kind": "iid"}} | data}, methods=["fedavg-cnn", "no-dp"])
+    with pytest.raises(ConfigError, match=rf"(?s)nothing was started.*pictures, seed 2: there are {said}"):
+        run_experiment(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_data_leave_a_hole_with_its_reason_and_no_row(grid_file, tmp_path):
@@ -407,6 +421,68 @@ def test_cells_of_other_settings_are_refused_not_mixed_in(grid_file, tmp_path):
         run_experiment(grid_file({"study": "another"}, seeds=[1]), tmp_path / "out")
     (tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json").write_text("{}")
     with pytest.raises(RunError, match="not a cell"):
+        run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+
+
+DAMAGE = [
+    ("accuracy", 7.5), ("accuracy", -0.1), ("accuracy", None), ("accuracy", "0.5"), ("accuracy", True),
+    ("accuracy", float("nan")), ("accuracy", float("inf")), ("worst_site", 1.5), ("worst_site_public", None),
+    ("mean_site", "high"), ("head", 2), ("tail", float("nan")), ("worst_class", []), ("by_site", None),
+    ("by_site", [0.5]), ("by_site", {"nowhere": 0.5}), ("by_site", {"north": 5.0}), ("by_class", [0.5]),
+    ("by_class", [0.5, 1.5]), ("by_class", 0.5), ("epsilon", -8.0), ("delta", 2.0), ("rounds", -1), ("rounds", 1.5),
+    ("n_params", "many"), ("upload_bytes", None), ("cpu_seconds", -1.0), ("cpu_seconds", float("nan")),
+    ("curve", None), ("curve", [{"round": 1}]), ("curve", [{"round": 1, "cpu_seconds": 0.1, "accuracy": 3.0}]),
+    ("class_counts", None), ("class_counts", {"north": [1, 2]}), ("class_counts", {"north": [1], "south": [1]}),
+    ("peak_bytes", -5), ("encoded_images", None), ("encoding_cpu_seconds", "x"), ("noise", {"a": float("nan")}),
+    ("noise", 3), ("made_by", 3), ("data", "other"), ("method", "eps8"), ("method", None), ("seed", 2),
+    ("seed", "1"), ("identity", None), ("anything", float("-inf")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured_cell(tmp_path_factory):
+    """The cell of one measured grid, by its bytes, once there is one."""
+    return {}
+
+
+@pytest.mark.parametrize("only_collect", [True, False])
+@pytest.mark.parametrize(("key", "value"), DAMAGE)
+def test_a_cell_that_holds_what_no_figure_can_be_is_refused_before_anything_is_measured(
+    grid_file, tmp_path, measured_cell, key, value, only_collect
+):
+    file, cells = grid_file(seeds=[1, 2]), tmp_path / "out" / "cells"
+    name = "pictures--fedavg-cnn--1.json"
+    if not measured_cell:
+        run_experiment(grid_file(seeds=[1]), tmp_path / "once")
+        measured_cell[name] = json.loads((tmp_path / "once" / "cells" / name).read_text())
+        grid_file(seeds=[1, 2])
+    cells.mkdir(parents=True)
+    (cells / name).write_text(json.dumps(measured_cell[name] | {key: value}))
+    told = []
+    with pytest.raises(RunError, match=rf"not a cell's result.*{re.escape(name)}.*remove the file"):
+        run_experiment(file, tmp_path / "out", told.append, only_collect=only_collect)
+    assert not [text for text in told if text.startswith("[")]
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["accuracy", "by_site", "worst_class", "rounds", "cpu_seconds", "seed", "method"]
+)
+def test_a_cell_that_lacks_a_figure_is_refused(grid_file, tmp_path, key):
+    run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+    path = tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json"
+    found = json.loads(path.read_text())
+    del found[key]
+    path.write_text(json.dumps(found))
+    with pytest.raises(RunError, match=f"not a cell's result .{key}"):
+        run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"identity"', 9999 * "[", "", "\0"])
+def test_a_cell_that_is_no_mapping_is_refused(grid_file, tmp_path, text):
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    (tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json").write_text(text)
+    with pytest.raises(RunError, match="not a cell's result"):
         run_experiment(grid_file(seeds=[1]), tmp_path / "out")
 
 
