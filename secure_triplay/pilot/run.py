@@ -18,7 +18,7 @@ from secure_triplay.experiments.structure import tower_blocks
 from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_choice
 from secure_triplay.pilot.compare import compare
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
-from secure_triplay.pilot.files import STUDY, kept, locked, study_text
+from secure_triplay.pilot.files import STUDY, Range, kept, locked, study_text
 from secure_triplay.pilot.optimiser import Optimiser
 from secure_triplay.pilot.private import Private, private_trials, require_payer
 from secure_triplay.pilot.probe import measure_speeds
@@ -41,10 +41,19 @@ from secure_triplay.report.summary import write_text
 Tell = Callable[[str, int, int], None]
 """What is being done now, and how many of at most how many trials are done."""
 
-_MEASURED = (
-    "accuracy", "standard_error", "start_accuracy", "seconds", "n_params", "tokens", "step_s_per_image",
-)  # fmt: skip
-_WORST = tuple(f"worst_class_{one.name}" for one in fields(WorstClass))
+_SHARE, _AMOUNT = Range(0, 1), Range(0, 1e15)
+_WHOLE = Range(1, 1e15, whole=True)
+_MEASURED = {
+    "accuracy": _SHARE,
+    "standard_error": _SHARE,
+    "start_accuracy": _SHARE,
+    "seconds": _AMOUNT,
+    "n_params": _WHOLE,
+    "tokens": _WHOLE,
+    "step_s_per_image": _AMOUNT,
+}
+_WORST = {"label": _WHOLE, "accuracy": _SHARE, "standard_error": _SHARE, "images": _WHOLE}
+"""Of a trial's worst class, by the field of `WorstClass`; `label` is one of the study's classes."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +118,15 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
 
         tell("what each choice costs", 0, asked.trials)
         fits, costs = what_fits(space, cost_of, asked.limits)
+        labels = {"label": Range(0, len(study.classes) - 1, whole=True)}
+        trial_ranges = _MEASURED | {f"worst_class_{name}": one for name, one in (_WORST | labels).items()}
         done: list[Trial] = []
         paces: dict[Choice, float] = {}
 
         def attempt(choice: Choice) -> Trial:
             tell(choice.words(), len(done), asked.trials)
             path = out / "trials" / f"{_hash([key, plain(choice)])[:20]}.json"
-            found = kept(path, (*_MEASURED, *_WORST))
+            found = kept(path, trial_ranges)
             if found is None:
                 found = try_choice(setting, study_of(choice))
                 write_text(path, json.dumps({"choice": plain(choice), **found}, indent=2) + "\n")
@@ -123,7 +134,7 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
             measured = scaled_to(speeds[choice.quantization], choice, pace)
             measured = replace(measured, params=found["n_params"], tokens=found["tokens"])
             spent = cost(study_of(choice), choice, measured, asked.limits)
-            worst = WorstClass(*(found[name] for name in _WORST))
+            worst = WorstClass(**{name: found[f"worst_class_{name}"] for name in _WORST})
             accuracy, error = found["accuracy"], found["standard_error"]
             done.append(
                 Trial(choice, spent, accuracy, error, found["start_accuracy"], found["seconds"], worst)
@@ -223,12 +234,17 @@ def _speeds(
         own, blocks=max(space.axes["blocks"]), rank=max(space.axes["rank"]),
         output_rank=None if None in directions else max(directions),
     )  # fmt: skip
+    speed_ranges = {one.name: _WHOLE if one.type == "int" else _AMOUNT for one in fields(Speeds)} | {
+        "blocks": Range(largest.blocks, largest.blocks, whole=True),
+        "rank": Range(largest.rank, largest.rank, whole=True),
+        "tower_blocks": Range(largest.blocks, 1e15, whole=True),
+    }
     speeds: dict[str, Speeds] = {}
     for quantization in space.axes["quantization"]:
         tell(f"measuring this machine with {quantization} weights")
         choice = replace(largest, quantization=quantization)
         path = trials / f"speeds-{_hash([key, plain(choice)])[:20]}.json"
-        found = kept(path, (one.name for one in fields(Speeds)))
+        found = kept(path, speed_ranges)
         if found is None:
             found = asdict(measure_speeds(setting, study_of(choice), next(iter(speeds.values()), None)))
             write_text(path, json.dumps(found, indent=2) + "\n")

@@ -7,6 +7,7 @@ import hashlib
 import html
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -547,3 +548,33 @@ def test_the_study_that_a_pilot_writes_runs_from_end_to_end(finished, tmp_path):
     assert (
         chosen["upload_bytes_per_round"] <= sent <= chosen["upload_bytes_per_round"] + 2000
     )  # header and signature
+
+
+@pytest.mark.parametrize(
+    ("of", "key", "value"),
+    [
+        ("speeds", "blocks", 0),
+        ("speeds", "blocks", 3),
+        ("speeds", "rank", 0),
+        ("speeds", "tower_blocks", 0),
+        ("speeds", "params", 1.5),
+        ("speeds", "step_s_per_image", -1.0),
+        ("trial", "accuracy", 7.5),
+        ("trial", "n_params", 0),
+        ("trial", "worst_class_label", 10),
+        ("trial", "worst_class_label", -1),
+        ("trial", "worst_class_images", 0),
+    ],
+)
+def test_a_kept_number_that_none_can_be_is_refused_and_nothing_is_run_on_it(
+    finished, tmp_path, of, key, value
+):
+    """Zero blocks divided, and an accuracy above 1 was chosen."""
+    folder, asked, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out" / "trials", out / "trials")
+    for path in sorted((out / "trials").iterdir()):
+        if path.name.startswith("speeds") == (of == "speeds"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(RunError, match=f"not a trial's result .{key} cannot be {value}"):
+        run_pilot(folder / "small.yaml", out, asked)
