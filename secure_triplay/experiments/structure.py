@@ -26,7 +26,7 @@ from secure_triplay.model.blocks import image_stack
 
 
 def require_adaptable(backbone: config.Backbone, adapter: config.Adapter) -> None:
-    """Return nothing if the backbone's towers have what the adapter names, and take images of that size.
+    """Return nothing if the backbone is known, and its towers have what the adapter names and take images of that size.
 
     Raises ConfigError as loading the model would.
     """
@@ -36,19 +36,24 @@ def require_adaptable(backbone: config.Backbone, adapter: config.Adapter) -> Non
     if backbone.source == "packaged":  # its text tower's layers are not the study's to name
         target_layers(model, adapter.model_copy(update={"text_tower": False}))
         return
-    targets = target_layers(model, adapter)
-    size = backbone.image_size
+    _require_called(
+        backbone.name, backbone.image_size, tuple(target_layers(model, adapter)), adapter.text_tower
+    )
+
+
+@lru_cache(maxsize=256)
+def _require_called(name: str, size: int, targets: tuple[str, ...], text_tower: bool) -> None:
+    """`require_called` with an image of `size` pixels; once for all ranks, kinds and seeds of a grid."""
+    model = _by_name(name, size)
     with torch.device("meta"):
-        words = torch.zeros(1, _context(model), dtype=torch.long) if adapter.text_tower else None
+        words = torch.zeros(1, _context(model), dtype=torch.long) if text_tower else None
         try:
-            require_called(model, targets, torch.zeros(1, 3, size, size), words)
+            require_called(model, list(targets), torch.zeros(1, 3, size, size), words)
         except (AssertionError, RuntimeError) as error:
             if _of_meta(error):
                 return
             raise ConfigError(
-                f"{backbone.name} takes no image of {size} pixels: {error}",
-                where="backbone.image_size",
-                fix=_SIZE,
+                f"{name} takes no image of {size} pixels: {error}", where="backbone.image_size", fix=_SIZE
             ) from error
 
 
@@ -63,9 +68,21 @@ def _structure(backbone: config.Backbone) -> Any:
     if backbone.source == "packaged":
         return _packaged(backbone)
     model = _by_name(backbone.name, backbone.image_size)
+    if backbone.source == "open_clip" and not backbone.unsafe_random_weights:
+        _require_tag(backbone.name, str(backbone.pretrained))
     if model is not None:
         image_stack(model)
     return model
+
+
+def _require_tag(name: str, tag: str) -> None:
+    if not open_clip.get_pretrained_cfg(name, tag):
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ConfigError(
+            f"open_clip knows no weights {tag!r} for {name!r}",
+            where="backbone.pretrained",
+            fix=f"tags of this model: {known}",
+        )
 
 
 def _packaged(backbone: config.Backbone) -> nn.Module:

@@ -15,11 +15,15 @@ from secure_triplay.model.backbone import load_backbone
 ANY = r"attn\..*proj|attn\.qkv|mlp\..*"
 
 
-def backbone(name: str, image_size: int = 224) -> Backbone:
-    return Backbone(
-        source="open_clip", name=name, pretrained="none-that-is-here", sha256="0" * 64, licence="MIT",
-        image_size=image_size,
-    )  # fmt: skip
+def backbone(name: str, image_size: int = 224, **keys: str) -> Backbone:
+    """One whose weights are not here, and are not looked for."""
+    given = {
+        "source": "file",
+        "pretrained": "none-that-is-here.pt",
+        "sha256": "0" * 64,
+        "licence": "MIT",
+    } | keys
+    return Backbone(name=name, image_size=image_size, **given)
 
 
 @pytest.fixture
@@ -56,6 +60,24 @@ def test_images_that_a_tower_cannot_cut_into_patches_are_a_fault():
     with pytest.raises(ConfigError, match="cannot be built for images of 14 pixels"):
         require_adaptable(backbone("ViT-B-16-SigLIP", 14), Adapter(target_modules=ANY))
     require_adaptable(backbone("ViT-B-32", 225), Adapter(target_modules=ANY))  # leaves a row and a column out
+
+
+def test_weights_that_nobody_has_published_are_a_fault_and_others_are_not_fetched():
+    fits = Adapter(target_modules=ANY)
+    require_adaptable(backbone("ViT-B-32", source="open_clip", pretrained="openai"), fits)
+    with pytest.raises(ConfigError, match="no weights 'opanai' for 'ViT-B-32'") as caught:
+        require_adaptable(backbone("ViT-B-32", source="open_clip", pretrained="opanai"), fits)
+    assert "openai" in caught.value.fix
+
+
+def test_a_tower_is_run_once_for_all_ranks_and_kinds(monkeypatch):
+    structure._require_called.cache_clear()
+    real, ran = structure.require_called, []
+    monkeypatch.setattr(structure, "require_called", lambda *given: ran.append(given) or real(*given))
+    for rank in (1, 2, 3):
+        for kind in ("ffa", "lora"):
+            require_adaptable(backbone("ViT-B-32"), Adapter(target_modules=ANY, rank=rank, kind=kind))
+    assert len(ran) == 1
 
 
 def test_a_tower_whose_structure_is_on_a_hub_is_not_judged():

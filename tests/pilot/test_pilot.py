@@ -446,6 +446,21 @@ def test_more_blocks_than_the_backbone_has_are_refused_before_anything_is_made(t
     assert not (tmp_path / "out").exists()
 
 
+def test_blocks_of_a_tower_that_is_only_known_once_loaded_are_refused_before_any_trial(
+    tmp_path, content, monkeypatch
+):
+    """Every block, in a study, is a number that no cost of one block can be multiplied by."""
+    monkeypatch.setattr("secure_triplay.pilot.run.tower_blocks", lambda backbone: None)
+    content["adapter"]["last_blocks"] = 64
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    try:
+        with pytest.raises(ConfigError, match="the backbone has 12 blocks"):
+            run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(sample=120))
+    except AssetError as error:
+        pytest.skip(f"weights or images cannot be had here: {error.what}")
+    assert not list((tmp_path / "out" / "trials").iterdir())
+
+
 def test_no_usual_number_of_blocks_is_more_than_a_tower_has(demo):
     study = parse_study(demo)
     assert Space.around(study, {}, tower_blocks=3).axes["blocks"] == (1, 2)
