@@ -133,7 +133,7 @@ def mapping_of(raw: bytes, path: Path, kind: str, fix: str) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, fix: str) -> bytes:
-    """The content of a file. Raises ConfigError where it is missing, no file, or unreadable."""
+    """The content of a file. Raises ConfigError where it is missing, no file, unreadable, or can be none."""
     try:
         if path.is_fifo() or path.is_char_device():
             raise ConfigError(
@@ -147,6 +147,12 @@ def read_bytes(path: Path, fix: str) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"the file cannot be read: {error.strerror}", where=str(path), fix=f"name a file; {fix}"
+        ) from error
+    except ValueError as error:  # NUL, and half of a surrogate pair
+        raise ConfigError(
+            "its path has a letter that no file's name can have",
+            where=ascii(str(path)),
+            fix=f"check the path; {fix}",
         ) from error
 
 

@@ -206,6 +206,15 @@ def test_a_file_that_is_none_of_its_kind_is_sent_to_examples_of_that_kind(tmp_pa
     assert "[Errno" not in caught.value.what
 
 
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("name", ["a\0b.yaml", "a\ud800b.yaml"])
+def test_a_path_that_no_file_can_have_is_an_error_with_what_to_do(tmp_path, read, name):
+    with pytest.raises(ConfigError, match="its path has a letter that no file's name can have") as caught:
+        read(tmp_path / name)
+    assert caught.value.where.isprintable()
+    assert "check the path" in caught.value.fix
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("base", [Frozen, Body])
 def test_no_part_of_a_study_a_report_or_a_ledger_holds_a_number_that_is_not_finite(base, value):

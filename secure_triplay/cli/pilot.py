@@ -74,8 +74,12 @@ def pilot(
     approved_by: Annotated[
         str, typer.Option(help="The person who allows the charge.", rich_help_panel=_PRIVATE)
     ] = "",
-    private_trials: Annotated[int, typer.Option(min=1, rich_help_panel=_PRIVATE)] = 2,
-    private_rounds: Annotated[int, typer.Option(min=1, rich_help_panel=_PRIVATE)] = 5,
+    private_trials: Annotated[
+        int | None, typer.Option(min=1, help=r"\[default: 2]", rich_help_panel=_PRIVATE)
+    ] = None,
+    private_rounds: Annotated[
+        int | None, typer.Option(min=1, help=r"\[default: 5]", rich_help_panel=_PRIVATE)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find settings that fit a site's line, memory, hours and epsilon; say what each costs; write a study file.
@@ -91,11 +95,18 @@ def pilot(
 
     if private is not None and site is None:
         raise ConfigError("--private needs the name of the site", where="--site", fix="give --site NAME")
-    if private is None and (site is not None or approved_by):
+    of_private = {
+        "--site": site is not None,
+        "--approved-by": bool(approved_by),
+        "--private-trials": private_trials is not None,
+        "--private-rounds": private_rounds is not None,
+    }
+    if private is None and any(of_private.values()):
+        named = [option for option, is_given in of_private.items() if is_given]
         raise ConfigError(
-            "--site and --approved-by are for trials on a site's own records, and no ledger is named for them",
+            f"{' and '.join(named)}: for trials on a site's own records, and no ledger is named for them",
             where="--private",
-            fix="give --private FOLDER too, or leave both out: public images cost nothing",
+            fix="give --private FOLDER too, or leave them out: public images cost nothing",
         )
     given: dict[str, Any] = {
         "rank": rank, "blocks": blocks, "quantization": quantization, "value_bits": bits, "batch": batch,
@@ -110,7 +121,7 @@ def pilot(
         use_test_images=use_test_images,
         private=None
         if private is None or site is None
-        else Private(site, private, approved_by, private_trials, private_rounds),
+        else Private(site, private, approved_by, private_trials or 2, private_rounds or 5),
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[now]}"), console=Console(stderr=True)) as bars:

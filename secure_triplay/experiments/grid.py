@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,6 +105,14 @@ class Cell:
         """Name of the file that holds its figures."""
         return f"{self.data}--{self.method.name}--{self.seed}.json"
 
+    @property
+    def needs_public_images(self) -> bool:
+        """Whether public images fit a projection of its backbone, or its adapter's A."""
+        study = self.study
+        return self.method.takes_model and (
+            study.backbone.source == "packaged" or study.adapter.basis == "public"
+        )
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -129,13 +138,17 @@ def load_grid(path: Path) -> Grid:
         experiment = Experiment.model_validate(lists_to_tuples(content))
     except ValidationError as error:
         raise readable_error(error, str(path), __name__, _FIX) from error
-    chosen = experiment.chosen()
-    problems = _wrong_names(experiment)
+    folder = path.resolve().parent
+    problems, chosen = _wrong_names(experiment), _known(experiment)
     cells: list[Cell] = []
     skipped: dict[str, str] = {}
-    for entry in experiment.data if not problems else ():
-        base = _base(entry, path.resolve().parent)
-        reason = _missing(base, path.resolve().parent / entry.study)
+    for entry in experiment.data:
+        try:
+            base = _base(entry, folder)
+        except ConfigError as error:
+            problems.append(f"{entry.name}: {error.what} ({error.where})")
+            continue
+        reason = _missing(base, folder / entry.study)
         if reason:
             skipped[entry.name] = reason
             continue
@@ -147,7 +160,7 @@ def load_grid(path: Path) -> Grid:
         for seed in entry.seeds or experiment.seeds:
             for name, of, change in chosen:
                 try:
-                    cell = _cell(entry, base, replace(method(of), name=name), change, seed)
+                    cell = _cell(entry, base, replace(of, name=name), change, seed)
                     cells.append(replace(cell, manifests=manifests))
                 except SecureTriplayError as error:
                     problems.append(f"{name} on {entry.name}: {error.what}")
@@ -158,7 +171,7 @@ def load_grid(path: Path) -> Grid:
             where=str(path),
             fix="mend them or leave them out of the grid",
         )
-    methods = tuple(replace(method(of), name=name) for name, of, _ in chosen)
+    methods = tuple(replace(of, name=name) for name, of, _ in chosen)
     names = tuple(entry.name for entry in experiment.data)
     target = experiment.target_accuracy
     return Grid(experiment.experiment, names, methods, experiment.seeds, tuple(cells), skipped, target)
@@ -186,8 +199,24 @@ def _wrong_names(experiment: Experiment) -> list[str]:
     return wrong
 
 
+def _known(experiment: Experiment) -> list[tuple[str, Method, dict[str, Any]]]:
+    """What is measured on each data set, without methods that do not exist: `_wrong_names` has named these."""
+    found = []
+    for name, of, change in experiment.chosen():
+        with suppress(ConfigError):
+            found.append((name, method(of), change))
+    return found
+
+
 def _base(entry: DataEntry, folder: Path) -> dict[str, Any]:
+    """The study of a data set, with its changes. Raises ConfigError."""
     content = study_content(folder / entry.study)
+    if "seed" in entry.change:
+        raise ConfigError(
+            "it changes seed, which the grid gives to each cell; give its own seeds with data[].seeds",
+            where="data[].change",
+            fix="move it to data[].seeds",
+        )
     for key, value in entry.change.items():
         content = changed(content, key, value)
     return content
@@ -196,16 +225,29 @@ def _base(entry: DataEntry, folder: Path) -> dict[str, Any]:
 def _cell(entry: DataEntry, base: dict[str, Any], chosen: Method, change: dict[str, Any], seed: int) -> Cell:
     base = base | {"seed": seed}
     try:
-        content = chosen.change(base)
+        made = content = chosen.change(base)
     except (KeyError, TypeError, AttributeError):
         parse_study(base, where=entry.name)  # a method changes a study: where this is none, it says why
         raise
     for key, value in change.items():
         content = changed(content, key, value)
+    chosen.require_own(content, made)
     study = parse_study(content, where=entry.name)
     _require_same_records(base, content)
     chosen.check(study)
+    if chosen.takes_model:
+        _require_adaptable(study)
     return Cell(entry.name, chosen, seed, study, _identity(entry.name, chosen.name, study))
+
+
+def _require_adaptable(study: Study) -> None:
+    """Return nothing if the adapter can be put on the backbone, as far as that shows without weights.
+
+    Raises ConfigError. torch is loaded here: nothing else of a grid's check needs it.
+    """
+    from secure_triplay.experiments.structure import require_adaptable
+
+    require_adaptable(study.backbone, study.adapter)
 
 
 def _require_same_records(base: dict[str, Any], content: dict[str, Any]) -> None:
@@ -258,8 +300,11 @@ def _missing(base: dict[str, Any], study_file: Path) -> str:
         if "$" in expanded:
             return f"{given} names a variable that is not set"
         part[key] = str(study_file.parent / expanded)
-        if not Path(part[key]).is_file():
-            return f"there is no {given}"
+        try:
+            if not Path(part[key]).is_file():
+                return f"there is no {given}"
+        except OSError as error:  # a name that is too long, a folder that nobody here may enter
+            return f"{given} cannot be read: {error.strerror}"
     return ""
 
 

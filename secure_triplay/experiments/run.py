@@ -12,6 +12,7 @@ from typing import Any
 from secure_triplay import memory
 from secure_triplay.errors import ConfigError, DataError, RunError
 from secure_triplay.experiments.collect import collect
+from secure_triplay.experiments.figures import wrong_in
 from secure_triplay.experiments.grid import Cell, load_grid
 from secure_triplay.experiments.noise import noise_of
 from secure_triplay.experiments.scores import score
@@ -36,6 +37,8 @@ def run_experiment(
     grid, made_by = load_grid(file), _made_by()
     for name, reason in grid.skipped.items():
         tell(f"{name} is skipped: {reason}")
+    if not only_collect:  # before there is a folder, which a refused grid would leave behind
+        _require_divisible(file, [one for one in grid.cells if not (out / "cells" / one.file).exists()])
     with alone_in(out):
         for folder in (out, out / "cells"):
             require_writable(folder)
@@ -47,8 +50,6 @@ def run_experiment(
             tell(
                 f"{earlier} of them are of another state of the program or its libraries; a new --out has none"
             )
-        if not only_collect:
-            _require_divisible(file, [cell for cell in grid.cells if cell.file not in done])
         setting, tokens = None, None
         for number, cell in enumerate(grid.cells, start=1):
             if cell.file in done or only_collect:
@@ -80,11 +81,19 @@ def _require_divisible(file: Path, cells: list[Cell]) -> None:
     from secure_triplay.data.split import split_study
 
     problems, studies = [], {(cell.data, cell.seed): cell.study for cell in cells}
+    aligned = {(cell.data, cell.seed) for cell in cells if cell.needs_public_images}
     for (data, seed), study in studies.items():
         try:
-            split_study(study)
+            split = split_study(study)
         except DataError as error:
             problems.append(f"{data}, seed {seed}: {error.what} ({error.fix})")
+            continue
+        if not len(split.test):
+            problems.append(f"{data}, seed {seed}: there are no public test images")
+        if not len(split.public) and (data, seed) in aligned:
+            problems.append(
+                f"{data}, seed {seed}: there are no public images, which its adapter or backbone needs"
+            )
     if problems:
         raise ConfigError(
             "these data cannot be divided, and nothing was started:\n" + "\n".join(problems),
@@ -153,13 +162,15 @@ def measure(cell: Cell, setting: Any) -> dict[str, Any]:
 
 
 def _read(out: Path, cell: Cell) -> dict[str, Any] | None:
-    """A finished cell, or None. Raises RunError where it has other settings, or other manifests.
+    """A finished cell, or None.
 
-    A cell from before manifests were noted is taken for one of these.
+    Raises RunError where it is of other settings or other manifests, or holds what cannot be a cell's figures. A cell
+    from before manifests were noted is taken for one of these.
     """
     path = out / "cells" / cell.file
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(found, allow_nan=False)
         identity = found["identity"]
     except FileNotFoundError:
         return None
@@ -169,10 +180,10 @@ def _read(out: Path, cell: Cell) -> dict[str, Any] | None:
             where=str(path),
             fix="make it readable, or remove it",
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            "this is not a cell's result", where=str(path), fix="remove the file; the cell runs again"
-        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _no_result(path) from error
+    if not isinstance(identity, str):
+        raise _no_result(path, "identity: it is no text")
     if identity != cell.identity:
         raise RunError(
             "this cell was measured under other settings than the file now gives",
@@ -185,7 +196,18 @@ def _read(out: Path, cell: Cell) -> dict[str, Any] | None:
             where=str(path),
             fix="bring those manifests back, give another --out, or remove the folder",
         )
+    wrong = wrong_in(found, cell.data, cell.method.name, cell.study)
+    if wrong:
+        raise _no_result(path, wrong)
     return found
+
+
+def _no_result(path: Path, wrong: str = "") -> RunError:
+    return RunError(
+        "this is not a cell's result" + (f" ({wrong})" if wrong else ""),
+        where=str(path),
+        fix="remove the file; the cell runs again",
+    )
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

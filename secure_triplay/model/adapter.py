@@ -20,12 +20,14 @@ from torch import nn
 
 from secure_triplay import config
 from secure_triplay.errors import ConfigError, RunError
-from secure_triplay.model.blocks import BlockStack, image_stack, text_stack
+from secure_triplay.model.blocks import BlockStack, DualEncoder, image_stack, text_stack
 from secure_triplay.model.outputs import FewOutputs
 
 if TYPE_CHECKING:
     from secure_triplay.model.backbone import Backbone
 
+EVERY_BLOCK = 64
+"""`last_blocks` at the most that a study may say: all blocks that there are. Other numbers mean themselves."""
 _NAME = "default"
 _TEXT_MODULES = r"attention\.(self\.(query|key|value)|output\.dense)"  # transformers' BERT-like towers
 
@@ -99,9 +101,10 @@ def attach_adapter(backbone: Backbone, cfg: config.Adapter, a_seed: bytes) -> Ad
     """Put LoRA into the backbone's module in place: zero B, and A's that everyone draws alike from `a_seed`.
 
     Targets are the Linear layers of the last `last_blocks` blocks whose path inside a block `target_modules`
-    matches in full; with `text_tower`, those of the text tower's last blocks too (where transformers built
-    it, its attention projections). A fitted image projection is saved with the adapter, but not trained.
-    Raises ConfigError where nothing matches, or where an adapter is attached already.
+    matches in full; with `text_tower`, those of as many of the text tower's last blocks, where it has them, too
+    (where transformers built it, its attention projections). A fitted image projection is saved with the adapter, but
+    not trained. Raises ConfigError where nothing matches, where the image tower has fewer blocks, or where an adapter
+    is attached already.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -109,13 +112,10 @@ def attach_adapter(backbone: Backbone, cfg: config.Adapter, a_seed: bytes) -> Ad
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ConfigError("the backbone has an adapter already", where="adapter", fix="load it again")
     stack = image_stack(model)
-    first_block = max(0, len(stack.blocks) - cfg.last_blocks)
-    targets = _targets(stack, cfg, cfg.target_modules)
-    if cfg.text_tower:
-        text = text_stack(model)
-        from_transformers = not text.path.endswith("transformer.resblocks")
-        targets += _targets(text, cfg, _TEXT_MODULES if from_transformers else cfg.target_modules)
-    _refuse_bypassed(backbone, targets, cfg.text_tower)
+    targets = target_layers(model, cfg)
+    first_block = _first_block(stack, cfg)
+    pixels = torch.zeros(1, 3, backbone.image_size, backbone.image_size)
+    require_called(model, targets, pixels, backbone.tokenizer(["a photo"]) if cfg.text_tower else None)
     wrapped = get_peft_model(
         model,
         LoraConfig(
@@ -151,6 +151,39 @@ def attach_adapter(backbone: Backbone, cfg: config.Adapter, a_seed: bytes) -> Ad
     return Adapter(wrapped, names, shapes, weights, first_block, len(stack.blocks))
 
 
+def target_layers(model: DualEncoder, cfg: config.Adapter) -> list[str]:
+    """Module paths of the layers that an adapter is put on; `model` needs no weights for that.
+
+    Raises ConfigError where nothing matches, or the image tower has fewer blocks than are to be adapted or layers
+    with fewer outputs than are to be trained.
+    """
+    stack = image_stack(model)
+    if len(stack.blocks) < cfg.last_blocks != EVERY_BLOCK:
+        raise ConfigError(
+            f"the backbone has {len(stack.blocks)} blocks, of which no last {cfg.last_blocks} can be adapted",
+            where="adapter.last_blocks",
+            fix=f"give a number from 1 to {len(stack.blocks)}",
+        )
+    targets = _targets(stack, cfg, cfg.target_modules)
+    narrow = [path for path in targets if model.get_submodule(path).out_features < (cfg.output_rank or 0)]
+    if narrow:
+        raise ConfigError(
+            f"{narrow[0]} has {model.get_submodule(narrow[0]).out_features} outputs, and no {cfg.output_rank} "
+            "directions of them",
+            where="adapter.output_rank",
+            fix="lower it to the number of classes less one, or leave it out",
+        )
+    if cfg.text_tower:
+        text = text_stack(model)
+        from_transformers = not text.path.endswith("transformer.resblocks")
+        targets += _targets(text, cfg, _TEXT_MODULES if from_transformers else cfg.target_modules)
+    return targets
+
+
+def _first_block(stack: BlockStack, cfg: config.Adapter) -> int:
+    return max(0, len(stack.blocks) - cfg.last_blocks)
+
+
 def draw_a(seed: bytes, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
     """A public A matrix (rank, inputs) float32, uniform on +-1/sqrt(inputs), the same on every machine.
 
@@ -166,8 +199,8 @@ def draw_a(seed: bytes, name: str, shape: tuple[int, int]) -> NDArray[np.float32
 
 
 def _targets(stack: BlockStack, cfg: config.Adapter, pattern: str) -> list[str]:
-    first = max(0, len(stack.blocks) - cfg.last_blocks)
-    linears = {path: path.removeprefix(f"{stack.path}.").partition(".")[2] for path in stack.linears(first)}
+    layers = stack.linears(_first_block(stack, cfg))
+    linears = {path: path.removeprefix(f"{stack.path}.").partition(".")[2] for path in layers}
     found = [path for path, inside in linears.items() if re.fullmatch(pattern, inside)]
     if not found:
         raise ConfigError(
@@ -178,19 +211,27 @@ def _targets(stack: BlockStack, cfg: config.Adapter, pattern: str) -> list[str]:
     return found
 
 
-def _refuse_bypassed(backbone: Backbone, targets: list[str], text_tower: bool) -> None:
-    """Some towers read a layer's weight without calling the layer: LoRA on it would train and do nothing."""
+def require_called(
+    model: DualEncoder, targets: list[str], pixels: torch.Tensor, words: torch.Tensor | None
+) -> None:
+    """Return nothing if the model calls each layer for an image, and for a text where there is one.
+
+    Some towers read a layer's weight without calling the layer: LoRA on it would train and do nothing. Raises
+    ConfigError.
+    """
     called: set[str] = set()
     hooks = [
-        backbone.model.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: called.add(path))
+        model.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: called.add(path))
         for path in targets
     ]
-    with torch.no_grad():
-        backbone.model.encode_image(torch.zeros(1, 3, backbone.image_size, backbone.image_size))
-        if text_tower:
-            backbone.model.encode_text(backbone.tokenizer(["a photo"]))
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            model.encode_image(pixels)
+            if words is not None:
+                model.encode_text(words)
+    finally:
+        for hook in hooks:
+            hook.remove()
     bypassed = [path for path in targets if path not in called]
     if bypassed:
         raise ConfigError(

@@ -53,10 +53,13 @@ class Space:
     axes: Mapping[str, tuple[Any, ...]]
 
     @classmethod
-    def around(cls, study: Study, given: Mapping[str, tuple[Any, ...]]) -> Space:
+    def around(
+        cls, study: Study, given: Mapping[str, tuple[Any, ...]], tower_blocks: int | None = None
+    ) -> Space:
         """The values in `given`, the usual ones where it names none; the study's own is always among them.
 
-        Raises PrivacyError for a study without privacy.
+        No usual number of blocks is above `tower_blocks`, where that is known. Raises PrivacyError for a study without
+        privacy.
         """
         own = own_choice(study)
         units = site_units(study)
@@ -69,7 +72,7 @@ class Space:
             if study.adapter.basis == "public"
             else (None,),
             "rank": (4, 8, 16, 32),
-            "blocks": (1, 2, 4),
+            "blocks": tuple(n for n in (1, 2, 4) if tower_blocks is None or n <= tower_blocks),
             "value_bits": (6, 8),
             "quantization": QUANTIZATIONS,
         }

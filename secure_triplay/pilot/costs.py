@@ -7,6 +7,7 @@ it loaded the model, and after. All sites are taken to be like this machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -22,6 +23,14 @@ the MLP's four-fold width twice, and the sums between (counted in timm's block).
 _FACTORED_TOKENS = 2
 """Tokens of an image at the cut behind the last block's attention, where adapted layers see one a record."""
 GIB = 2.0**30
+_LIMIT_OPTIONS = {
+    "line_mbit_per_s": "--line",
+    "latency_ms": "--latency",
+    "memory_gib": "--memory",
+    "hours": "--hours",
+    "epsilon": "--epsilon",
+    "round_overhead_s": "--round-overhead",
+}
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,14 @@ class SiteLimits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
+            may_be_zero = name in ("latency_ms", "round_overhead_s")
             if value is not None and not (
-                value > 0 or (value == 0 and name in ("latency_ms", "round_overhead_s"))
+                math.isfinite(value) and (value > 0 or (value == 0 and may_be_zero))
             ):
                 raise ConfigError(
-                    f"{name} is {value:g}, and nothing fits into that",
-                    where="limits",
-                    fix="give a positive number",
+                    f"{name} is {value:g}, and no cost can be held against that",
+                    where=_LIMIT_OPTIONS[name],
+                    fix=f"give a finite number {'of zero or more' if may_be_zero else 'above zero'}",
                 )
 
 

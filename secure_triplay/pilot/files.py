@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +41,45 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def kept(path: Path, fields: Iterable[str]) -> dict[str, Any] | None:
-    """The numbers of a finished trial, by the names in `fields`; None where it is not there.
+@dataclass(frozen=True)
+class Range:
+    """What one number of a kept file may be: from `least` to `most`, and whole or not."""
 
-    Raises RunError where the file holds anything else.
+    least: float
+    most: float
+    whole: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether it may be this."""
+        kinds = (int,) if self.whole else (int, float)
+        return type(value) in kinds and self.least <= value <= self.most  # which NaN is not
+
+
+def kept(path: Path, ranges: Mapping[str, Range]) -> dict[str, Any] | None:
+    """The numbers of a finished trial, by the names in `ranges`; None where it is not there.
+
+    Raises RunError where the file holds anything else, or a number that none of a trial can be.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        numbers = {name: found[name] for name in fields}
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers.values()):
-            raise ValueError("not all of them are numbers")
+        numbers = {name: found[name] for name in ranges}
+        wrong = [name for name, value in numbers.items() if not ranges[name].holds(value)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} cannot be {numbers[wrong[0]]!r}"[:80])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise RunError(
-            "this is not a trial's result", where=str(path), fix="remove the file; the trial runs again"
+            f"this trial cannot be read: {error.strerror}",
+            where=str(path),
+            fix="make it readable, or remove it",
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said = f" ({error})" if type(error) is ValueError else ""
+        raise RunError(
+            f"this is not a trial's result{said}",
+            where=str(path),
+            fix="remove the file; the trial runs again",
         ) from error
     return numbers
 

@@ -33,6 +33,10 @@ class Optimiser:
                 fix="give KIND:STEP, such as fedavg:0.3",
             ) from error
 
+    def text(self) -> str:
+        """What `parse` reads."""
+        return f"{self.kind}:{self.learning_rate:g}"
+
     def words(self) -> str:
         """`fedavg 0.3`."""
         return f"{self.kind} {self.learning_rate:g}"

@@ -14,6 +14,7 @@ from secure_triplay.config import Study
 from secure_triplay.constants import choose_codec, round_rule
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import add_mod, pack60, unpack60
+from secure_triplay.errors import ConfigError
 from secure_triplay.pilot.costs import Speeds
 from secure_triplay.pilot.trial import PublicLearner, PublicSetting
 from secure_triplay.privacy.noise import NoiseSource
@@ -27,10 +28,18 @@ def measure_speeds(setting: PublicSetting, study: Study, first: Speeds | None = 
 
     Memory is measured for the `first` model of a process, which then holds more than a site would. What others take
     follows from it and their frozen weights: they are loaded in full precision likewise. Where the kernel cannot begin
-    anew, what loading took is the most since the process began: no less.
+    anew, what loading took is the most since the process began: no less. Raises ConfigError where the tower has fewer
+    blocks than the study's adapter names.
     """
     memory.restart_peak()
     model = setting.model(study)
+    if study.adapter.last_blocks > model.adapter.n_blocks:  # figures of one block are of those that there are
+        raise ConfigError(
+            f"the backbone has {model.adapter.n_blocks} blocks, of which no last {study.adapter.last_blocks} can be "
+            "adapted",
+            where="adapter.last_blocks",
+            fix=f"give a number from 1 to {model.adapter.n_blocks}",
+        )
     frozen = model.backbone.frozen_bytes
     loading, loaded = memory.peak_bytes(), memory.resident_bytes()
     if first is not None:

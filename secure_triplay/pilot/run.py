@@ -13,10 +13,12 @@ from typing import Any
 
 from secure_triplay import __version__
 from secure_triplay.config import Study, load_study, parse_study, study_content
+from secure_triplay.errors import ConfigError
+from secure_triplay.experiments.structure import tower_blocks
 from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_choice
 from secure_triplay.pilot.compare import compare
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to
-from secure_triplay.pilot.files import STUDY, kept, locked, study_text
+from secure_triplay.pilot.files import STUDY, Range, kept, locked, study_text
 from secure_triplay.pilot.optimiser import Optimiser
 from secure_triplay.pilot.private import Private, private_trials, require_payer
 from secure_triplay.pilot.probe import measure_speeds
@@ -39,10 +41,19 @@ from secure_triplay.report.summary import write_text
 Tell = Callable[[str, int, int], None]
 """What is being done now, and how many of at most how many trials are done."""
 
-_MEASURED = (
-    "accuracy", "standard_error", "start_accuracy", "seconds", "n_params", "tokens", "step_s_per_image",
-)  # fmt: skip
-_WORST = tuple(f"worst_class_{one.name}" for one in fields(WorstClass))
+_SHARE, _AMOUNT = Range(0, 1), Range(0, 1e15)
+_WHOLE = Range(1, 1e15, whole=True)
+_MEASURED = {
+    "accuracy": _SHARE,
+    "standard_error": _SHARE,
+    "start_accuracy": _SHARE,
+    "seconds": _AMOUNT,
+    "n_params": _WHOLE,
+    "tokens": _WHOLE,
+    "step_s_per_image": _AMOUNT,
+}
+_WORST = {"label": _WHOLE, "accuracy": _SHARE, "standard_error": _SHARE, "images": _WHOLE}
+"""Of a trial's worst class, by the field of `WorstClass`; `label` is one of the study's classes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,8 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
     from secure_triplay.pilot.page import write_pilot_page
 
     content, study = study_content(study_file), load_study(study_file)
-    own, space = own_choice(study), Space.around(study, asked.axes or {})
+    own, blocks = own_choice(study), tower_blocks(study.backbone)
+    space = Space.around(study, asked.axes or {}, blocks)
     epsilon = asked.limits.epsilon or (study.dp.epsilon if study.dp else 0.0)
 
     def study_of(choice: Choice) -> Study:
@@ -77,9 +89,9 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
             folder=study_file.resolve().parent,
         )
 
-    for axis in space.axes:  # a value that no study may have leaves no folder behind, and is not measured for
-        for choice in space.beside(own, axis):
-            study_of(choice)
+    _require_possible(
+        study_file, asked, space, own, study_of, blocks
+    )  # leaves no folder behind where it is not
     if asked.private is not None:
         require_payer(study, asked.private)
     with locked(out):
@@ -106,13 +118,15 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
 
         tell("what each choice costs", 0, asked.trials)
         fits, costs = what_fits(space, cost_of, asked.limits)
+        labels = {"label": Range(0, len(study.classes) - 1, whole=True)}
+        trial_ranges = _MEASURED | {f"worst_class_{name}": one for name, one in (_WORST | labels).items()}
         done: list[Trial] = []
         paces: dict[Choice, float] = {}
 
         def attempt(choice: Choice) -> Trial:
             tell(choice.words(), len(done), asked.trials)
             path = out / "trials" / f"{_hash([key, plain(choice)])[:20]}.json"
-            found = kept(path, (*_MEASURED, *_WORST))
+            found = kept(path, trial_ranges)
             if found is None:
                 found = try_choice(setting, study_of(choice))
                 write_text(path, json.dumps({"choice": plain(choice), **found}, indent=2) + "\n")
@@ -120,7 +134,7 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
             measured = scaled_to(speeds[choice.quantization], choice, pace)
             measured = replace(measured, params=found["n_params"], tokens=found["tokens"])
             spent = cost(study_of(choice), choice, measured, asked.limits)
-            worst = WorstClass(*(found[name] for name in _WORST))
+            worst = WorstClass(**{name: found[f"worst_class_{name}"] for name in _WORST})
             accuracy, error = found["accuracy"], found["standard_error"]
             done.append(
                 Trial(choice, spent, accuracy, error, found["start_accuracy"], found["seconds"], worst)
@@ -144,6 +158,67 @@ def run_pilot(study_file: Path, out: Path, asked: Request, tell: Tell = lambda *
         return result
 
 
+def _require_possible(
+    study_file: Path,
+    asked: Request,
+    space: Space,
+    own: Choice,
+    study_of: Callable[[Choice], Study],
+    blocks: int | None,
+) -> None:
+    """Return nothing if a study may have each value that is offered, and the tower as many blocks (None: unknown).
+
+    Raises ConfigError that names the option by which a value was given, and no key that nobody wrote.
+    """
+    if asked.limits.epsilon is not None:
+        try:
+            study_of(own)
+        except ConfigError as error:
+            raise _of_option("epsilon", f"{asked.limits.epsilon:g}", error) from error
+    for axis in space.axes:
+        for choice in space.beside(own, axis):
+            value = getattr(choice, axis)
+            try:
+                study_of(choice)
+            except ConfigError as error:
+                if value not in (asked.axes or {}).get(axis, ()):
+                    raise
+                raise _of_option(
+                    axis, value.text() if isinstance(value, Optimiser) else f"{value}", error
+                ) from error
+    most = max(space.axes["blocks"])
+    if blocks is not None and most > blocks:
+        raise ConfigError(
+            f"the backbone has {blocks} blocks, of which no last {most} can be adapted",
+            where=f"{study_file} (adapter.last_blocks)" if most == own.blocks else "--blocks",
+            fix=f"give a number from 1 to {blocks}",
+        )
+
+
+_OPTIONS = {
+    "epsilon": ("--epsilon", "privacy.epsilon"),
+    "rank": ("--rank", "adapter.rank"),
+    "output_rank": ("--output-rank", "adapter.output_rank"),
+    "blocks": ("--blocks", "adapter.last_blocks"),
+    "quantization": ("--quantization", "backbone.quantization"),
+    "value_bits": ("--bits", "codec.value_bits"),
+    "batch": ("--batch", "privacy.expected_batch_size"),
+    "rounds": ("--rounds", "training.rounds"),
+    "optimiser": ("--optimiser", "server_optimiser"),
+}
+"""By axis: the option that gives its values, and the key of a study that they become."""
+
+
+def _of_option(axis: str, value: str, error: ConfigError) -> ConfigError:
+    """A study's error, as one of the option whose value made it: other keys follow from that value."""
+    option, key = _OPTIONS[axis]
+    said = [line.removeprefix(key).lstrip(".: ") for line in error.what.splitlines() if line.startswith(key)]
+    said = said or [line.partition(": ")[2] or line for line in error.what.splitlines()]
+    return ConfigError(
+        f"{value}: {'; '.join(said)}", where=option, fix="give another value, or leave the option out"
+    )
+
+
 def _speeds(
     setting: PublicSetting,
     space: Space,
@@ -159,12 +234,17 @@ def _speeds(
         own, blocks=max(space.axes["blocks"]), rank=max(space.axes["rank"]),
         output_rank=None if None in directions else max(directions),
     )  # fmt: skip
+    speed_ranges = {one.name: _WHOLE if one.type == "int" else _AMOUNT for one in fields(Speeds)} | {
+        "blocks": Range(largest.blocks, largest.blocks, whole=True),
+        "rank": Range(largest.rank, largest.rank, whole=True),
+        "tower_blocks": Range(largest.blocks, 1e15, whole=True),
+    }
     speeds: dict[str, Speeds] = {}
     for quantization in space.axes["quantization"]:
         tell(f"measuring this machine with {quantization} weights")
         choice = replace(largest, quantization=quantization)
         path = trials / f"speeds-{_hash([key, plain(choice)])[:20]}.json"
-        found = kept(path, (one.name for one in fields(Speeds)))
+        found = kept(path, speed_ranges)
         if found is None:
             found = asdict(measure_speeds(setting, study_of(choice), next(iter(speeds.values()), None)))
             write_text(path, json.dumps(found, indent=2) + "\n")

@@ -176,6 +176,150 @@ def test_a_key_of_what_has_no_keys_is_named_and_nothing_is_started(grid_file, tm
     assert not (tmp_path / "out").exists()
 
 
+BLOOD = "attn\\.proj|mlp\\.fc2"
+
+
+def test_an_adapter_that_no_backbone_takes_is_named_for_every_cell_before_anything_is_measured(
+    grid_file, tmp_path
+):
+    """Whether a tower has such layers, and so many blocks, showed when its model was loaded, after other cells."""
+    variants = [
+        {"method": "eps8", "axes": {"adapter.target_modules": {"zzz": "zzz", "fine": BLOOD}}},
+        {"method": "no-dp", "axes": {"adapter.last_blocks": {"b12": 12, "b20": 20}}},
+        {"method": "start", "axes": {"backbone.image_size": {"px28": 28, "px30": 30}}},
+        {"method": "alone", "axes": {"backbone.name": {"nowhere": "no-such-model"}}},
+        {"method": "fedavg-cnn", "axes": {"adapter.last_blocks": {"b20": 20}}},  # it takes no backbone
+    ]
+    file = grid_file(methods=["fedavg-cnn"], variants=variants)
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(file, tmp_path / "out")
+    first, *told = caught.value.what.splitlines()
+    assert "nothing was started" in first
+    assert [line.partition(": ")[0] for line in told] == [
+        f"{name} on pictures" for name in ("eps8-zzz", "no-dp-b20", "start-px30", "alone-nowhere")
+    ]
+    for line, said in zip(
+        told, ("'zzz' matches no", "has 12 blocks", "not a multiple", "backbone is"), strict=True
+    ):
+        assert said in line
+    assert caught.value.where == str(file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_backbone_is_built_once_to_check_all_cells_of_a_grid(grid_file, monkeypatch):
+    from secure_triplay.experiments import structure
+
+    built = []
+    real = structure.TimmModel
+    structure._packaged_tower.cache_clear()
+    monkeypatch.setattr(structure, "TimmModel", lambda *args: built.append(args) or real(*args))
+    axes = {"adapter.rank": {f"r{n}": n for n in range(3, 9)}, "backbone.image_size": {"a": 28, "b": 42}}
+    assert len(load_grid(grid_file(methods=[], variants=[{"method": "eps8", "axes": axes}])).cells) == 24
+    assert len(built) == 2
+
+
+def test_faults_of_names_of_files_and_of_settings_stand_in_one_list(grid_file, tmp_path):
+    file = grid_file(
+        methods=["centrall", "eps200", "eps8"],
+        data=[
+            {"name": "gone", "study": "no-such-study.yaml"},
+            {"name": "pictures", "study": "study.yaml"},
+            {"name": "odd", "study": "study.yaml", "change": {"sites.rank": 3}},
+            {"name": "nul", "study": "a\0b.yaml"},
+        ],
+    )
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(file, tmp_path / "out")
+    for said in (
+        "no method 'centrall'; the nearest is 'central'",
+        f"gone: there is no such file ({tmp_path / 'no-such-study.yaml'})",
+        "eps200 on pictures: ",
+        "odd: sites has no keys, so no rank",
+        "nul: its path has a letter that no file's name can have (",
+    ):
+        assert said in caught.value.what
+    assert "eps8 on pictures" not in caught.value.what
+    assert caught.value.where == str(file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_with_a_name_that_no_file_can_have_is_a_hole_like_one_that_is_not_here(grid_file):
+    data = [
+        {"name": name, "study": "study.yaml", "change": {"data.manifest": manifest}}
+        for name, manifest in (("nul", "a\0b.csv"), ("long", 999 * "a"))
+    ]
+    assert set(load_grid(grid_file(data=data)).skipped) == {"nul", "long"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "key", "other"),
+    [
+        ("eps8", {"privacy.epsilon": 1.0}, "privacy.epsilon", "eps1"),
+        ("eps8", {"privacy.epsilon": 0.25}, "privacy.epsilon", "eps0.25"),
+        ("alone-eps8", {"privacy.epsilon": 3}, "privacy.epsilon", "alone-eps3"),
+        ("eps8", {"privacy": {"unsafe_dp_off": True, "sampling_rate": 0.5, "expected_batch_size": 8}},
+         "privacy.epsilon", "no-dp"),
+        ("no-dp", {"privacy.epsilon": 3.0}, "privacy.epsilon", "eps3"),
+        ("no-dp", {"privacy": {"epsilon": 3.0}}, "privacy.unsafe_dp_off", "eps3"),
+        ("alone", {"privacy": {"epsilon": 3.0}}, "privacy.unsafe_dp_off", "alone-eps3"),
+        ("lora", {"adapter.kind": "ffa"}, "adapter.kind", "eps8"),
+        ("alternating", {"adapter": {"kind": "ffa"}}, "adapter.kind", "eps8"),
+        ("personalised", {"personal_bias": None}, "personal_bias", "personal-adapter"),
+        ("mixed-ranks", {"sites": [{"name": "north"}, {"name": "south", "weight": 2.0}]}, "sites.rank", "eps8"),
+        ("adjusted", {"privacy.epsilon": 3.0}, "privacy.epsilon", None),
+        ("tripleplay", {"adapter.kind": "ffa"}, "adapter.kind", None),
+        ("fedavg-tower", {"backbone.quantization": "nf4"}, "backbone.quantization", None),
+        ("central", {"privacy": {"epsilon": 3.0}}, "privacy.unsafe_dp_off", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("variant", [True, False])
+def test_what_a_method_is_named_for_is_changed_by_another_method_and_not_under_its_title(
+    grid_file, tmp_path, name, change, key, other, variant
+):
+    (dotted, value), *_ = change.items()
+    if variant:
+        grid = {"methods": [], "variants": [{"method": name, "axes": {dotted: {"a": value}}}]}
+    else:
+        grid = {"methods": [name], "change": {name: change}}
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(grid_file(**grid), tmp_path / "out")
+    assert f"on pictures: it changes {key}, which the method itself sets" in caught.value.what
+    assert (f"the method for that is {other}" if other else "no method has another") in caught.value.what
+
+
+def test_a_change_may_say_again_what_the_method_sets(grid_file):
+    change = {
+        "eps8": {"privacy.epsilon": 8},
+        "lora": {"adapter": {"kind": "lora", "rank": 2}},
+        "personalised": {"personal_bias": {"noise_multiplier": 30.0}},
+    }
+    grid = load_grid(grid_file(methods=list(change), change=change, seeds=[1]))
+    assert [cell.study.dp.epsilon for cell in grid.cells] == [8.0, 8.0, 8.0]
+
+
+@pytest.mark.parametrize("change", [{"seed": 7}, {"seed": 1}])
+def test_a_seed_among_the_changes_of_data_is_refused_and_sent_to_seeds(grid_file, tmp_path, change):
+    """It was overwritten by each of the grid's seeds."""
+    data = [{"name": "pictures", "study": "study.yaml", "change": change}]
+    with pytest.raises(ConfigError, match=r"pictures: it changes seed.*data\[\]\.seeds"):
+        run_experiment(grid_file(data=data), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "due"),
+    [
+        ("eps8.0", "eps8"), ("eps08", "eps8"), ("eps8\n", "eps8"), ("eps 8", "eps8"), ("eps+8", "eps8"),
+        ("eps8e0", "eps8"), ("eps\uff18", "eps8"), ("alone-eps3.50", "alone-eps3.5"), ("eps1_0", "eps10"),
+    ],
+)  # fmt: skip
+def test_a_method_has_one_spelling(grid_file, tmp_path, name, due):
+    """With two it had two rows, each with seeds of its own."""
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(grid_file(methods=["eps8", name]), tmp_path / "out")
+    assert f"it is written {due}" in caught.value.what
+    assert method(due).name == due
+
+
 def test_masks_and_a_shared_key_are_two_cells(grid_file):
     """What a study without a kind and one with masks say is hashed alone, as it always was."""
     axes = {"aggregation": {"masks": "masked", "key": "shared-key"}}
@@ -200,7 +344,21 @@ def test_data_that_cannot_be_divided_are_named_and_nothing_is_started(grid_file,
     )
     with pytest.raises(ConfigError, match=r"(?s)nothing was started.*skewed, seed 1: .*kitchen"):
         run_experiment(file, tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.json"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [({"test_fraction": 0.0}, "no public test images"), ({"public_images": 0}, "no public images")],
+)
+def test_data_without_images_to_measure_on_or_to_align_on_are_named_and_nothing_is_started(
+    grid_file, tmp_path, pictures, data, said
+):
+    whole = {"kind": "manifest", "manifest": str(pictures), "public_images": 8, "test_fraction": 0.25}
+    file = grid_file({"data": whole | {"partition": {"kind": "iid"}} | data}, methods=["fedavg-cnn", "no-dp"])
+    with pytest.raises(ConfigError, match=rf"(?s)nothing was started.*pictures, seed 2: there are {said}"):
+        run_experiment(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_data_leave_a_hole_with_its_reason_and_no_row(grid_file, tmp_path):
@@ -263,6 +421,68 @@ def test_cells_of_other_settings_are_refused_not_mixed_in(grid_file, tmp_path):
         run_experiment(grid_file({"study": "another"}, seeds=[1]), tmp_path / "out")
     (tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json").write_text("{}")
     with pytest.raises(RunError, match="not a cell"):
+        run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+
+
+DAMAGE = [
+    ("accuracy", 7.5), ("accuracy", -0.1), ("accuracy", None), ("accuracy", "0.5"), ("accuracy", True),
+    ("accuracy", float("nan")), ("accuracy", float("inf")), ("worst_site", 1.5), ("worst_site_public", None),
+    ("mean_site", "high"), ("head", 2), ("tail", float("nan")), ("worst_class", []), ("by_site", None),
+    ("by_site", [0.5]), ("by_site", {"nowhere": 0.5}), ("by_site", {"north": 5.0}), ("by_class", [0.5]),
+    ("by_class", [0.5, 1.5]), ("by_class", 0.5), ("epsilon", -8.0), ("delta", 2.0), ("rounds", -1), ("rounds", 1.5),
+    ("n_params", "many"), ("upload_bytes", None), ("cpu_seconds", -1.0), ("cpu_seconds", float("nan")),
+    ("curve", None), ("curve", [{"round": 1}]), ("curve", [{"round": 1, "cpu_seconds": 0.1, "accuracy": 3.0}]),
+    ("class_counts", None), ("class_counts", {"north": [1, 2]}), ("class_counts", {"north": [1], "south": [1]}),
+    ("peak_bytes", -5), ("encoded_images", None), ("encoding_cpu_seconds", "x"), ("noise", {"a": float("nan")}),
+    ("noise", 3), ("made_by", 3), ("data", "other"), ("method", "eps8"), ("method", None), ("seed", 2),
+    ("seed", "1"), ("identity", None), ("anything", float("-inf")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured_cell(tmp_path_factory):
+    """The cell of one measured grid, by its bytes, once there is one."""
+    return {}
+
+
+@pytest.mark.parametrize("only_collect", [True, False])
+@pytest.mark.parametrize(("key", "value"), DAMAGE)
+def test_a_cell_that_holds_what_no_figure_can_be_is_refused_before_anything_is_measured(
+    grid_file, tmp_path, measured_cell, key, value, only_collect
+):
+    file, cells = grid_file(seeds=[1, 2]), tmp_path / "out" / "cells"
+    name = "pictures--fedavg-cnn--1.json"
+    if not measured_cell:
+        run_experiment(grid_file(seeds=[1]), tmp_path / "once")
+        measured_cell[name] = json.loads((tmp_path / "once" / "cells" / name).read_text())
+        grid_file(seeds=[1, 2])
+    cells.mkdir(parents=True)
+    (cells / name).write_text(json.dumps(measured_cell[name] | {key: value}))
+    told = []
+    with pytest.raises(RunError, match=rf"not a cell's result.*{re.escape(name)}.*remove the file"):
+        run_experiment(file, tmp_path / "out", told.append, only_collect=only_collect)
+    assert not [text for text in told if text.startswith("[")]
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["accuracy", "by_site", "worst_class", "rounds", "cpu_seconds", "seed", "method"]
+)
+def test_a_cell_that_lacks_a_figure_is_refused(grid_file, tmp_path, key):
+    run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+    path = tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json"
+    found = json.loads(path.read_text())
+    del found[key]
+    path.write_text(json.dumps(found))
+    with pytest.raises(RunError, match=f"not a cell's result .{key}"):
+        run_experiment(grid_file(seeds=[1]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"identity"', 9999 * "[", "", "\0"])
+def test_a_cell_that_is_no_mapping_is_refused(grid_file, tmp_path, text):
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    (tmp_path / "out" / "cells" / "pictures--fedavg-cnn--1.json").write_text(text)
+    with pytest.raises(RunError, match="not a cell's result"):
         run_experiment(grid_file(seeds=[1]), tmp_path / "out")
 
 
@@ -479,7 +699,9 @@ def test_every_method_has_a_procedure_and_every_procedure_a_method():
     assert used == set(PROCEDURES)
 
 
-@pytest.mark.parametrize("name", ["alone-", "alone-no-dp", "alone-epsx", "alone-alone-eps8", "eps"])
+@pytest.mark.parametrize(
+    "name", ["alone-", "alone-no-dp", "alone-epsx", "alone-alone-eps8", "eps", "epsnan", "epsinf"]
+)
 def test_a_method_that_does_not_exist_is_named(name):
     with pytest.raises(ConfigError, match=f"no method '{name}'"):
         method(name)

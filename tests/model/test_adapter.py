@@ -16,7 +16,7 @@ from torch import nn
 
 from secure_triplay.config import Adapter as AdapterConfig
 from secure_triplay.errors import ConfigError, RunError
-from secure_triplay.model.adapter import attach_adapter, draw_a
+from secure_triplay.model.adapter import EVERY_BLOCK, attach_adapter, draw_a
 from secure_triplay.model.align import install_projection
 from secure_triplay.model.tower import ImageTower
 
@@ -228,8 +228,32 @@ def test_a_layer_whose_weight_is_read_behind_its_back_is_refused(backbone: Make)
         attach_adapter(loaded, AdapterConfig(target_modules=r"mlp\..*", last_blocks=1), b"seed")
 
 
-def test_more_blocks_than_there_are_means_all(backbone: Make) -> None:
+def test_every_block_is_all_that_there_are(backbone: Make) -> None:
     adapter = attach_adapter(
-        backbone("vit"), AdapterConfig(target_modules=r"attn\.q_proj", last_blocks=64), b"s"
+        backbone("vit"), AdapterConfig(target_modules=r"attn\.q_proj", last_blocks=EVERY_BLOCK), b"s"
     )
     assert (adapter.first_block, len(adapter.names)) == (0, 6)
+
+
+@pytest.mark.parametrize("blocks", [7, 63])
+def test_more_blocks_than_there_are_are_refused_with_how_many_there_are(backbone: Make, blocks: int) -> None:
+    """Reports would say that so many were adapted, and costs of one block would be of a part of one."""
+    cfg = AdapterConfig(target_modules=r"attn\.q_proj", last_blocks=blocks)
+    with pytest.raises(ConfigError, match=f"backbone has 6 blocks.*{blocks}.*adapter.last_blocks.*1 to 6"):
+        attach_adapter(backbone("vit"), cfg, b"s")
+
+
+def test_a_text_tower_with_fewer_blocks_has_all_of_them_adapted(backbone: Make) -> None:
+    cfg = AdapterConfig(target_modules=r"attn\.q_proj", last_blocks=6, text_tower=True)
+    adapter = attach_adapter(backbone("vit"), cfg, b"s")
+    assert sum(name.startswith("transformer.resblocks.") for name in adapter.names) == 3
+
+
+def test_more_output_directions_than_a_layer_has_outputs_are_refused(backbone: Make) -> None:
+    loaded = backbone("vit")
+    outputs = loaded.model.visual.transformer.resblocks[5].attn.out_proj.out_features
+    cfg = AdapterConfig(
+        target_modules=r"attn\.out_proj", last_blocks=1, basis="public", output_rank=outputs + 1
+    )
+    with pytest.raises(ConfigError, match=f"has {outputs} outputs"):
+        attach_adapter(loaded, cfg, b"s")

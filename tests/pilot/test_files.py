@@ -15,7 +15,7 @@ from PIL import Image
 
 from secure_triplay.config import load_study
 from secure_triplay.errors import ConfigError, RunError
-from secure_triplay.pilot.files import kept, locked, study_text
+from secure_triplay.pilot.files import Range, kept, locked, study_text
 from secure_triplay.pilot.run import Request, _key, run_pilot
 from secure_triplay.pilot.sample import public_sample
 
@@ -32,18 +32,27 @@ def test_two_pilots_do_not_write_one_folder(content, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "[1]", "null", "3", '"a"', "{", '{"a": 1}', '{"a": 1, "b": null}',
-                                  '{"a": 1, "b": NaN}', '{"a": 1, "b": true}', "\xff"])  # fmt: skip
+                                  '{"a": 1, "b": NaN}', '{"a": 1, "b": true}', "\xff", '{"a": 1, "b": 1e999}',
+                                  '{"a": 0, "b": 0.5}', '{"a": 1.0, "b": 0.5}', '{"a": 1, "b": 1.5}',
+                                  '{"a": 1, "b": -0.1}', '{"a": 1' + 400 * "0" + ', "b": 0}', 9999 * "["])  # fmt: skip
 def test_a_kept_file_that_is_no_trials_result_is_refused_with_what_to_do(tmp_path, text):
     path = tmp_path / "trial.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(RunError, match=r"not a trial's result.*trial\.json.*remove the file"):
-        kept(path, ("a", "b"))
+        kept(path, {"a": Range(1, 1e15, whole=True), "b": Range(0, 1)})
 
 
 def test_a_kept_result_is_read_and_one_that_is_not_there_is_none(tmp_path):
     (tmp_path / "trial.json").write_text(json.dumps({"a": 1, "b": 0.5, "choice": {}}))
-    assert kept(tmp_path / "trial.json", ("a", "b")) == {"a": 1, "b": 0.5}
-    assert kept(tmp_path / "absent.json", ("a",)) is None
+    ranges = {"a": Range(1, 2, whole=True), "b": Range(0, 1)}
+    assert kept(tmp_path / "trial.json", ranges) == {"a": 1, "b": 0.5}
+    assert kept(tmp_path / "absent.json", ranges) is None
+
+
+def test_a_kept_file_that_cannot_be_read_is_an_error_with_what_to_do(tmp_path):
+    (tmp_path / "trial.json").mkdir()
+    with pytest.raises(RunError, match=r"cannot be read.*trial\.json"):
+        kept(tmp_path / "trial.json", {"a": Range(0, 1)})
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import hashlib
 import html
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +173,25 @@ def test_where_no_choice_meets_the_limits_the_one_that_binds_is_named(limits, sa
                    "quantization": ("nf4",), "output_rank": (None,), "optimiser": (ADAM,)})  # fmt: skip
     with pytest.raises(ConfigError, match=said):
         what_fits(space, lambda choice: cost_of(choice, limits), limits)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, float("-inf")])
+@pytest.mark.parametrize(
+    ("limit", "option"),
+    [("hours", "--hours"), ("line_mbit_per_s", "--line"), ("memory_gib", "--memory"), ("latency_ms", "--latency"),
+     ("round_overhead_s", "--round-overhead"), ("epsilon", "--epsilon")],
+)  # fmt: skip
+def test_a_limit_that_no_cost_can_be_held_against_is_refused_with_its_option(limit, option, value):
+    """Nothing that is not finite can be written into pilot.json, and that would show after all trials."""
+    with pytest.raises(ConfigError, match=f"{limit} is {value:g}.*finite") as caught:
+        SiteLimits(**{limit: value})
+    assert caught.value.where == option
+
+
+def test_no_latency_and_no_overhead_are_limits_and_no_hours_are_not():
+    SiteLimits(latency_ms=0.0, round_overhead_s=0.0)
+    with pytest.raises(ConfigError, match="hours is 0"):
+        SiteLimits(hours=0.0)
 
 
 def test_an_epsilon_that_no_noise_gives_is_named():
@@ -363,9 +383,88 @@ def test_a_value_that_no_study_may_have_is_refused_before_anything_is_made(tmp_p
     """Few output directions come from public images, which a random A does without."""
     content["adapter"] = {"kind": "ffa", "rank": 4}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match=next(iter(axes))):
+    option = "--" + next(iter(axes)).replace("_", "-")
+    with pytest.raises(ConfigError, match=f"in {option};"):
         run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(axes=axes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("axes", "option", "said"),
+    [
+        ({"rank": (4, 0)}, "--rank", "0: must be 1 or more"),
+        ({"value_bits": (99,)}, "--bits", "99: must be 20 or less"),
+        ({"blocks": (0,)}, "--blocks", "0: must be 1 or more"),
+        ({"rounds": (0,)}, "--rounds", "0: 0 rounds of training"),
+        ({"batch": (float("nan"),)}, "--batch", "nan: must be a finite number"),
+        ({"batch": (-3.0,)}, "--batch", "-3.0: must be more than 0"),
+        ({"batch": (1e9,)}, "--batch", "expected_batch_size 1e"),
+        ({"batch": (5e-324,)}, "--batch", "5e-324: a step cannot use 0"),
+        ({"optimiser": (Optimiser("foo", 1.0),)}, "--optimiser", "foo:1: kind: must be 'fedavg'"),
+        (
+            {"optimiser": (Optimiser("fedavg", float("inf")),)},
+            "--optimiser",
+            "fedavg:inf: learning_rate: must",
+        ),
+        ({"quantization": ("NF4",)}, "--quantization", "NF4: must be 'nf4'"),
+        ({"output_rank": (300,)}, "--output-rank", "300: must be 256 or less"),
+    ],
+)
+def test_a_wrong_value_is_blamed_on_its_option_and_on_no_key_that_nobody_wrote(
+    tmp_path, content, axes, option, said
+):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as caught:
+        run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(axes=axes))
+    assert caught.value.where == option
+    assert said in caught.value.what
+    assert len(caught.value.what.splitlines()) == 1
+    for key in ("alpha", "average_last", "sampling_rate"):
+        assert key not in caught.value.what
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_epsilon_that_no_study_may_have_is_blamed_on_its_option(tmp_path, content):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"^1000: epsilon 1000 protects nobody") as caught:
+        run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(limits=SiteLimits(epsilon=1000)))
+    assert caught.value.where == "--epsilon"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("axes", "own"), [({"blocks": (2, 20)}, 1), ({}, 20), ({}, 64), ({"blocks": (13,)}, 1)]
+)
+def test_more_blocks_than_the_backbone_has_are_refused_before_anything_is_made(tmp_path, content, axes, own):
+    """Costs of every choice would be too low: figures of twelve blocks, taken for those of twenty."""
+    content["adapter"]["last_blocks"] = own
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="the backbone has 12 blocks") as caught:
+        run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(axes=axes))
+    assert caught.value.where.endswith("--blocks" if axes else "study.yaml (adapter.last_blocks)")
+    assert not (tmp_path / "out").exists()
+
+
+def test_blocks_of_a_tower_that_is_only_known_once_loaded_are_refused_before_any_trial(
+    tmp_path, content, monkeypatch
+):
+    """Every block, in a study, is a number that no cost of one block can be multiplied by."""
+    monkeypatch.setattr("secure_triplay.pilot.run.tower_blocks", lambda backbone: None)
+    content["adapter"]["last_blocks"] = 64
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    try:
+        with pytest.raises(ConfigError, match="the backbone has 12 blocks"):
+            run_pilot(tmp_path / "study.yaml", tmp_path / "out", Request(sample=120))
+    except AssetError as error:
+        pytest.skip(f"weights or images cannot be had here: {error.what}")
+    assert not list((tmp_path / "out" / "trials").iterdir())
+
+
+def test_no_usual_number_of_blocks_is_more_than_a_tower_has(demo):
+    study = parse_study(demo)
+    assert Space.around(study, {}, tower_blocks=3).axes["blocks"] == (1, 2)
+    assert Space.around(study, {}, tower_blocks=12).axes["blocks"] == (1, 2, 4)
+    assert Space.around(study, {}).axes["blocks"] == (1, 2, 4)
 
 
 def test_a_study_without_privacy_is_refused(content):
@@ -463,3 +562,33 @@ def test_the_study_that_a_pilot_writes_runs_from_end_to_end(finished, tmp_path):
     assert (
         chosen["upload_bytes_per_round"] <= sent <= chosen["upload_bytes_per_round"] + 2000
     )  # header and signature
+
+
+@pytest.mark.parametrize(
+    ("of", "key", "value"),
+    [
+        ("speeds", "blocks", 0),
+        ("speeds", "blocks", 3),
+        ("speeds", "rank", 0),
+        ("speeds", "tower_blocks", 0),
+        ("speeds", "params", 1.5),
+        ("speeds", "step_s_per_image", -1.0),
+        ("trial", "accuracy", 7.5),
+        ("trial", "n_params", 0),
+        ("trial", "worst_class_label", 10),
+        ("trial", "worst_class_label", -1),
+        ("trial", "worst_class_images", 0),
+    ],
+)
+def test_a_kept_number_that_none_can_be_is_refused_and_nothing_is_run_on_it(
+    finished, tmp_path, of, key, value
+):
+    """Zero blocks divided, and an accuracy above 1 was chosen."""
+    folder, asked, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out" / "trials", out / "trials")
+    for path in sorted((out / "trials").iterdir()):
+        if path.name.startswith("speeds") == (of == "speeds"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(RunError, match=f"not a trial's result .{key} cannot be {value}"):
+        run_pilot(folder / "small.yaml", out, asked)
