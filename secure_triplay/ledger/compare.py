@@ -12,7 +12,13 @@ from secure_triplay.ledger.entries import Entry
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME
 from secure_triplay.ledger.log import Disagreement, cross_check
 from secure_triplay.ledger.logbundle import LOG_NAME, VerifiedLog, verify_log
+from secure_triplay.ledger.reading import placed
 from secure_triplay.ledger.verify import Verified, verify
+
+_NOT_TO_BE_RELIED_ON = (
+    "rely on nothing in this bundle; ask its party for another one, and compare that with what other parties recorded "
+    "of it"
+)
 
 
 class Bundle(Protocol):
@@ -38,7 +44,8 @@ def verify_any(bundle: Path) -> Verified | VerifiedLog:
             where=str(bundle),
             fix="put each into a folder of its own, as it was exported",
         )
-    return verify_log(bundle) if log else verify(bundle)
+    with placed(bundle / (LOG_NAME if log else JSON_NAME), _NOT_TO_BE_RELIED_ON):
+        return verify_log(bundle) if log else verify(bundle)
 
 
 def compare(bundles: Iterable[Bundle]) -> tuple[Disagreement, ...]:

@@ -33,6 +33,8 @@ NONCE_BYTES = 16
 TIME_FORMAT = "%Y-%m-%dT%H:00:00Z"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:00:00Z")
 MAX_NAME = 200
+CHAIN = "ledger chain"
+"""Where an entry is broken, until whoever reads the chain says which one it is."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -382,7 +384,7 @@ def broken(counter: int, how: str) -> CryptoError:
     """The error for an entry that does not verify."""
     return CryptoError(
         f"entry {counter} {how}",
-        where="ledger chain",
+        where=CHAIN,
         fix="stop releasing anything, keep this file as it is, and compare it with a backup and with "
         "the heads that other parties countersigned",
     )

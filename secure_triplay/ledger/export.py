@@ -18,6 +18,7 @@ from secure_triplay.ledger.entries import Entry, Exported, canonical, in_words
 from secure_triplay.ledger.evidence import charges_csv, statement
 from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.reading import placed
 from secure_triplay.ledger.store import Clock, utc_now
 from secure_triplay.report.html import render
 
@@ -45,7 +46,8 @@ def export(
         Ledger.open(folder, identity, clock=clock) as ledger,
         handing_out(out, lambda: ledger.record(exported)) as draft,
     ):
-        texts = _bundle(ledger.chain.entries, identity, second_accountant)
+        with placed(ledger.chain.path):
+            texts = _bundle(ledger.chain.entries, identity, second_accountant)
         for name, text in texts.items():
             durable.replace(draft / name, text.encode())
     return out

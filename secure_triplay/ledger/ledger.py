@@ -38,6 +38,7 @@ from secure_triplay.ledger.entries import (
     StudyApproved,
     in_words,
 )
+from secure_triplay.ledger.reading import placed
 from secure_triplay.ledger.store import LOCK_TIMEOUT_S, Chain, Clock, utc_now
 
 NAME = "ledger.sqlite"
@@ -113,7 +114,8 @@ class Ledger:
         if not (folder / NAME).exists():
             raise _lost(folder) if (folder / _TRACE).exists() else _never(folder)
         ledger = cls(Chain.open(folder / NAME, identity, clock=clock, lock_timeout_s=lock_timeout_s))
-        replay(ledger.chain.entries)
+        with placed(folder / NAME):
+            replay(ledger.chain.entries)
         return ledger
 
     @property

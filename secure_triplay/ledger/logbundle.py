@@ -25,6 +25,7 @@ from secure_triplay.ledger.entries import (
 )
 from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.log import AuditLog
+from secure_triplay.ledger.reading import read_handed_over
 from secure_triplay.ledger.store import Clock, utc_now
 
 LOG_NAME = "log.json"
@@ -73,9 +74,7 @@ def verify_log(bundle: Path) -> VerifiedLog:
     """
     path = bundle / LOG_NAME
     try:
-        if path.stat().st_size > MAX_LOG_BYTES:
-            raise RunError("the log is larger than any real one", where=str(path), fix="do not open it")
-        content: Any = read_json(path.read_bytes())
+        content: Any = read_json(read_handed_over(path, MAX_LOG_BYTES))
         signature = bytes.fromhex(content.pop("signature"))
         identity = Identity(bytes.fromhex(content["public_key"]))
         if content["format"] != FORMAT or not isinstance(content["entries"], list):

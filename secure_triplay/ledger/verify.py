@@ -19,6 +19,7 @@ from secure_triplay.errors import CryptoError, PrivacyError, RunError
 from secure_triplay.ledger.entries import Entry, canonical, read_json, verify_chain
 from secure_triplay.ledger.evidence import FORMAT, charges_csv, require_bounded, statement
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME, page
+from secure_triplay.ledger.reading import read_handed_over
 
 MAX_BUNDLE_BYTES = 1 << 28
 _TOLERANCE = 1e-6  # relative: other processors round otherwise
@@ -143,9 +144,10 @@ def _read(bundle: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The signed JSON and the other files as text. Raises RunError."""
     names = (JSON_NAME, CSV_NAME, PAGE_NAME)
     try:
-        if sum((bundle / name).stat().st_size for name in names) > MAX_BUNDLE_BYTES:
-            raise RunError("the bundle is larger than any real one", where=str(bundle), fix="do not open it")
-        texts = {name: (bundle / name).read_bytes().decode() for name in names}
+        texts, left = {}, MAX_BUNDLE_BYTES
+        for name in names:
+            content = read_handed_over(bundle / name, left)
+            texts[name], left = content.decode(), left - len(content)
         signed = read_json(texts.pop(JSON_NAME))
     except OSError as error:
         raise RunError(
