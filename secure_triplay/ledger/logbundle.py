@@ -13,11 +13,16 @@ from typing import Any
 
 from secure_triplay import __version__, durable
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
-from secure_triplay.errors import CryptoError, RunError
+from secure_triplay.errors import CryptoError, PrivacyError, RunError
 from secure_triplay.ledger.entries import (
     Entry,
     Exported,
     Opened,
+    PolicyAdopted,
+    Refused,
+    Reserved,
+    Settled,
+    StudyApproved,
     canonical,
     in_words,
     read_json,
@@ -31,6 +36,7 @@ from secure_triplay.ledger.store import Clock, utc_now
 LOG_NAME = "log.json"
 FORMAT = "secure_triplay audit log 1"
 MAX_LOG_BYTES = 1 << 28
+_OF_A_LEDGER = (PolicyAdopted, StudyApproved, Reserved, Settled, Refused)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ def export_log(
 def verify_log(bundle: Path) -> VerifiedLog:
     """The log in a folder that `export_log` wrote: signature and every link verified.
 
-    Raises RunError where it is missing or of another form, CryptoError where anything does not verify.
+    Raises RunError where it is missing or of another form, CryptoError where anything does not verify, PrivacyError
+    where it is a site's ledger: as a log, none of the checks of its charges would be made.
     """
     path = bundle / LOG_NAME
     try:
@@ -100,6 +107,14 @@ def verify_log(bundle: Path) -> VerifiedLog:
         ) from error
     entries = tuple(Entry.from_json(value) for value in content["entries"])
     verify_chain(entries, identity)
+    charges = next((entry for entry in entries if isinstance(entry.body, _OF_A_LEDGER)), None)
+    if charges is not None:
+        raise PrivacyError(
+            f"entry {charges.counter}, '{charges.kind}', is one of a site's ledger, and a log has none: as a log, "
+            "nobody checks its budget",
+            where=str(path),
+            fix="ask the site for its evidence, which `secure-triplay budget export` writes",
+        )
     opened = entries[0].body
     assert isinstance(opened, Opened)  # verify_chain refuses any other beginning
     return VerifiedLog(opened.party, identity, entries)
