@@ -48,6 +48,22 @@ def verify_any(bundle: Path) -> Verified | VerifiedLog:
         return verify_log(bundle) if log else verify(bundle)
 
 
+def require_each_once(paths: Iterable[Path], bundles: Iterable[Bundle]) -> None:
+    """Return nothing if no two of these verified bundles are one: held against itself, each agrees. Raises RunError."""
+    seen: dict[bytes, Path] = {}
+    for path, bundle in zip(paths, bundles, strict=True):
+        head = bundle.chain[
+            -1
+        ].head  # no two chains end in one, and an export is an entry of the chain after it
+        if head in seen:
+            raise RunError(
+                "the same bundle is given twice, and agrees with itself whatever it says",
+                where=f"{seen[head]} and {path}",
+                fix="give each bundle once, and beside it those of other parties",
+            )
+        seen[head] = path
+
+
 def compare(bundles: Iterable[Bundle]) -> tuple[Disagreement, ...]:
     """Where verified bundles contradict one another; empty if nowhere.
 
