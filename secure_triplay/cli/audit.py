@@ -35,7 +35,7 @@ def audit_verify(
     sites. Exit code 7 where anything does not verify or two bundles disagree. 2: a bundle has nothing in common with
     the others, so that holding it against them shows nothing.
     """
-    from secure_triplay.ledger.compare import compare, require_each_once, verify_any
+    from secure_triplay.ledger.compare import compare, replaces, require_each_once, verify_any
     from secure_triplay.ledger.overlap import overlap
     from secure_triplay.ledger.verify import Verified
 
@@ -54,6 +54,7 @@ def audit_verify(
                             else {"party": each.site, "entries": len(each.chain)}
                         ),
                         "fingerprint": each.identity.fingerprint,
+                        "replaces": replaces(each),
                     }
                     for each in results
                 ],
@@ -73,6 +74,11 @@ def audit_verify(
                 continue
             lines.append(f"{each.site}: signatures, chain and arithmetic hold; {each.rollback}")
             lines += [f"  {note}" for note in each.notes]
+            if replaces(each):
+                lines.append(
+                    f"  REPLACES A LOST LEDGER  reason given: {replaces(each)}. What that one had charged is "
+                    "not counted here."
+                )
         lines += [f"DISAGREE  {' and '.join(found.parties)}: {found.what}" for found in differ]
         lines += [] if common is None else _held_against_each_other(common, bool(differ))
         sys.stdout.write("".join(map(on_one_line, lines)))

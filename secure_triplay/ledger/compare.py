@@ -8,7 +8,7 @@ from typing import Protocol
 
 from secure_triplay.crypto.identity import Identity
 from secure_triplay.errors import RunError
-from secure_triplay.ledger.entries import Entry
+from secure_triplay.ledger.entries import Entry, Opened
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME
 from secure_triplay.ledger.log import Disagreement, cross_check
 from secure_triplay.ledger.logbundle import LOG_NAME, VerifiedLog, verify_log
@@ -46,6 +46,12 @@ def verify_any(bundle: Path) -> Verified | VerifiedLog:
         )
     with placed(bundle / (LOG_NAME if log else JSON_NAME), _NOT_TO_BE_RELIED_ON):
         return verify_log(bundle) if log else verify(bundle)
+
+
+def replaces(bundle: Bundle) -> str:
+    """Why a chain was begun in place of a lost one, by whoever began it; empty where it replaces none."""
+    opened = bundle.chain[0].body
+    return opened.replaces if isinstance(opened, Opened) else ""
 
 
 def require_each_once(paths: Iterable[Path], bundles: Iterable[Bundle]) -> None:

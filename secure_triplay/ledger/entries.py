@@ -33,6 +33,7 @@ NONCE_BYTES = 16
 TIME_FORMAT = "%Y-%m-%dT%H:00:00Z"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:00:00Z")
 MAX_NAME = 200
+MAX_REASON = 2000
 CHAIN = "ledger chain"
 """Where an entry is broken, until whoever reads the chain says which one it is."""
 
@@ -349,6 +350,22 @@ def require_person(name: str, where: str) -> None:
             f"{name[:40]!r} cannot stand in a ledger as somebody's name",
             where=where,
             fix=f"give a name on one line, in UTF-8, of at most {MAX_NAME} letters",
+        )
+
+
+def require_reason(reason: str, where: str) -> None:
+    """Return nothing if it says something that can stand in every export. Raises ConfigError."""
+    if not reason.strip():
+        raise ConfigError(
+            "no reason is given, and every export will show it",
+            where=where,
+            fix="say what happened, in a sentence",
+        )
+    if not reason.isprintable() or len(reason) > MAX_REASON:
+        raise ConfigError(
+            f"{reason[:40]!r} cannot stand in a ledger as a reason",
+            where=where,
+            fix=f"give it on one line, in UTF-8, in at most {MAX_REASON:,} letters",
         )
 
 

@@ -42,7 +42,10 @@ from secure_triplay.ledger.reading import placed
 from secure_triplay.ledger.store import LOCK_TIMEOUT_S, Chain, Clock, utc_now
 
 NAME = "ledger.sqlite"
-_TRACE = "ledger.started"  # says that there was a ledger here, so that its absence is a loss and no beginning
+TRACE = "ledger.started"
+"""Says that there was a ledger, so that its absence is a loss and no beginning: in its folder, and beside a site's key,
+where it outlives that folder.
+"""
 TRAINING = "training round"
 
 
@@ -71,8 +74,7 @@ class Ledger:
         Where a ledger was lost, `replaces` says why a new one starts; it stands in every export.
         Raises RunError where a ledger is there, or was there and `replaces` is empty.
         """
-        trace = folder / _TRACE
-        if trace.exists() and not (folder / NAME).exists() and not replaces:
+        if _was_started(folder) and not (folder / NAME).exists() and not replaces.strip():
             raise _lost(folder)
         with in_words():
             opened = Opened(
@@ -84,16 +86,7 @@ class Ledger:
             )
         adopted = _policy(limits, approved_by, policy, policy_sha256)
         chain = Chain.create(folder / NAME, identity, opened, adopted, clock=clock)
-        try:
-            durable.replace(
-                trace, b"A privacy ledger was started here. If ledger.sqlite is missing, it was lost.\n"
-            )
-        except OSError as error:
-            raise RunError(
-                f"the ledger's folder cannot be written: {error.strerror}",
-                where=str(trace),
-                fix="make it writable for this user",
-            ) from error
+        leave_trace(folder)
         return cls(chain)
 
     @classmethod
@@ -112,7 +105,7 @@ class Ledger:
         broken).
         """
         if not (folder / NAME).exists():
-            raise _lost(folder) if (folder / _TRACE).exists() else _never(folder)
+            raise _lost(folder) if _was_started(folder) else _never(folder)
         ledger = cls(Chain.open(folder / NAME, identity, clock=clock, lock_timeout_s=lock_timeout_s))
         with placed(folder / NAME):
             replay(ledger.chain.entries)
@@ -350,6 +343,25 @@ def _released(before: Reservation, path: Path) -> PrivacyError:
         where=str(path),
         fix=f"send the same bytes again, or reserve attempt {before.attempt + 1}, which is charged anew",
     )
+
+
+def leave_trace(folder: Path) -> None:
+    """Note in a folder that a ledger was started, in it or in its folder `ledger`. Raises RunError."""
+    try:
+        durable.replace(
+            folder / TRACE, b"A privacy ledger was started here. If ledger.sqlite is missing, it was lost.\n"
+        )
+    except OSError as error:
+        raise RunError(
+            f"the ledger's folder cannot be written: {error.strerror}",
+            where=str(folder / TRACE),
+            fix="make it writable for this user",
+        ) from error
+
+
+def _was_started(folder: Path) -> bool:
+    """Whether a ledger was here, by the trace in its folder or the one beside it, in the site's."""
+    return (folder / TRACE).exists() or (folder.parent / TRACE).exists()
 
 
 def _lost(folder: Path) -> RunError:
