@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from secure_triplay import __version__, durable
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
@@ -25,12 +24,11 @@ from secure_triplay.ledger.entries import (
     StudyApproved,
     canonical,
     in_words,
-    read_json,
     verify_chain,
 )
 from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.log import AuditLog
-from secure_triplay.ledger.reading import read_handed_over
+from secure_triplay.ledger.reading import read_handed_over, read_signed_json
 from secure_triplay.ledger.store import Clock, utc_now
 
 LOG_NAME = "log.json"
@@ -81,7 +79,7 @@ def verify_log(bundle: Path) -> VerifiedLog:
     """
     path = bundle / LOG_NAME
     try:
-        content: Any = read_json(read_handed_over(path, MAX_LOG_BYTES))
+        content = read_signed_json(path, read_handed_over(path, MAX_LOG_BYTES))
         signature = bytes.fromhex(content.pop("signature"))
         identity = Identity(bytes.fromhex(content["public_key"]))
         if content["format"] != FORMAT or not isinstance(content["entries"], list):

@@ -6,9 +6,14 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
+from typing import Any
 
 from secure_triplay.errors import CryptoError, RunError, SecureTriplayError
+from secure_triplay.ledger.entries import read_json
+
+_AGAIN = "ask whoever sent it for it again, as it was exported"
 
 
 def read_handed_over(path: Path, most_bytes: int) -> bytes:
@@ -33,6 +38,22 @@ def read_handed_over(path: Path, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise RunError("this file is larger than any real one", where=str(path), fix="do not open it")
     return content
+
+
+def read_signed_json(path: Path, content: bytes) -> Any:
+    """What a signed file says. Raises RunError where it is empty, cut short or damaged, or says a thing twice."""
+    if not content.strip():
+        raise RunError("this file is empty", where=str(path), fix=_AGAIN)
+    try:
+        return read_json(content)
+    except (JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RunError(
+            "this file is damaged or was cut short: it is no JSON", where=str(path), fix=_AGAIN
+        ) from error
+    except ValueError as error:
+        raise RunError(
+            f"this file is not what an export writes: {error}", where=str(path), fix=_AGAIN
+        ) from error
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from typing import Any
 from secure_triplay import __version__
 from secure_triplay.crypto.identity import Identity, Purpose
 from secure_triplay.errors import CryptoError, PrivacyError, RunError
-from secure_triplay.ledger.entries import Entry, canonical, read_json, verify_chain
+from secure_triplay.ledger.entries import Entry, canonical, verify_chain
 from secure_triplay.ledger.evidence import FORMAT, charges_csv, require_bounded, statement
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME, page
-from secure_triplay.ledger.reading import read_handed_over
+from secure_triplay.ledger.reading import read_handed_over, read_signed_json
 
 MAX_BUNDLE_BYTES = 1 << 28
 _TOLERANCE = 1e-6  # relative: other processors round otherwise
@@ -144,18 +144,19 @@ def _read(bundle: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The signed JSON and the other files as text. Raises RunError."""
     names = (JSON_NAME, CSV_NAME, PAGE_NAME)
     try:
-        texts, left = {}, MAX_BUNDLE_BYTES
+        contents, left = {}, MAX_BUNDLE_BYTES
         for name in names:
-            content = read_handed_over(bundle / name, left)
-            texts[name], left = content.decode(), left - len(content)
-        signed = read_json(texts.pop(JSON_NAME))
+            contents[name] = read_handed_over(bundle / name, left)
+            left -= len(contents[name])
+        signed = read_signed_json(bundle / JSON_NAME, contents.pop(JSON_NAME))
+        texts = {name: content.decode() for name, content in contents.items()}
     except OSError as error:
         raise RunError(
             f"the bundle cannot be read: {error.strerror}",
             where=str(error.filename or bundle),
             fix=f"a bundle is a folder with {', '.join(names)}",
         ) from error
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise RunError(
             f"the bundle is not what an export writes: {error}",
             where=str(bundle),

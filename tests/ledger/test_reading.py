@@ -157,3 +157,54 @@ def test_a_ledger_that_breaks_a_rule_is_named(make, tmp_path, identity, clock):
     with pytest.raises(PrivacyError, match="names no policy") as refused:
         Ledger.open(folder, identity)
     assert refused.value.where.startswith(str(folder / NAME))
+
+
+@pytest.mark.parametrize("content", ["", "\n", "cut", "\xff"])
+def test_an_empty_or_truncated_file_is_not_said_to_be_of_another_version(handed, content):
+    bundle, path = handed
+    path.write_bytes(path.read_bytes()[:-100] if content == "cut" else content.encode("latin-1"))
+    with pytest.raises(
+        RunError, match="is empty" if not content.strip() else "damaged or was cut short"
+    ) as refused:
+        verify_any(bundle)
+    assert refused.value.where == str(path)
+    assert "version" not in refused.value.fix
+
+
+def test_an_empty_ledger_is_said_to_be_empty(make, tmp_path):
+    with make("site") as ledger:
+        path = ledger.chain.path
+    path.write_bytes(b"")
+    with pytest.raises(RunError, match="file is empty") as refused:
+        Ledger.open(tmp_path / "site", None)
+    assert "backup" in refused.value.fix
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("what", ["folder", "pipe"])
+def test_what_is_no_file_in_a_ledgers_place_is_said_so(make, tmp_path, what):
+    with make("site") as ledger:
+        path = ledger.chain.path
+    path.unlink()
+    path.mkdir() if what == "folder" else os.mkfifo(path)
+    with pytest.raises(RunError, match=f"{what} stands where the ledger's file belongs"):
+        Ledger.open(tmp_path / "site", None)
+
+
+def test_of_two_exports_under_one_name_the_later_says_that_something_is_there(
+    make, tmp_path, identity, clock, monkeypatch
+):
+    with make("site"):
+        pass
+    out = tmp_path / "out"
+
+    def meanwhile(self, body):
+        out.mkdir()
+        (out / "evidence.json").write_text("of another export")
+
+    monkeypatch.setattr(Ledger, "record", meanwhile)
+    with pytest.raises(RunError, match="something was put under this name") as refused:
+        export(tmp_path / "site", out, identity, second_accountant=False, clock=clock)
+    assert "another --out" in refused.value.fix
+    assert (out / "evidence.json").read_text() == "of another export"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "site"]
