@@ -65,6 +65,7 @@ def test_an_export_verifies_offline_and_names_who_approved_it(site, tmp_path):
     verified = run("audit", "verify", str(out))
     assert verified.returncode == 0, verified.stderr
     assert "rollback not excluded" in verified.stdout
+    assert "REPLACES" not in verified.stdout
 
 
 def test_a_bundle_is_refused_unless_the_key_that_the_site_told_signed_it(site, tmp_path):
@@ -147,6 +148,24 @@ def test_a_ledger_is_started_once_and_a_lost_one_only_with_a_reason(site, policy
     assert_plain_error(run(*again), 9, "missing")
     done = run(*again, "--replaces", "disk failed on Monday, no backup")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_lost_ledger_folder_is_noticed_and_its_successor_says_so_to_every_auditor(site, policy, tmp_path):
+    again = "budget", "start", "--site", str(site), "--policy", policy, "--approved-by", "Dr. Weber"
+    shutil.rmtree(site / "ledger")
+    assert_plain_error(run("budget", "status", "--site", str(site)), 9, "missing", "--replaces")
+    assert_plain_error(run(*again), 9, "missing", "--replaces")
+    assert not (site / "ledger").exists()
+    for nothing in (" ", "\t", "disk\nfailed", "x" * 2001):
+        assert_plain_error(run(*again, "--replaces", nothing), 3, "reason", "--replaces")
+    done = run(*again, "--replaces", "disk failed on Monday")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "evidence"
+    assert run("budget", "export", "--site", str(site), "--out", str(out)).returncode == 0
+    shown = run("audit", "verify", str(out)).stdout
+    assert "REPLACES A LOST LEDGER  reason given: disk failed on Monday" in shown
+    (said,) = json.loads(run("audit", "verify", "--json", str(out)).stdout)["bundles"]
+    assert said["replaces"] == "disk failed on Monday"
 
 
 def test_a_folder_without_a_ledger_says_what_to_do(tmp_path):

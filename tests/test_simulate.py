@@ -164,7 +164,9 @@ def test_evidence_of_every_site_verifies_offline_and_agrees_and_an_edit_does_not
     assert "coordinator: signatures and chain" in done.stdout
     assert done.stdout.count("by 2 others; rollback is excluded") == 3
     assert "not excluded" not in done.stdout
-    assert "they agree on every round" in done.stdout
+    assert "Held against each other: 3 rounds, 1 key epoch, " in done.stdout
+    assert "; they agree." in done.stdout
+    assert " 0 " not in done.stdout
     edited = tmp_path / "evidence"
     shutil.copytree(bundles[0], edited)
     text = (edited / "evidence.json").read_text()

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secure_triplay.cli.common import AsJson, StudyFile, on_one_line, print_json
+
+if TYPE_CHECKING:
+    from secure_triplay.ledger.overlap import Overlap
 
 app = typer.Typer(help="Check evidence, and measure what is claimed.", no_args_is_help=True)
 
@@ -42,24 +45,35 @@ def audit_verify(
     """Check evidence offline: signatures, chain, and the arithmetic recomputed from the charges.
 
     Several bundles are also held against each other: earlier and later ones of a site, and those of several
-    sites. Exit code 7 where anything does not verify or two bundles disagree.
+    sites. Exit code 7 where anything does not verify or two bundles disagree. 2: a bundle has nothing in common with
+    the others, so that holding it against them shows nothing.
     """
-    from secure_triplay.ledger.compare import compare, verify_any
+    from secure_triplay.ledger.compare import compare, replaces, require_each_once, verify_any
+    from secure_triplay.ledger.overlap import overlap
     from secure_triplay.ledger.verify import Verified, read_fingerprint
 
     expected = frozenset(read_fingerprint(text) for text in signed_as or ())
     results = [verify_any(bundle, signed_as=expected) for bundle in bundles]
+    require_each_once(bundles, results)
     differ = compare(results)
+    common = overlap(results) if len(results) > 1 else None
     if as_json:
         print_json(
             {
                 "bundles": [
-                    {"site": each.site, "rollback": each.rollback, "notes": list(each.notes)}
-                    if isinstance(each, Verified)
-                    else {"party": each.site, "entries": len(each.chain)}
+                    {
+                        **(
+                            {"site": each.site, "rollback": each.rollback, "notes": list(each.notes)}
+                            if isinstance(each, Verified)
+                            else {"party": each.site, "entries": len(each.chain)}
+                        ),
+                        "fingerprint": each.identity.fingerprint,
+                        "replaces": replaces(each),
+                    }
                     for each in results
                 ],
                 "disagreements": [asdict(each) for each in differ],
+                "held_against_each_other": None if common is None else asdict(common),
             }
         )
     else:
@@ -67,15 +81,43 @@ def audit_verify(
         for each in results:
             if not isinstance(each, Verified):
                 lines.append(f"{each.site}: signatures and chain of {len(each.chain)} entries hold")
+                lines.append(
+                    f"  Signed by {each.identity.fingerprint}: "
+                    + (
+                        "this was compared with the fingerprint given."
+                        if expected
+                        else f"compare this with what {each.site} signs its log as (`study export` says it there), out "
+                        "of band."
+                    )
+                )
                 continue
             lines.append(f"{each.site}: signatures, chain and arithmetic hold; {each.rollback}")
             lines += [f"  {note}" for note in each.notes]
+            if replaces(each):
+                lines.append(
+                    f"  REPLACES A LOST LEDGER  reason given: {replaces(each)}. What that one had charged is "
+                    "not counted here."
+                )
         lines += [f"DISAGREE  {' and '.join(found.parties)}: {found.what}" for found in differ]
+        lines += [] if common is None else _held_against_each_other(common, bool(differ))
         sys.stdout.write("".join(map(on_one_line, lines)))
-        if len(results) > 1 and not differ:
-            sys.stdout.write("Held against each other: they agree on every round, key epoch and head.\n")
     if differ:
         raise typer.Exit(7)
+    if common is not None and common.apart:
+        raise typer.Exit(2)
+
+
+def _held_against_each_other(common: Overlap, differ: bool) -> Iterator[str]:
+    if common.rounds or common.key_epochs or common.heads or common.charges or common.entries:
+        yield f"Held against each other: {common.words()}{'' if differ else '; they agree'}."
+    else:
+        yield "Nothing was held against each other: no two of these bundles record the same."
+    yield from (f"  {one}" for one in common.absent)
+    for party in common.apart:
+        yield (
+            f"NOT COMPARED  {party}: it has no round, key epoch or head in common with the others, so that they "
+            "show nothing of it"
+        )
 
 
 @app.command(

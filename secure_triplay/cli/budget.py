@@ -123,11 +123,12 @@ def budget_status(
     """Say what was spent, is reserved and is left: per site, per study, per year, per privacy unit."""
     from secure_triplay.ledger.evidence import status
     from secure_triplay.ledger.ledger import Ledger
+    from secure_triplay.ledger.reading import placed
     from secure_triplay.ledger.start import site_folders
 
     rows = []
     for folder in site_folders(site or [Path()]):
-        with Ledger.open(folder / "ledger", None) as ledger:
+        with Ledger.open(folder / "ledger", None) as ledger, placed(ledger.chain.path):
             books = ledger.books
             rows += [{"site": books.opened.party, **row} for row in status(books)]
     if as_json:

@@ -21,6 +21,7 @@ from secure_triplay.errors import PrivacyError
 from secure_triplay.ledger.entries import ChargeFields, PolicyAdopted
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.mechanisms import (
+    MOST_STEPS,
     Charge,
     DpSgdCharge,
     GaussianCharge,
@@ -31,6 +32,8 @@ from secure_triplay.privacy.mechanisms import (
 )
 from secure_triplay.privacy.renyi import renyi_epsilon
 
+_MOST_PARTS = 100
+"""Equal charges of more than this many times `MOST_STEPS` have no figure, and count as unbounded."""
 FILTER_ORDERS = (2.5, 3.5, 5.0, 7.0, 10.0, 15.0, 25.0, 45.0)
 
 
@@ -243,8 +246,26 @@ def _figures(history: frozenset[tuple[AnyCharge, int]], delta: float, adaptive: 
     """Equal charges are counted, not repeated: a study of 20 equal rounds costs one composition."""
     if any(isinstance(charge, Unprotected) for charge, _ in history):
         return Figures(math.inf, math.inf, adaptive)
-    repeated = [_repeated(charge, times) for charge, times in history if not isinstance(charge, Unprotected)]
-    return Figures(accounting.epsilon(repeated, delta), filter_epsilon(repeated, delta), adaptive)
+    counted = [(charge, times) for charge, times in history if not isinstance(charge, Unprotected)]
+    if any(_length(charge) * times > _MOST_PARTS * MOST_STEPS for charge, times in counted):
+        return Figures(math.inf, math.inf, adaptive)
+    parts = [part for charge, times in counted for part in _parts(charge, times)]
+    if len(parts) == len(counted):
+        first = accounting.epsilon(parts, delta)
+    else:
+        accounting.shares_noise(tuple(parts))  # refuses units that do not compose
+        first = _bounded(renyi_epsilon(parts, delta))
+    return Figures(first, filter_epsilon(parts, delta), adaptive)
+
+
+def beyond_pld(charges: Iterable[AnyCharge]) -> bool:
+    """Whether equal charges together have more than `MOST_STEPS` steps.
+
+    Their loss distributions would take minutes to compose and more. Renyi accounting, an upper bound as well, takes no
+    longer for more of them, so its figure stands where PLD's would.
+    """
+    counted = Counter(charge for charge in charges if not isinstance(charge, Unprotected))
+    return any(_length(charge) * times > MOST_STEPS for charge, times in counted.items())
 
 
 def filter_epsilon(charges: Iterable[Charge], delta: float) -> float:
@@ -255,22 +276,31 @@ def filter_epsilon(charges: Iterable[Charge], delta: float) -> float:
     """
     history = tuple(charges)
     if accounting.shares_noise(history):
-        figure = renyi_epsilon(history, delta / len(FILTER_ORDERS), FILTER_ORDERS)
-        return figure if figure <= accounting.HOPELESS_EPSILON else math.inf
+        return _bounded(renyi_epsilon(history, delta / len(FILTER_ORDERS), FILTER_ORDERS))
     merged = accounting.merged_charges(history)
     if not merged:
         return 0.0
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant  # here, as in `accounting`
 
     accountant = RdpAccountant(FILTER_ORDERS).compose(accounting.dp_event(merged))
-    figure = float(accountant.get_epsilon(delta / len(FILTER_ORDERS)))
-    return figure if figure <= accounting.HOPELESS_EPSILON else math.inf
+    return _bounded(float(accountant.get_epsilon(delta / len(FILTER_ORDERS))))
 
 
-def _repeated(charge: Charge, times: int) -> Charge:
+def _parts(charge: Charge, times: int) -> list[Charge]:
+    """A charge made `times` times as few charges that cost the same together, none longer than one may be."""
+    total = _length(charge) * times
+    lengths = [MOST_STEPS] * (total // MOST_STEPS) + ([total % MOST_STEPS] if total % MOST_STEPS else [])
     if isinstance(charge, DpSgdCharge | SharedNoiseCharge):
-        return dataclasses.replace(charge, steps=charge.steps * times)
-    return dataclasses.replace(charge, releases=charge.releases * times)
+        return [dataclasses.replace(charge, steps=length) for length in lengths]
+    return [dataclasses.replace(charge, releases=length) for length in lengths]
+
+
+def _length(charge: Charge) -> int:
+    return charge.releases if isinstance(charge, GaussianCharge) else charge.steps
+
+
+def _bounded(figure: float) -> float:
+    return figure if figure <= accounting.HOPELESS_EPSILON else math.inf
 
 
 def _up(value: float) -> str:

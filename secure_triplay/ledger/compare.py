@@ -8,11 +8,17 @@ from typing import Protocol
 
 from secure_triplay.crypto.identity import Identity
 from secure_triplay.errors import RunError
-from secure_triplay.ledger.entries import Entry
+from secure_triplay.ledger.entries import Entry, Opened
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME
 from secure_triplay.ledger.log import Disagreement, cross_check
 from secure_triplay.ledger.logbundle import LOG_NAME, VerifiedLog, verify_log
+from secure_triplay.ledger.reading import placed
 from secure_triplay.ledger.verify import Verified, require_signer, verify
+
+_NOT_TO_BE_RELIED_ON = (
+    "rely on nothing in this bundle; ask its party for another one, and compare that with what other parties recorded "
+    "of it"
+)
 
 
 class Bundle(Protocol):
@@ -39,11 +45,34 @@ def verify_any(bundle: Path, *, signed_as: frozenset[str] = frozenset()) -> Veri
             where=str(bundle),
             fix="put each into a folder of its own, as it was exported",
         )
-    if not log:
-        return verify(bundle, signed_as=signed_as)
-    verified = verify_log(bundle)
+    with placed(bundle / (LOG_NAME if log else JSON_NAME), _NOT_TO_BE_RELIED_ON):
+        if not log:
+            return verify(bundle, signed_as=signed_as)
+        verified = verify_log(bundle)
     require_signer(verified.identity, signed_as, bundle / LOG_NAME)
     return verified
+
+
+def replaces(bundle: Bundle) -> str:
+    """Why a chain was begun in place of a lost one, by whoever began it; empty where it replaces none."""
+    opened = bundle.chain[0].body
+    return opened.replaces if isinstance(opened, Opened) else ""
+
+
+def require_each_once(paths: Iterable[Path], bundles: Iterable[Bundle]) -> None:
+    """Return nothing if no two of these verified bundles are one: held against itself, each agrees. Raises RunError."""
+    seen: dict[bytes, Path] = {}
+    for path, bundle in zip(paths, bundles, strict=True):
+        head = bundle.chain[
+            -1
+        ].head  # no two chains end in one, and an export is an entry of the chain after it
+        if head in seen:
+            raise RunError(
+                "the same bundle is given twice, and agrees with itself whatever it says",
+                where=f"{seen[head]} and {path}",
+                fix="give each bundle once, and beside it those of other parties",
+            )
+        seen[head] = path
 
 
 def compare(bundles: Iterable[Bundle]) -> tuple[Disagreement, ...]:

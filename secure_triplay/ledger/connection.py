@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secure_triplay.errors import RunError, SecureTriplayError
+from secure_triplay.ledger.entries import CHAIN
 
 
 def connect(path: Path, mode: str, lock_timeout_s: float) -> sqlite3.Connection:
@@ -84,8 +85,10 @@ def explained(path: Path) -> Iterator[None]:
     """SQLite's and the system's errors in words that a person can act on."""
     try:
         yield
-    except SecureTriplayError:
-        raise
+    except SecureTriplayError as error:
+        if error.where != CHAIN:
+            raise
+        raise type(error)(error.what, where=str(path), fix=error.fix) from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "") or ""
         family = "_".join(name.split("_")[:2])

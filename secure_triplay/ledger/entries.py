@@ -32,6 +32,9 @@ NONCE_BYTES = 16
 TIME_FORMAT = "%Y-%m-%dT%H:00:00Z"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:00:00Z")
 MAX_NAME = 200
+MAX_REASON = 2000
+CHAIN = "ledger chain"
+"""Where an entry is broken, until whoever reads the chain says which one it is."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -349,6 +352,22 @@ def require_person(name: str, where: str) -> None:
         )
 
 
+def require_reason(reason: str, where: str) -> None:
+    """Return nothing if it says something that can stand in every export. Raises ConfigError."""
+    if not reason.strip():
+        raise ConfigError(
+            "no reason is given, and every export will show it",
+            where=where,
+            fix="say what happened, in a sentence",
+        )
+    if not reason.isprintable() or len(reason) > MAX_REASON:
+        raise ConfigError(
+            f"{reason[:40]!r} cannot stand in a ledger as a reason",
+            where=where,
+            fix=f"give it on one line, in UTF-8, in at most {MAX_REASON:,} letters",
+        )
+
+
 def genesis(identity: Identity) -> bytes:
     """What the first entry follows: a constant of the party's key `(32,)`."""
     return hashlib.sha256(transcript(b"ledger start 1", identity.public_bytes)).digest()
@@ -381,7 +400,7 @@ def broken(counter: int, how: str) -> CryptoError:
     """The error for an entry that does not verify."""
     return CryptoError(
         f"entry {counter} {how}",
-        where="ledger chain",
+        where=CHAIN,
         fix="stop releasing anything, keep this file as it is, and compare it with a backup and with "
         "the heads that other parties countersigned",
     )

@@ -18,7 +18,7 @@ from secure_triplay.ledger import budget
 from secure_triplay.ledger.anchor import verify_anchored
 from secure_triplay.ledger.books import Books, Reservation, replay
 from secure_triplay.ledger.budget import Scope, Unprotected
-from secure_triplay.ledger.entries import Entry
+from secure_triplay.ledger.entries import Entry, Reserved
 from secure_triplay.privacy import accounting
 from secure_triplay.privacy.mechanisms import SharedNoiseCharge
 from secure_triplay.privacy.region import hit_rate_in_region
@@ -170,6 +170,12 @@ def charges_csv(evidence: dict[str, Any]) -> str:
     return out.getvalue()
 
 
+def charged_beyond_pld(evidence: dict[str, Any]) -> bool:
+    """Whether Renyi's figure stands in place of PLD's anywhere in a bundle (`budget.beyond_pld`)."""
+    bodies = (entry["body"] for entry in evidence["entries"] if entry["kind"] == Reserved.kind)
+    return budget.beyond_pld(budget.charge_from_fields(body["charge"]) for body in bodies)
+
+
 def not_covered(books: Books, last: int, peers: int, unanchored: int) -> list[dict[str, str]]:
     """What the guarantee does not say, most serious first: a title and a sentence or two."""
     unit = books.limits.unit
@@ -303,7 +309,7 @@ def _row(books: Books, scope: Scope) -> dict[str, Any]:
 def _prv(scope: Scope, delta: float) -> float | None:
     charges = [spend.charge for spend in scope.spends]
     kept = [charge for charge in charges if not isinstance(charge, Unprotected)]
-    if len(kept) < len(charges) or accounting.shares_noise(tuple(kept)):
+    if len(kept) < len(charges) or accounting.shares_noise(tuple(kept)) or budget.beyond_pld(kept):
         return None
     return _finite(accounting.epsilon_prv_check(kept, delta))
 

@@ -15,9 +15,10 @@ from typing import Any
 from secure_triplay import __version__, durable
 from secure_triplay.crypto.identity import Purpose, SigningIdentity
 from secure_triplay.ledger.entries import Entry, Exported, canonical, in_words
-from secure_triplay.ledger.evidence import charges_csv, statement
+from secure_triplay.ledger.evidence import charged_beyond_pld, charges_csv, statement
 from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.reading import placed
 from secure_triplay.ledger.store import Clock, utc_now
 from secure_triplay.report.html import render
 
@@ -45,7 +46,8 @@ def export(
         Ledger.open(folder, identity, clock=clock) as ledger,
         handing_out(out, lambda: ledger.record(exported)) as draft,
     ):
-        texts = _bundle(ledger.chain.entries, identity, second_accountant)
+        with placed(ledger.chain.path):
+            texts = _bundle(ledger.chain.entries, identity, second_accountant)
         for name, text in texts.items():
             durable.replace(draft / name, text.encode())
     return out
@@ -69,7 +71,7 @@ def _bundle(entries: tuple[Entry, ...], identity: SigningIdentity, second_accoun
 
 def page(evidence: dict[str, Any]) -> str:
     """`evidence.html` of a bundle: one file, no script, every name escaped."""
-    return render("evidence.html.j2", e=evidence)
+    return render("evidence.html.j2", e=evidence, beyond_pld=charged_beyond_pld(evidence))
 
 
 def _sha256(content: bytes) -> str:

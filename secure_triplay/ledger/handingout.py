@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ def handing_out(out: Path, note: Callable[[], object]) -> Iterator[Path]:
     did not get its name, so the log may say more than was handed out, and never less. Where the entry cannot be
     written, the bundle goes again.
 
-    Raises RunError where `out` exists, or cannot be written (known before the block), and what `note` raises.
+    Raises RunError where `out` exists, before the block or by its end, or cannot be written (known before the block),
+    and what `note` raises.
     """
     if os.path.exists(out):
         raise RunError(
@@ -30,6 +32,12 @@ def handing_out(out: Path, note: Callable[[], object]) -> Iterator[Path]:
             yield draft
             note()
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(out):
+            raise RunError(
+                "something was put under this name while the bundle was made, and nothing is overwritten",
+                where=str(out),
+                fix="look at what is there, or give another --out",
+            ) from error
         raise RunError(
             f"the bundle cannot be written: {error.strerror}",
             where=str(out),

@@ -36,10 +36,14 @@ from secure_triplay.ledger.entries import (
     StudyApproved,
     in_words,
 )
+from secure_triplay.ledger.reading import placed
 from secure_triplay.ledger.store import LOCK_TIMEOUT_S, Chain, Clock, utc_now
 
 NAME = "ledger.sqlite"
-_TRACE = "ledger.started"  # says that there was a ledger here, so that its absence is a loss and no beginning
+TRACE = "ledger.started"
+"""Says that there was a ledger, so that its absence is a loss and no beginning: in its folder, and beside a site's key,
+where it outlives that folder.
+"""
 TRAINING = "training round"
 
 
@@ -68,8 +72,7 @@ class Ledger:
         Where a ledger was lost, `replaces` says why a new one starts; it stands in every export.
         Raises RunError where a ledger is there, or was there and `replaces` is empty.
         """
-        trace = folder / _TRACE
-        if trace.exists() and not (folder / NAME).exists() and not replaces:
+        if _was_started(folder) and not (folder / NAME).exists() and not replaces.strip():
             raise _lost(folder)
         with in_words():
             opened = Opened(
@@ -81,16 +84,7 @@ class Ledger:
             )
         adopted = _policy(limits, approved_by, policy, policy_sha256)
         chain = Chain.create(folder / NAME, identity, opened, adopted, clock=clock)
-        try:
-            durable.replace(
-                trace, b"A privacy ledger was started here. If ledger.sqlite is missing, it was lost.\n"
-            )
-        except OSError as error:
-            raise RunError(
-                f"the ledger's folder cannot be written: {error.strerror}",
-                where=str(trace),
-                fix="make it writable for this user",
-            ) from error
+        leave_trace(folder)
         return cls(chain)
 
     @classmethod
@@ -108,9 +102,10 @@ class Ledger:
         Raises RunError (missing, locked, damaged), CryptoError (edited, another key), PrivacyError (rules broken).
         """
         if not (folder / NAME).exists():
-            raise _lost(folder) if (folder / _TRACE).exists() else _never(folder)
+            raise _lost(folder) if _was_started(folder) else _never(folder)
         ledger = cls(Chain.open(folder / NAME, identity, clock=clock, lock_timeout_s=lock_timeout_s))
-        replay(ledger.chain.entries)
+        with placed(folder / NAME):
+            replay(ledger.chain.entries)
         return ledger
 
     @property
@@ -314,6 +309,25 @@ def _released(before: Reservation, path: Path) -> PrivacyError:
         fix="restore the site's folder as a whole, and what was released is sent again as it was; where that is lost, "
         "go on without it, or have another study approved, which is charged anew",
     )
+
+
+def leave_trace(folder: Path) -> None:
+    """Note in a folder that a ledger was started, in it or in its folder `ledger`. Raises RunError."""
+    try:
+        durable.replace(
+            folder / TRACE, b"A privacy ledger was started here. If ledger.sqlite is missing, it was lost.\n"
+        )
+    except OSError as error:
+        raise RunError(
+            f"the ledger's folder cannot be written: {error.strerror}",
+            where=str(folder / TRACE),
+            fix="make it writable for this user",
+        ) from error
+
+
+def _was_started(folder: Path) -> bool:
+    """Whether a ledger was here, by the trace in its folder or the one beside it, in the site's."""
+    return (folder / TRACE).exists() or (folder.parent / TRACE).exists()
 
 
 def _lost(folder: Path) -> RunError:

@@ -8,7 +8,7 @@ party's key. What its owner rewrote shows against the heads that others hold, wh
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -23,6 +23,7 @@ from secure_triplay.ledger.entries import (
     Entry,
     KeyEpoch,
     Opened,
+    PolicyAdopted,
     Reserved,
     RoundClosed,
     Settled,
@@ -99,7 +100,7 @@ def cross_check(
     `keys` are the parties' identities as the roster has them, not as the logs claim. Checked: each chain;
     heads that one party countersigned against the chain of the other; who took part in each round, its sum,
     and each key epoch, between all that recorded it; a site that took part in a round without a settled
-    charge in its own log.
+    charge in its own log; a round that a site opened and the log of whoever forms sums does not have.
     Raises CryptoError where a log does not verify by itself.
     """
     if set(logs) != set(keys) or not logs:
@@ -115,7 +116,7 @@ def cross_check(
             raise CryptoError(
                 f"the log of {name} does not verify: {error.what}", where=error.where, fix=error.fix
             ) from error
-    return (*_heads(logs, keys), *_statements(logs), *_unpaid(logs))
+    return (*_heads(logs, keys), *_statements(logs), *_unpaid(logs), *_left_out(logs))
 
 
 def _heads(logs: Mapping[str, tuple[Entry, ...]], keys: Mapping[str, Identity]) -> list[Disagreement]:
@@ -238,8 +239,7 @@ def _unpaid(logs: Mapping[str, tuple[Entry, ...]]) -> list[Disagreement]:
             for counter, body in reserved
             if counter in settled
         }
-        first = entries[0].body
-        if isinstance(first, Opened) and any(entry.kind == "policy adopted" for entry in entries):
+        if keeps_budget_of_its_own(entries):
             keeps_budget.add(name)
     found = {}
     for holder, entries in logs.items():
@@ -254,3 +254,52 @@ def _unpaid(logs: Mapping[str, tuple[Entry, ...]]) -> list[Disagreement]:
                             f"the log of {site} has no settled charge for it",
                         )
     return list(found.values())
+
+
+def keeps_budget_of_its_own(entries: tuple[Entry, ...]) -> bool:
+    """Whether a chain is a site's ledger, and not the log of a party without a budget."""
+    return any(isinstance(entry.body, PolicyAdopted) for entry in entries)
+
+
+def numbers(rounds: Iterable[int]) -> str:
+    """Rounds in words: `round 3`, or `rounds 1-4, 6`."""
+    runs: list[list[int]] = []
+    for number in sorted(set(rounds)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    text = ", ".join("-".join(map(str, run)) for run in runs)
+    return f"round {text}" if text.isdecimal() else f"rounds {text}"
+
+
+def _left_out(logs: Mapping[str, tuple[Entry, ...]]) -> list[Disagreement]:
+    """Rounds that sites opened and that the log of a party without a budget, which keeps that study, does not have.
+
+    Such a party forms the sums, and logs each one before any site can open it.
+    """
+    opened: dict[tuple[str, int, int], set[str]] = {}
+    for name, entries in logs.items():
+        if keeps_budget_of_its_own(entries):
+            for body in (entry.body for entry in entries):
+                if isinstance(body, RoundClosed):
+                    opened.setdefault((body.study, body.epoch, body.round), set()).add(name)
+    found = []
+    for name, entries in logs.items():
+        if keeps_budget_of_its_own(entries):
+            continue
+        bodies = [entry.body for entry in entries]
+        studies = {body.study for body in bodies if isinstance(body, (KeyEpoch, RoundClosed))}
+        own = {(body.study, body.epoch, body.round) for body in bodies if isinstance(body, RoundClosed)}
+        for study in sorted(studies):
+            left_out = {about: who for about, who in opened.items() if about[0] == study and about not in own}
+            if left_out:
+                sites = sorted(set().union(*left_out.values()))
+                found.append(
+                    Disagreement(
+                        (name, *sites),
+                        f"{name} has no {numbers(round for _, _, round in left_out)} of study {study[:12]}, which "
+                        f"{' and '.join(sites)} opened: its log was cut off or rewritten, or is an older copy",
+                    )
+                )
+    return found

@@ -9,27 +9,32 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from secure_triplay import __version__, durable
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity
-from secure_triplay.errors import CryptoError, RunError
+from secure_triplay.errors import CryptoError, PrivacyError, RunError
 from secure_triplay.ledger.entries import (
     Entry,
     Exported,
     Opened,
+    PolicyAdopted,
+    Refused,
+    Reserved,
+    Settled,
+    StudyApproved,
     canonical,
     in_words,
-    read_json,
     verify_chain,
 )
 from secure_triplay.ledger.handingout import handing_out
 from secure_triplay.ledger.log import AuditLog
+from secure_triplay.ledger.reading import read_handed_over, read_signed_json
 from secure_triplay.ledger.store import Clock, utc_now
 
 LOG_NAME = "log.json"
 FORMAT = "secure_triplay audit log 1"
 MAX_LOG_BYTES = 1 << 28
+_OF_A_LEDGER = (PolicyAdopted, StudyApproved, Reserved, Settled, Refused)
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,12 @@ def export_log(
 def verify_log(bundle: Path) -> VerifiedLog:
     """The log in a folder that `export_log` wrote: signature and every link verified.
 
-    Raises RunError where it is missing or of another form, CryptoError where anything does not verify.
+    Raises RunError where it is missing or of another form, CryptoError where anything does not verify, PrivacyError
+    where it is a site's ledger: as a log, none of the checks of its charges would be made.
     """
     path = bundle / LOG_NAME
     try:
-        if path.stat().st_size > MAX_LOG_BYTES:
-            raise RunError("the log is larger than any real one", where=str(path), fix="do not open it")
-        content: Any = read_json(path.read_bytes())
+        content = read_signed_json(path, read_handed_over(path, MAX_LOG_BYTES))
         signature = bytes.fromhex(content.pop("signature"))
         identity = Identity(bytes.fromhex(content["public_key"]))
         if content["format"] != FORMAT or not isinstance(content["entries"], list):
@@ -101,6 +105,14 @@ def verify_log(bundle: Path) -> VerifiedLog:
         ) from error
     entries = tuple(Entry.from_json(value) for value in content["entries"])
     verify_chain(entries, identity)
+    charges = next((entry for entry in entries if isinstance(entry.body, _OF_A_LEDGER)), None)
+    if charges is not None:
+        raise PrivacyError(
+            f"entry {charges.counter}, '{charges.kind}', is one of a site's ledger, and a log has none: as a log, "
+            "nobody checks its budget",
+            where=str(path),
+            fix="ask the site for its evidence, which `secure-triplay budget export` writes",
+        )
     opened = entries[0].body
     assert isinstance(opened, Opened)  # verify_chain refuses any other beginning
     return VerifiedLog(opened.party, identity, entries)

@@ -8,8 +8,8 @@ from pathlib import Path
 from secure_triplay.crypto.keyfile import load_identity
 from secure_triplay.errors import RunError
 from secure_triplay.ledger.budget import Limits
-from secure_triplay.ledger.entries import require_person
-from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.entries import require_person, require_reason
+from secure_triplay.ledger.ledger import TRACE, Ledger, leave_trace
 from secure_triplay.ledger.study import policy_limits
 from secure_triplay.policy import ReadPolicy, read_policy
 
@@ -19,10 +19,13 @@ LEDGER = "ledger"
 def start(site: Path, policy_file: Path, *, name: str, approved_by: str, replaces: str = "") -> Limits:
     """Start the ledger in `site`/ledger under the limits of a policy file, signed by that site's own key.
 
-    Raises ConfigError for a policy that gives no limits and where nobody is named, CryptoError where the site has no
-    key, RunError where a ledger is there, or was lost and `replaces` gives no reason.
+    Beside the key a trace stays, which tells a lost ledger from none for as long as the site's folder is there. Raises
+    ConfigError for a policy that gives no limits, and where nobody is named or a reason says nothing, CryptoError where
+    the site has no key, RunError where a ledger is there, or was lost and `replaces` gives no reason.
     """
     require_person(approved_by, "--approved-by")
+    if replaces:
+        require_reason(replaces, "--replaces")
     policy = read_policy(policy_file)
     limits = policy_limits(policy.rules)
     with Ledger.create(
@@ -35,7 +38,8 @@ def start(site: Path, policy_file: Path, *, name: str, approved_by: str, replace
         policy_sha256=policy.sha256,
         replaces=replaces,
     ):
-        return limits
+        leave_trace(site)
+    return limits
 
 
 def adopt(site: Path, policy: ReadPolicy, *, approved_by: str) -> Limits:
@@ -57,11 +61,11 @@ def adopt(site: Path, policy: ReadPolicy, *, approved_by: str) -> Limits:
 
 
 def site_folders(given: Iterable[Path]) -> list[Path]:
-    """The folders with a ledger: each given one, or those in its sites/. Raises RunError where there is none."""
+    """The folders with a ledger, or a lost one: each given one, or those in its sites/. Raises RunError without any."""
     found = []
     for folder in given:
-        inside = sorted(path.parent for path in folder.glob(f"sites/*/{LEDGER}"))
-        here = (folder / LEDGER).is_dir()
+        inside = sorted({path.parent for name in (LEDGER, TRACE) for path in folder.glob(f"sites/*/{name}")})
+        here = (folder / LEDGER).is_dir() or (folder / TRACE).exists()
         if not here and not inside:
             raise RunError(
                 "there is no privacy ledger here",

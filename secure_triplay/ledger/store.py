@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -115,6 +116,7 @@ class Chain:
         if not path.exists():
             raise RunError("there is no ledger here", where=str(path), fix="see `Ledger.open`")
         with explained(path):
+            _require_content(path)
             connection = connect(path, "rw" if signer else "ro", lock_timeout_s)
             try:
                 if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
@@ -290,6 +292,24 @@ def _file_of(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         return 0, 0
     return found.st_dev, found.st_ino
+
+
+def _require_content(path: Path) -> None:
+    """Return nothing if a file with something in it stands here. Raises RunError, and OSError."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise RunError(
+            f"{'a folder' if path.is_dir() else 'a device or a pipe'} stands where the ledger's file belongs",
+            where=str(path),
+            fix="find out what put it there, and restore the ledger from a backup; release nothing until then",
+        )
+    if not found.st_size:
+        raise RunError(
+            "the ledger's file is empty, and what was spent is gone from it",
+            where=str(path),
+            fix="restore it from a backup, and compare that with the heads that other parties countersigned; release "
+            "nothing until then",
+        )
 
 
 def _require_version(path: Path, version: int) -> None:

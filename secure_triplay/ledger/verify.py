@@ -17,9 +17,10 @@ from typing import Any
 from secure_triplay import __version__
 from secure_triplay.crypto.identity import Identity, Purpose
 from secure_triplay.errors import ConfigError, CryptoError, PrivacyError, RunError
-from secure_triplay.ledger.entries import Entry, canonical, read_json, verify_chain
+from secure_triplay.ledger.entries import Entry, canonical, verify_chain
 from secure_triplay.ledger.evidence import FORMAT, charges_csv, require_bounded, statement
 from secure_triplay.ledger.export import CSV_NAME, JSON_NAME, PAGE_NAME, page
+from secure_triplay.ledger.reading import read_handed_over, read_signed_json
 
 MAX_BUNDLE_BYTES = 1 << 28
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
@@ -154,17 +155,19 @@ def _read(bundle: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The signed JSON and the other files as text. Raises RunError."""
     names = (JSON_NAME, CSV_NAME, PAGE_NAME)
     try:
-        if sum((bundle / name).stat().st_size for name in names) > MAX_BUNDLE_BYTES:
-            raise RunError("the bundle is larger than any real one", where=str(bundle), fix="do not open it")
-        texts = {name: (bundle / name).read_bytes().decode() for name in names}
-        signed = read_json(texts.pop(JSON_NAME))
+        contents, left = {}, MAX_BUNDLE_BYTES
+        for name in names:
+            contents[name] = read_handed_over(bundle / name, left)
+            left -= len(contents[name])
+        signed = read_signed_json(bundle / JSON_NAME, contents.pop(JSON_NAME))
+        texts = {name: content.decode() for name, content in contents.items()}
     except OSError as error:
         raise RunError(
             f"the bundle cannot be read: {error.strerror}",
             where=str(error.filename or bundle),
             fix=f"a bundle is a folder with {', '.join(names)}",
         ) from error
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise RunError(
             f"the bundle is not what an export writes: {error}",
             where=str(bundle),

@@ -30,6 +30,7 @@ The conversion to (epsilon, delta) is dp-accounting's (Canonne, Kamath and Stein
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
@@ -105,9 +106,9 @@ def history_rdp(charges: Iterable[Charge], orders: Sequence[float]) -> list[floa
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
     total = np.zeros(len(orders))
-    for charge in charges:
+    for charge, equal in Counter(charges).items():
         if isinstance(charge, SharedNoiseCharge):
-            total += shared_rdp(charge, orders)
+            total += equal * np.asarray(shared_rdp(charge, orders))
             continue
         rate, times = (
             (charge.sampling_rate, charge.steps)
@@ -118,7 +119,7 @@ def history_rdp(charges: Iterable[Charge], orders: Sequence[float]) -> list[floa
         event = gaussian if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, gaussian)
         accountant = RdpAccountant(orders)
         accountant.compose(event, times)
-        total += np.asarray(accountant.rdp)
+        total += equal * np.asarray(accountant.rdp)
     return [float(value) for value in total]
 
 
