@@ -48,8 +48,6 @@ from secure_triplay.wire import SessionPlan
 
 DEADLINE_S = 3600.0
 _EPOCH = 1
-_KEPT = "what was recorded before is safe"
-_NOT_KEPT = "nothing of this run was kept"
 _WORKER_MODULE = "secure_triplay.client.worker"
 
 Event = dict[str, Any]
@@ -70,7 +68,7 @@ def simulate(
     if study.dp:
         noise_multiplier(study)  # an impossible budget is refused before anything is fetched
     choose_masking(study)  # and masks that cannot be had
-    with _nothing_kept(), run_folder(out) as folder, _scratch(folder) as scratch:
+    with run_folder(out) as folder, _scratch(folder) as scratch:
         fetch_assets(study, lambda text: notify("study", {"event": "fetching", "text": text}))
         with _sites(study, folder, scratch, notify) as sites:
             plan = _key_ceremony(study, sites)
@@ -107,18 +105,6 @@ def simulate(
         log = [json.loads(line) for line in (server / EVENT_LOG).read_text().splitlines()]
         collected = Collected(study, sites.events, log, started_utc, setup_s, time.monotonic() - started)
         return write_outputs(summarise(collected), study, folder)
-
-
-@contextmanager
-def _nothing_kept() -> Iterator[None]:
-    """Errors of ledgers and logs, without what holds of a real site's only: here they go with a run that fails."""
-    try:
-        yield
-    except SecureTriplayError as error:
-        if _KEPT not in str(error):
-            raise
-        told = [part.replace(_KEPT, _NOT_KEPT) for part in (error.what, error.where, error.fix)]
-        raise type(error)(told[0], where=told[1], fix=told[2]) from error
 
 
 @contextmanager

@@ -46,7 +46,7 @@ _UNSHARED = ("SQLITE_CANTOPEN", "SQLITE_READONLY_DIRECTORY", "SQLITE_READONLY", 
 _PROBLEMS = {
     "SQLITE_FULL": (
         "the disk is full, so nothing could be recorded, and nothing may be released",
-        "free some space and run again; what was recorded before is safe",
+        "free some space and run again; a write that failed took nothing of the ledger with it",
     ),
     "SQLITE_READONLY": (
         "the disk is read-only, so nothing could be recorded, and nothing may be released",
@@ -66,7 +66,7 @@ _PROBLEMS = {
     ),
     "SQLITE_IOERR": (
         "the disk failed or is full, so nothing could be recorded, and nothing may be released",
-        "free some space or check the disk, then run again; what was recorded before is safe",
+        "free some space or check the disk, then run again; a write that failed took nothing of the ledger with it",
     ),
     "SQLITE_CONSTRAINT": (
         "an entry of the ledger would have been changed, which never happens",

@@ -9,7 +9,6 @@ import pytest
 
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.errors import RunError
-from secure_triplay.ledger.anchor import PeerAnchor
 from secure_triplay.ledger.compare import compare, require_each_once, verify_any
 from secure_triplay.ledger.entries import KeyEpoch, RoundClosed
 from secure_triplay.ledger.export import export
@@ -17,6 +16,7 @@ from secure_triplay.ledger.log import AuditLog, numbers
 from secure_triplay.ledger.logbundle import VerifiedLog, export_log
 from secure_triplay.ledger.overlap import overlap
 from tests.ledger.conftest import CHARGE, OTHER, STUDY
+from tests.ledger.witnessing import Member
 from tests.test_cli import assert_plain_error, run
 
 EPOCH = KeyEpoch(study=STUDY, epoch=1, key_id="k1", members=("north", "south"))
@@ -197,7 +197,8 @@ def test_rounds_are_named_in_runs():
 
 def test_heads_that_others_countersigned_are_counted_once(make, tmp_path, keys, clock):
     with make("north", signer=keys["north"]) as north, make("south", signer=keys["south"]) as south:
-        north.anchor([PeerAnchor(keys["south"], south.chain, [keys["north"].identity], clock)])
+        own = Member(north.chain, keys["north"], [keys["south"].identity], clock)
+        own.exchange(Member(south.chain, keys["south"], [keys["north"].identity], clock))
         chains = north.chain.entries, south.chain.entries
 
     records = [
