@@ -31,6 +31,7 @@ from secure_triplay.crypto.envelope import EnvelopeKey
 from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.keyfile import save_identity
 from secure_triplay.errors import RunError, SecureTriplayError
+from secure_triplay.lifetime import end_with_parent
 from secure_triplay.memory import peak_bytes
 from secure_triplay.report.card import write_personal_card
 from secure_triplay.wire import SessionPlan
@@ -41,6 +42,7 @@ def work(job: Job, control: Connection) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for the operator's process, which then ends this one
+    end_with_parent(os.getppid())  # the fork server, which ends with the operator's process
     os.umask(0o077)
     torch.set_num_threads(job.threads)
     try:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secure_triplay.errors import RunError
+from secure_triplay.lifetime import ending_with_this_process
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
@@ -22,10 +23,13 @@ _STOP_TIMEOUT_S = 10.0
 def running(
     command: list[str], folder: Path, env: dict[str, str], log_name: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a session of its own and an empty working directory; it and its children end with the block."""
+    """A command in a session of its own and an empty working directory; it and its children end with the block.
+
+    Where this process is killed, the command ends as well.
+    """
     with (folder / log_name).open("wb") as log:
         process = subprocess.Popen(
-            command,
+            ending_with_this_process(command),
             cwd=folder / "empty",
             env=env,
             stdin=subprocess.DEVNULL,
