@@ -409,20 +409,19 @@ def test_ctrl_c_while_workers_are_being_started_is_one_line(tmp_path):
 def test_a_kill_leaves_no_process_and_what_it_leaves_is_in_the_runs_own_folder_where_the_next_run_removes_it(
     tmp_path,
 ):
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    process = simulating(tmp_path, TMPDIR=str(temporary))
-    sites = tmp_path / "run.partial" / "sites"
-    wait_for(process, lambda: sites.exists() and len(list(sites.iterdir())) == 2)
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate(timeout=60)
-    _, left = psutil.wait_procs(started, timeout=30)
-    assert left == []
-    assert not list(temporary.glob("triplay-*"))
-    assert list((tmp_path / "run.partial").glob(".scratch-*"))
-    with run_folder(tmp_path / "run"):
-        assert os.listdir(tmp_path / "run.partial") == [".secure-triplay-run"]
+    with tempfile.TemporaryDirectory() as temporary:  # its name is short: sockets of Python's own lie there
+        process = simulating(tmp_path, TMPDIR=temporary)
+        sites = tmp_path / "run.partial" / "sites"
+        wait_for(process, lambda: sites.exists() and len(list(sites.iterdir())) == 2)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate(timeout=60)
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert left == []
+        assert not list(Path(temporary).glob("triplay-*"))
+        assert list((tmp_path / "run.partial").glob(".scratch-*"))
+        with run_folder(tmp_path / "run"):
+            assert os.listdir(tmp_path / "run.partial") == [".secure-triplay-run"]
 
 
 def test_a_full_disk_promises_nothing_of_a_run_that_is_removed(tmp_path, monkeypatch):

@@ -128,10 +128,11 @@ def _short_pauses(monkeypatch):
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """Three sites of a study for four: joined and confirmed."""
-    os.umask(0o077)
+    before = os.umask(0o077)
     folder = tmp_path_factory.mktemp("epochs")
     Federation.make(folder, rounds=ROUNDS, names=NAMES, enrolled=NAMES[:3], deadline_s=15.0)
-    return folder
+    yield folder
+    os.umask(before)
 
 
 @pytest.fixture
