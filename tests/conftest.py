@@ -17,7 +17,7 @@ ROOT = HERE.parent
 WAITING = "tests/deploy/"
 """The folder of studies of real processes, which wait for Flower (a node looks for messages every three seconds) three
 times as long as they compute."""
-_FIRST_HALF = ("test_federation", "test_network", "test_starting")
+_FIRST_HALF = ("test_federation", "test_network", "test_starting", "test_thin_line")
 
 
 class Rows(LoadFileScheduling):
@@ -32,7 +32,7 @@ class Rows(LoadFileScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Rows:
-    """`pytest -n 3` goes by rows."""
+    """`pytest -n 4` goes by rows."""
     return Rows(config, log)
 
 
