@@ -11,7 +11,7 @@ demo: $(READY)            ## four simulated sites on Fashion-MNIST, end to end
 	$(BIN)/secure-triplay simulate configs/demo.yaml --out $(OUT)
 
 test: check               ## lint, types, layering and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 check: $(READY)           ## all of `make test` but its tests, for before a commit
 	$(BIN)/ruff check .

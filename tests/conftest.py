@@ -32,7 +32,7 @@ class Rows(LoadFileScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Rows:
-    """`pytest -n 4` goes by rows."""
+    """`pytest -n 3` goes by rows."""
     return Rows(config, log)
 
 

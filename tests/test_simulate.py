@@ -412,7 +412,9 @@ def test_a_kill_leaves_no_process_and_what_it_leaves_is_in_the_runs_own_folder_w
     with tempfile.TemporaryDirectory() as temporary:  # its name is short: sockets of Python's own lie there
         process = simulating(tmp_path, TMPDIR=temporary)
         sites = tmp_path / "run.partial" / "sites"
-        wait_for(process, lambda: sites.exists() and len(list(sites.iterdir())) == 2)
+        wait_for(
+            process, lambda: sites.exists() and len(list(sites.iterdir())) == len(small_study()["sites"])
+        )
         started = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate(timeout=60)

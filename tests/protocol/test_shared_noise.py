@@ -91,7 +91,7 @@ def test_the_opened_sum_is_the_slow_sum_of_all_integers_and_noises(wide, tmp_pat
             assert site.session.own.count == 0
             assert not (site.folder / "state" / "own").exists()
         spread = np.std([made - np.rint(made / 2**37) * 2**37 for (made,) in sent.values()])
-        assert spread > 300  # the noise was there
+        assert spread > 200  # the noise was there: 308 with it, give or take 3, and 70 without
 
 
 def test_sites_that_vanish_or_are_restarted_never_draw_a_second_noise(tmp_path):
