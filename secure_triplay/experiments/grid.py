@@ -245,7 +245,7 @@ def _require_adaptable(study: Study) -> None:
 
     Raises ConfigError. torch is loaded here: nothing else of a grid's check needs it.
     """
-    from secure_triplay.experiments.structure import require_adaptable
+    from secure_triplay.model.structure import require_adaptable
 
     require_adaptable(study.backbone, study.adapter)
 

@@ -93,7 +93,7 @@ def load_backbone(
     keep_freed_memory()  # the matrices of every step from here on are of the same sizes
     # Building a model draws from torch's global generator; fork_rng gives its state back to the caller.
     online = cfg.source == "open_clip" and not cfg.unsafe_random_weights
-    with torch.random.fork_rng(devices=[]), _quiet_root_logger(), _hub(online):
+    with torch.random.fork_rng(devices=[]), quiet_root_logger(), _hub(online):
         torch.manual_seed(0)
         loaded = _SOURCES[cfg.source](cfg, files)
         model = loaded["model"]
@@ -293,7 +293,7 @@ def _hub(allowed: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_root_logger() -> Iterator[None]:
+def quiet_root_logger() -> Iterator[None]:
     """open_clip logs through the root logger, which would otherwise be configured by its first message."""
     root, silent = logging.getLogger(), logging.NullHandler()
     root.addHandler(silent)

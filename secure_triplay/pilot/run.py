@@ -14,7 +14,7 @@ from typing import Any
 from secure_triplay import __version__
 from secure_triplay.config import Study, load_study, parse_study, study_content
 from secure_triplay.errors import ConfigError
-from secure_triplay.experiments.structure import tower_blocks
+from secure_triplay.model.structure import tower_blocks
 from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_choice
 from secure_triplay.pilot.compare import compare
 from secure_triplay.pilot.costs import Cost, SiteLimits, Speeds, cost, scaled_to

@@ -207,7 +207,7 @@ def test_an_adapter_that_no_backbone_takes_is_named_for_every_cell_before_anythi
 
 
 def test_each_backbone_is_built_once_to_check_all_cells_of_a_grid(grid_file, monkeypatch):
-    from secure_triplay.experiments import structure
+    from secure_triplay.model import structure
 
     built = []
     real = structure.TimmModel

@@ -6,9 +6,6 @@ needs a file of a model hub even for its structure is not judged here; it shows 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +19,7 @@ from secure_triplay.errors import ConfigError
 from secure_triplay.model import packaged
 from secure_triplay.model.adapter import require_called, target_layers
 from secure_triplay.model.attention import split_attention
+from secure_triplay.model.backbone import quiet_root_logger
 from secure_triplay.model.blocks import image_stack
 
 
@@ -122,7 +120,7 @@ def _by_name(name: str, image_size: int) -> Any:
         )
     if "hf_model_name" in architecture.get("text_cfg", {}):
         return None
-    with torch.device("meta"), _no_messages():
+    with torch.device("meta"), quiet_root_logger():
         try:
             model = open_clip.create_model(
                 name, pretrained_hf=False, load_weights=False, force_image_size=image_size, device="meta"
@@ -151,14 +149,3 @@ _SIZE = "give the size that the model was made for, or a multiple of its patch"
 
 def _context(model: Any) -> int:
     return int(getattr(model, "context_length", None) or model.text.context_length)
-
-
-@contextmanager
-def _no_messages() -> Iterator[None]:
-    """open_clip logs through the root logger, which would otherwise be configured by its first message."""
-    root, silent = logging.getLogger(), logging.NullHandler()
-    root.addHandler(silent)
-    try:
-        yield
-    finally:
-        root.removeHandler(silent)

@@ -7,10 +7,10 @@ import yaml
 
 from secure_triplay.config import Adapter, Backbone, parse_study
 from secure_triplay.errors import AssetError, ConfigError
-from secure_triplay.experiments import structure
-from secure_triplay.experiments.structure import require_adaptable, tower_blocks
+from secure_triplay.model import structure
 from secure_triplay.model.adapter import attach_adapter, target_layers
 from secure_triplay.model.backbone import load_backbone
+from secure_triplay.model.structure import require_adaptable, tower_blocks
 
 ANY = r"attn\..*proj|attn\.qkv|mlp\..*"
 
