@@ -67,6 +67,16 @@ def test_a_local_file_gives_the_model_it_was_saved_from(
     assert loaded.projection is None
 
 
+def test_who_has_a_backbone_keeps_the_memory_that_its_steps_free(
+    original: nn.Module, weights_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = weights_folder / "kept.safetensors", []
+    save_file({name: value.clone() for name, value in original.state_dict().items()}, path)
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: asked.append(1))
+    load_backbone(_file_cfg(path))
+    assert asked
+
+
 def test_weights_with_another_hash_are_refused_with_both_hashes(weights_folder: Path) -> None:
     path = weights_folder / "clip.safetensors"
     path.write_bytes(b"tampered")
