@@ -21,7 +21,6 @@ from secure_triplay.attacks.images import Picture, fit_prior, pictures_of, psnr_
 from secure_triplay.attacks.observe import PublicModel, Uploads
 from secure_triplay.attacks.pictures import save_grid
 from secure_triplay.attacks.scene import (
-    EVERY_BLOCK,
     KINDS,
     Scene,
     arms,
@@ -32,6 +31,7 @@ from secure_triplay.attacks.scene import (
 )
 from secure_triplay.attacks.scoring import gain_finding
 from secure_triplay.attacks.span import RANK, Victim
+from secure_triplay.model.adapter import EVERY_BLOCK
 from secure_triplay.model.quantize import dequantize
 from secure_triplay.privacy.per_record import evaluation_mode, record_loss
 

@@ -16,7 +16,6 @@ from secure_triplay.attacks.finding import Arm, Control, Finding, Outcome, Verdi
 from secure_triplay.attacks.images import fit_prior, pictures_of, psnr_db
 from secure_triplay.attacks.observe import PublicModel
 from secure_triplay.attacks.scene import (
-    EVERY_BLOCK,
     KINDS,
     Kind,
     arms,
@@ -27,6 +26,7 @@ from secure_triplay.attacks.scene import (
 )
 from secure_triplay.attacks.scoring import gain_finding
 from secure_triplay.attacks.span import NAIVE, RANK, SpanAttacker, Victim, attack_images
+from secure_triplay.model.adapter import EVERY_BLOCK
 
 NAME = "ciphertext-null"
 GOAL_DB = 10.0

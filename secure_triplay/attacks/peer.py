@@ -20,7 +20,6 @@ from secure_triplay.attacks.images import closeness, fit_prior, pictures_of, psn
 from secure_triplay.attacks.observe import PublicModel, Uploads
 from secure_triplay.attacks.pictures import save_grid
 from secure_triplay.attacks.scene import (
-    EVERY_BLOCK,
     KINDS,
     Kind,
     Scene,
@@ -36,6 +35,7 @@ from secure_triplay.attacks.span import RANK, SpanAttacker
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import add_mod
 from secure_triplay.data.records import Records
+from secure_triplay.model.adapter import EVERY_BLOCK
 from secure_triplay.privacy.noise import NoiseSource
 
 NAME = "peer-site"

@@ -30,7 +30,7 @@ from secure_triplay.crypto.identity import SigningIdentity
 from secure_triplay.crypto.packing import pack60
 from secure_triplay.errors import DataError
 from secure_triplay.loading import Model, aligned_backbone, load_data
-from secure_triplay.model.adapter import attach_adapter
+from secure_triplay.model.adapter import EVERY_BLOCK, attach_adapter
 from secure_triplay.model.basis import install_public_basis
 from secure_triplay.model.blocks import INPUT_LAYERS, image_stack
 from secure_triplay.model.text import class_embeddings
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float32]
 Kind = Literal["lora", "ffa"]
 KINDS: tuple[Kind, ...] = ("lora", "ffa")
-EVERY_BLOCK = 64
 _ROUND = 2
 _ATTENTION = r"attn\.(qkv|q_proj|k_proj|v_proj|proj|out_proj)"
 _EXAMPLES = 8

@@ -20,7 +20,6 @@ from secure_triplay.attacks.finding import Arm, Control, Finding, Outcome, Verdi
 from secure_triplay.attacks.images import fit_prior
 from secure_triplay.attacks.observe import PublicModel, Uploads
 from secure_triplay.attacks.scene import (
-    EVERY_BLOCK,
     Sites,
     arms,
     key_ceremony,
@@ -35,6 +34,7 @@ from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import unpack60
 from secure_triplay.data.records import Records
 from secure_triplay.errors import CryptoError
+from secure_triplay.model.adapter import EVERY_BLOCK
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Upload
 

@@ -22,7 +22,6 @@ from secure_triplay.attacks.inversion import Array, SpanInversion, span_of
 from secure_triplay.attacks.observe import PublicModel, Uploads
 from secure_triplay.attacks.pictures import save_grid
 from secure_triplay.attacks.scene import (
-    EVERY_BLOCK,
     KINDS,
     Kind,
     Scene,
@@ -39,6 +38,7 @@ from secure_triplay.attacks.scene import (
 from secure_triplay.attacks.scoring import gain_finding
 from secure_triplay.config import Backbone, Study
 from secure_triplay.data.records import Records
+from secure_triplay.model.adapter import EVERY_BLOCK
 from secure_triplay.privacy.noise import NoiseSource
 
 NAME = "span-inversion"

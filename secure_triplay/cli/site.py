@@ -37,7 +37,7 @@ def site_init(
 ) -> None:
     """Make the site's keys, here, and one public file to enrol with."""
     from secure_triplay.federation.sitefolder import SiteFolder
-    from secure_triplay.ledger.entries import require_person
+    from secure_triplay.ledger.persons import require_person
     from secure_triplay.ledger.start import start
 
     if approved_by is not None:

@@ -23,8 +23,9 @@ from secure_triplay.federation.joined import Joined
 from secure_triplay.federation.sitefolder import STUDIES, SiteFolder
 from secure_triplay.federation.studybundle import SitePaths, StudyBundle
 from secure_triplay.ledger.budget import Limits
-from secure_triplay.ledger.entries import Decided, require_person
+from secure_triplay.ledger.entries import Decided
 from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.persons import require_person
 from secure_triplay.ledger.start import adopt
 from secure_triplay.ledger.study import policy_limits, study_releases
 from secure_triplay.policy import (

@@ -37,8 +37,8 @@ from secure_triplay.federation.studybundle import (
     make_bundle,
     without_paths,
 )
-from secure_triplay.ledger.entries import require_person
 from secure_triplay.ledger.log import AuditLog
+from secure_triplay.ledger.persons import require_person
 from secure_triplay.loading import compute_basis
 
 CA_CERTIFICATE, CA_KEY, CERTIFICATE, KEY = "ca.crt", "ca.key", "server.crt", "server.key"

@@ -24,7 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationError
 
 from secure_triplay.crypto.identity import Identity, Purpose, SigningIdentity, transcript
-from secure_triplay.errors import ConfigError, CryptoError, PrivacyError
+from secure_triplay.errors import CryptoError, PrivacyError
 from secure_triplay.schema import Frozen
 
 MAX_BODY_BYTES = 1 << 20
@@ -32,7 +32,6 @@ NONCE_BYTES = 16
 TIME_FORMAT = "%Y-%m-%dT%H:00:00Z"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:00:00Z")
 MAX_NAME = 200
-MAX_REASON = 2000
 CHAIN = "ledger chain"
 """Where an entry is broken, until whoever reads the chain says which one it is."""
 
@@ -334,38 +333,6 @@ def in_words() -> Iterator[None]:
             where=error.title,
             fix="state it as the message says",
         ) from error
-
-
-def require_person(name: str, where: str) -> None:
-    """Return nothing if it names somebody, who then stands in the ledger. Raises ConfigError."""
-    if not name.strip():
-        raise ConfigError(
-            "nobody is named, and a person answers for this",
-            where=where,
-            fix="give the name of the person who does",
-        )
-    if not name.isprintable() or len(name) > MAX_NAME:
-        raise ConfigError(
-            f"{name[:40]!r} cannot stand in a ledger as somebody's name",
-            where=where,
-            fix=f"give a name on one line, in UTF-8, of at most {MAX_NAME} letters",
-        )
-
-
-def require_reason(reason: str, where: str) -> None:
-    """Return nothing if it says something that can stand in every export. Raises ConfigError."""
-    if not reason.strip():
-        raise ConfigError(
-            "no reason is given, and every export will show it",
-            where=where,
-            fix="say what happened, in a sentence",
-        )
-    if not reason.isprintable() or len(reason) > MAX_REASON:
-        raise ConfigError(
-            f"{reason[:40]!r} cannot stand in a ledger as a reason",
-            where=where,
-            fix=f"give it on one line, in UTF-8, in at most {MAX_REASON:,} letters",
-        )
 
 
 def genesis(identity: Identity) -> bytes:

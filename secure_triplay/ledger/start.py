@@ -8,8 +8,8 @@ from pathlib import Path
 from secure_triplay.crypto.keyfile import load_identity
 from secure_triplay.errors import RunError
 from secure_triplay.ledger.budget import Limits
-from secure_triplay.ledger.entries import require_person, require_reason
 from secure_triplay.ledger.ledger import TRACE, Ledger, leave_trace
+from secure_triplay.ledger.persons import require_person, require_reason
 from secure_triplay.ledger.study import policy_limits
 from secure_triplay.policy import ReadPolicy, read_policy
 

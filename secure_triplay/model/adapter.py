@@ -20,7 +20,7 @@ from torch import nn
 
 from secure_triplay import config
 from secure_triplay.errors import ConfigError, RunError
-from secure_triplay.model.blocks import BlockStack, DualEncoder, image_stack, text_stack
+from secure_triplay.model.blocks import BlockStack, DualEncoder, image_stack, require_blocks, text_stack
 from secure_triplay.model.outputs import FewOutputs
 
 if TYPE_CHECKING:
@@ -158,12 +158,8 @@ def target_layers(model: DualEncoder, cfg: config.Adapter) -> list[str]:
     with fewer outputs than are to be trained.
     """
     stack = image_stack(model)
-    if len(stack.blocks) < cfg.last_blocks != EVERY_BLOCK:
-        raise ConfigError(
-            f"the backbone has {len(stack.blocks)} blocks, of which no last {cfg.last_blocks} can be adapted",
-            where="adapter.last_blocks",
-            fix=f"give a number from 1 to {len(stack.blocks)}",
-        )
+    if cfg.last_blocks != EVERY_BLOCK:
+        require_blocks(len(stack.blocks), cfg.last_blocks)
     targets = _targets(stack, cfg, cfg.target_modules)
     narrow = [path for path in targets if model.get_submodule(path).out_features < (cfg.output_rank or 0)]
     if narrow:

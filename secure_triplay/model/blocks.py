@@ -67,3 +67,13 @@ def text_stack(model: DualEncoder) -> BlockStack:
     lists = {name: part for name, part in text.transformer.named_modules() if isinstance(part, nn.ModuleList)}
     name = max(lists, key=lambda key: sum(isinstance(part, nn.Linear) for part in lists[key].modules()))
     return BlockStack(f"text.transformer.{name}", tuple(lists[name]))
+
+
+def require_blocks(there: int, last_blocks: int, where: str = "adapter.last_blocks") -> None:
+    """Return nothing if a tower of `there` blocks has as many last ones. Raises ConfigError."""
+    if last_blocks > there:
+        raise ConfigError(
+            f"the backbone has {there} blocks, of which no last {last_blocks} can be adapted",
+            where=where,
+            fix=f"give a number from 1 to {there}",
+        )

@@ -22,6 +22,8 @@ from secure_triplay.model.attention import split_attention
 from secure_triplay.model.backbone import quiet_root_logger
 from secure_triplay.model.blocks import image_stack
 
+_SIZE = "give the size that the model was made for, or a multiple of its patch"
+
 
 def require_adaptable(backbone: config.Backbone, adapter: config.Adapter) -> None:
     """Return nothing if the backbone is known, and its towers have what the adapter names and take images of that size.
@@ -142,9 +144,6 @@ def _by_name(name: str, image_size: int) -> Any:
 def _of_meta(error: Exception) -> bool:
     """Whether a step needed values, which nothing has here."""
     return "meta" in str(error).lower()
-
-
-_SIZE = "give the size that the model was made for, or a multiple of its patch"
 
 
 def _context(model: Any) -> int:

@@ -28,8 +28,8 @@ from secure_triplay.crypto.keyfile import load_identity
 from secure_triplay.data.split import Split
 from secure_triplay.errors import ConfigError, DataError, PrivacyError
 from secure_triplay.experiments.federation import one_round
-from secure_triplay.ledger.entries import require_person
 from secure_triplay.ledger.ledger import Ledger
+from secure_triplay.ledger.persons import require_person
 from secure_triplay.ledger.start import LEDGER
 from secure_triplay.loading import load_data, load_model
 from secure_triplay.pilot.choices import Choice

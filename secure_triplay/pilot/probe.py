@@ -14,7 +14,7 @@ from secure_triplay.config import Study
 from secure_triplay.constants import choose_codec, round_rule
 from secure_triplay.crypto.codec import Codec
 from secure_triplay.crypto.packing import add_mod, pack60, unpack60
-from secure_triplay.errors import ConfigError
+from secure_triplay.model.blocks import require_blocks
 from secure_triplay.pilot.costs import Speeds
 from secure_triplay.pilot.trial import PublicLearner, PublicSetting
 from secure_triplay.privacy.noise import NoiseSource
@@ -33,13 +33,9 @@ def measure_speeds(setting: PublicSetting, study: Study, first: Speeds | None = 
     """
     memory.restart_peak()
     model = setting.model(study)
-    if study.adapter.last_blocks > model.adapter.n_blocks:  # figures of one block are of those that there are
-        raise ConfigError(
-            f"the backbone has {model.adapter.n_blocks} blocks, of which no last {study.adapter.last_blocks} can be "
-            "adapted",
-            where="adapter.last_blocks",
-            fix=f"give a number from 1 to {model.adapter.n_blocks}",
-        )
+    require_blocks(
+        model.adapter.n_blocks, study.adapter.last_blocks
+    )  # a block's figures are of those that there are
     frozen = model.backbone.frozen_bytes
     loading, loaded = memory.peak_bytes(), memory.resident_bytes()
     if first is not None:

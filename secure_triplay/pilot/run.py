@@ -14,6 +14,7 @@ from typing import Any
 from secure_triplay import __version__
 from secure_triplay.config import Study, load_study, parse_study, study_content
 from secure_triplay.errors import ConfigError
+from secure_triplay.model.blocks import require_blocks
 from secure_triplay.model.structure import tower_blocks
 from secure_triplay.pilot.choices import Choice, Space, own_choice, plain, with_choice
 from secure_triplay.pilot.compare import compare
@@ -187,12 +188,9 @@ def _require_possible(
                     axis, value.text() if isinstance(value, Optimiser) else f"{value}", error
                 ) from error
     most = max(space.axes["blocks"])
-    if blocks is not None and most > blocks:
-        raise ConfigError(
-            f"the backbone has {blocks} blocks, of which no last {most} can be adapted",
-            where=f"{study_file} (adapter.last_blocks)" if most == own.blocks else "--blocks",
-            fix=f"give a number from 1 to {blocks}",
-        )
+    if blocks is not None:
+        where = f"{study_file} (adapter.last_blocks)" if most == own.blocks else "--blocks"
+        require_blocks(blocks, most, where)
 
 
 _OPTIONS = {

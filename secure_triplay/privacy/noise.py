@@ -91,9 +91,9 @@ class NoiseSource:
 
         Sums of independent ones are Skellam again, and variances add up (Skellam 1946); no low bit tells of floats,
         since there are none in it. numpy draws a Poisson by rejection in double precision (Hoermann 1993). Its test
-        subtracts numbers of the size of variance * log(variance), so its probabilities are right to a relative
-        variance * 2^-49 or so: 4e-9 at 2^21, about what a demo's share has, 1e-5 at the largest that is taken here. No
-        accountant here counts that. Far beyond, doubles are no integers any more, and the noise is another.
+        subtracts numbers of the size of variance * log(variance), so its probabilities are right to about that times
+        2^-53: some 10^-9 at a variance of 2^21, about what a demo's share has, and 10^-5 at the largest that is taken
+        here. No accountant here counts that. Far beyond, doubles are no integers any more, and the noise is another.
 
         Raises PrivacyError for a variance that is not positive, or beyond `LARGEST_SKELLAM_VARIANCE`.
         """

@@ -15,9 +15,10 @@ from secure_triplay.attacks.images import closeness, fit_prior, pictures_of, psn
 from secure_triplay.attacks.inversion import span_of
 from secure_triplay.attacks.observe import PublicModel, Uploads
 from secure_triplay.attacks.peer import PeerSees, fitted, open_round
-from secure_triplay.attacks.scene import EVERY_BLOCK, key_ceremony, open_scene, public_images, victims
+from secure_triplay.attacks.scene import key_ceremony, open_scene, public_images, victims
 from secure_triplay.attacks.scoring import gain_finding, mean_interval
 from secure_triplay.attacks.span import NAIVE, SpanAttacker, Victim, attack_images
+from secure_triplay.model.adapter import EVERY_BLOCK
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import Upload
 

@@ -29,12 +29,13 @@ from secure_triplay.attacks.identification import Candidates, one_token_layer, r
 from secure_triplay.attacks.images import Picture, closeness, fit_prior, pictures_of, psnr_db
 from secure_triplay.attacks.observe import PublicModel, Uploads
 from secure_triplay.attacks.pictures import save_grid
-from secure_triplay.attacks.scene import EVERY_BLOCK, Scene, Vector, open_scene, public_images, victims
+from secure_triplay.attacks.scene import Scene, Vector, open_scene, public_images, victims
 from secure_triplay.attacks.scoring import mean_interval, rate_interval
 from secure_triplay.attacks.span import NAIVE, PSNR_GOAL_DB, RANK, SSIM_GOAL, SpanAttacker, Victim
 from secure_triplay.config import Study
 from secure_triplay.crypto.masking import MaskingParameters
 from secure_triplay.data.records import Records
+from secure_triplay.model.adapter import EVERY_BLOCK
 from secure_triplay.privacy.noise import NoiseSource
 
 SCHEMA = "secure-triplay/audit-collusion/1"
