@@ -265,3 +265,12 @@ def test_an_enrolment_file_that_is_none_is_named_before_sites_are_counted(root, 
     )
     assert_plain_error(done, 3, "st-mary.enrol")
     assert not (tmp_path / "coordinator").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"), [(["simulat"], "simulate"), (["site", "joi"], "join"), (["audit", "verif"], "verify")]
+)
+def test_a_command_that_is_mistyped_is_suggested_once(words, meant):
+    done = run(*words)
+    assert done.returncode == 64
+    assert done.stderr.count(f"'{meant}'") == 1

@@ -41,6 +41,7 @@ app = typer.Typer(
     name="secure-triplay",
     help="Hospitals fine-tune one shared CLIP together, under differential privacy and encryption.",
     no_args_is_help=True,
+    suggest_commands=False,  # click suggests as well, and every group has to say it
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

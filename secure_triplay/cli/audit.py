@@ -16,7 +16,9 @@ from secure_triplay.cli.common import AsJson, StudyFile, on_one_line, print_json
 if TYPE_CHECKING:
     from secure_triplay.ledger.overlap import Overlap
 
-app = typer.Typer(help="Check evidence, and measure what is claimed.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check evidence, and measure what is claimed.", no_args_is_help=True, suggest_commands=False
+)
 
 
 @app.command(

@@ -28,7 +28,9 @@ class Compute(StrEnum):
     auto = "auto"
 
 
-app = typer.Typer(help="Measure two ways side by side, on this machine.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure two ways side by side, on this machine.", no_args_is_help=True, suggest_commands=False
+)
 
 
 @contextmanager

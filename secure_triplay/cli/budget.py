@@ -14,7 +14,9 @@ from rich.text import Text
 from secure_triplay.cli.common import AsJson, StudyFile, print_json, quoted
 
 app = typer.Typer(
-    help="Plan a privacy budget, start it, follow it, and hand over the evidence.", no_args_is_help=True
+    help="Plan a privacy budget, start it, follow it, and hand over the evidence.",
+    no_args_is_help=True,
+    suggest_commands=False,
 )
 
 SiteDir = Annotated[

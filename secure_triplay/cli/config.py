@@ -10,7 +10,9 @@ from rich.text import Text
 
 from secure_triplay.cli.common import AsJson, StudyFile, print_json
 
-app = typer.Typer(help="Look at a study file before anything runs.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at a study file before anything runs.", no_args_is_help=True, suggest_commands=False
+)
 
 
 @app.command("check", epilog="Example:  secure-triplay config check configs/demo.yaml")

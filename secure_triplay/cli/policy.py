@@ -11,7 +11,7 @@ import typer
 
 from secure_triplay.cli.common import AsJson, StudyFile, print_json
 
-app = typer.Typer(help="A site's own policy file.", no_args_is_help=True)
+app = typer.Typer(help="A site's own policy file.", no_args_is_help=True, suggest_commands=False)
 
 
 @app.command("schema", epilog="Example:  secure-triplay policy schema > policy.schema.json")

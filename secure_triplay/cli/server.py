@@ -12,7 +12,9 @@ from rich.text import Text
 from secure_triplay.cli.common import quoted
 
 app = typer.Typer(
-    help="The machine in the middle: it carries and adds, and opens nothing.", no_args_is_help=True
+    help="The machine in the middle: it carries and adds, and opens nothing.",
+    no_args_is_help=True,
+    suggest_commands=False,
 )
 
 

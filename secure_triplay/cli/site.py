@@ -13,7 +13,11 @@ from rich.text import Text
 
 from secure_triplay.cli.common import quoted
 
-app = typer.Typer(help="A hospital's own side: keys, policy, joining, taking part.", no_args_is_help=True)
+app = typer.Typer(
+    help="A hospital's own side: keys, policy, joining, taking part.",
+    no_args_is_help=True,
+    suggest_commands=False,
+)
 
 SiteDir = Annotated[
     Path, typer.Option("--site", help="The site's folder, which `site init` made.", show_default=False)

@@ -12,7 +12,9 @@ from rich.text import Text
 from secure_triplay.cli.common import AsJson, StudyFile, print_json, quoted
 
 app = typer.Typer(
-    help="The coordinator's side: make a study, run it, change who takes part.", no_args_is_help=True
+    help="The coordinator's side: make a study, run it, change who takes part.",
+    no_args_is_help=True,
+    suggest_commands=False,
 )
 
 StudyDir = Annotated[
