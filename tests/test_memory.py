@@ -10,22 +10,34 @@ import numpy as np
 import pytest
 
 from secure_triplay import memory
-from secure_triplay.memory import peak_bytes, resident_bytes, restart_peak
+from secure_triplay.memory import restart_peak
 
 MIB = 1 << 20
 
 
-def test_the_peak_has_what_was_freed_again_until_it_begins_anew():
-    if not restart_peak():
-        pytest.skip("this kernel does not let a process begin anew")
+_FREED = """
+import numpy as np
+from secure_triplay.memory import peak_bytes, resident_bytes, restart_peak
+if restart_peak():
     before = peak_bytes()
-    large = np.ones(200 * MIB, np.uint8)
-    held = resident_bytes()
+    large = np.ones(200 << 20, np.uint8)
+    peak, held = peak_bytes() - before, resident_bytes()
     del large
-    assert 190 * MIB < peak_bytes() - before < 260 * MIB
-    assert held - resident_bytes() > 150 * MIB
-    assert restart_peak()
-    assert abs(peak_bytes() - before) < 60 * MIB
+    freed = held - resident_bytes()
+    print(peak, freed, restart_peak(), abs(peak_bytes() - before))
+"""
+
+
+def test_the_peak_has_what_was_freed_again_until_it_begins_anew():
+    # In a process of its own: a heap that other tests left with a hole of this size keeps what is freed into it.
+    said = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, check=True, text=True).stdout.split()
+    if not said:
+        pytest.skip("this kernel does not let a process begin anew")
+    peak, freed, anew, after = said
+    assert 190 * MIB < int(peak) < 260 * MIB
+    assert int(freed) > 150 * MIB
+    assert anew == "True"
+    assert int(after) < 60 * MIB
 
 
 @pytest.mark.parametrize("kernel", ["refuses", "says nothing"])
