@@ -30,7 +30,9 @@ if restart_peak():
 
 def test_the_peak_has_what_was_freed_again_until_it_begins_anew():
     # In a process of its own: a heap that other tests left with a hole of this size keeps what is freed into it.
-    said = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, check=True, text=True).stdout.split()
+    said = subprocess.run(
+        [sys.executable, "-c", _FREED], capture_output=True, check=True, text=True
+    ).stdout.split()
     if not said:
         pytest.skip("this kernel does not let a process begin anew")
     peak, freed, anew, after = said

@@ -53,7 +53,7 @@ def small_study() -> dict:
     content["adapter"] |= {"output_rank": None}
     content["training"] |= {"rounds": 2}
     content["published_accuracy"] = {"noise_multiplier": 3.0}
-    content["personal_bias"] = {"noise_multiplier": 2.0}
+    content["personal_bias"] = {"noise_multiplier": 2.0, "in_training": True}
     content["privacy"] |= {"expected_batch_size": 20}
     content["server_optimiser"] |= {"average_last": 1}
     content["sites"] = content["sites"][:3]

@@ -91,6 +91,9 @@ class Telling:
     def class_labels(self, rule: ClassCountRule) -> NDArray[np.int64]:
         return self._learns.class_labels(rule)
 
+    def adjust(self, bias: NDArray[np.float32]) -> None:
+        self._learns.adjust(bias)
+
 
 def main() -> None:
     """Body of the auditor's worker."""

@@ -1,4 +1,4 @@
-"""SECRET. How frequent a site's classes are, for its personal adapter alone: noised counts that never leave.
+"""SECRET. How frequent a site's classes are, for its own use alone: noised counts that never leave.
 
 They are counted once in a study. In this order, each step on disk before the next one:
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_triplay.client.journal import Journal
+from secure_triplay.client.personal import class_bias
 from secure_triplay.client.protocols import Learns
 from secure_triplay.client.vault import Vault
 from secure_triplay.config import Study
@@ -46,11 +47,18 @@ class Charges(Protocol):
 def count_own_classes(
     study: Study, vault: Vault, accounts: Charges, learns: Learns, journal: Journal
 ) -> None:
-    """Count the site's classes where the study asks for it: charged, noised, kept in the vault. Raises CryptoError."""
-    rule = class_count_rule(study)
-    if rule is not None:
-        labels = learns.class_labels(rule)
-        count_classes(vault, accounts, rule, labels, len(study.classes), NoiseSource(), journal.write)
+    """Count the site's classes where the study asks for it: charged, noised, kept in the vault. Raises CryptoError.
+
+    Where the study has their bias in training, the site trains with it from here on.
+    """
+    rule, bias = class_count_rule(study), study.personal_bias
+    if rule is None or bias is None:
+        return
+    n_classes = len(study.classes)
+    count_classes(vault, accounts, rule, learns.class_labels(rule), n_classes, NoiseSource(), journal.write)
+    made = class_bias(study, kept_classes(vault, n_classes))
+    if bias.in_training and made is not None:
+        learns.adjust(made)
 
 
 def count_classes(

@@ -18,6 +18,7 @@ from secure_triplay.constants import round_rule, share_rule
 from secure_triplay.data.records import Records
 from secure_triplay.errors import DataError, PrivacyError
 from secure_triplay.loading import Model
+from secure_triplay.model.tower import Adjusted, Classifier
 from secure_triplay.privacy.counts import AnyCountRule, ClassCountRule
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.summing import Integers, noised_sum
@@ -69,7 +70,15 @@ class Learner:
             )
         require_units(study, len(train_on), None if train_on.patients is None else train_on.patients.numpy())
         self._study, self._model, self._noise, self._train_on = study, model, noise, train_on
+        self._trains: Classifier | Adjusted = model.classifier
         self._moves, self._masks = trained, None if trained is None else _masks(model, trained)
+
+    def adjust(self, bias: NDArray[np.float32]) -> None:
+        """Train from now on with `bias` (n_classes,) added to the logits; `score` goes on without it.
+
+        Privacy is that of training and of whatever made the bias: each record's gradient is its own, and is clipped.
+        """
+        self._trains = Adjusted(self._model.classifier, bias)
 
     def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
         """One round's local steps from the global adapter (n_params,) -> the update (n_params,).
@@ -77,7 +86,7 @@ class Learner:
         Raises ConfigError where sites share their noise: then there is no such update, but `noised_sum`.
         """
         self._model.adapter.load_vector(adapter)
-        classifier, tokens, labels = self._model.classifier, self._train_on.tokens, self._train_on.labels
+        classifier, tokens, labels = self._trains, self._train_on.tokens, self._train_on.labels
         if self._study.dp:
             rule = round_rule(self._study)
             train(classifier, tokens, labels, rule, self._noise, self._train_on.patients, self._masks)

@@ -17,7 +17,8 @@ Where the study pays for class counts (`personal_bias`), the logits get a bias b
 
 Weight 1 is the textbook's, for a model whose probabilities are right (Saerens, Latinne and Decaestecker 2002, equation
 2.4). 1.5 was chosen on tuning seeds of Fashion-MNIST; `audits/methods` has what it wins there, and that it wins nothing
-on PACS.
+on PACS. With `personal_bias.in_training` the same bias stands in the logits while the site trains (Zhang et al. 2022,
+arXiv 2209.00189, FedLC): the shared adapter then need not learn, from each site anew, how frequent its classes are.
 
 There is none where this does not hold:
 
@@ -142,10 +143,15 @@ def personal_adapter(
     if reason is not None:
         note("no personal adapter", what=reason)
         return None
-    adapter, rule = own.personal(published, update_noise_std(study)), class_count_rule(study)
+    return Personal(own.personal(published, update_noise_std(study)), class_bias(study, counts))
+
+
+def class_bias(study: Study, counts: NDArray[np.float64] | None) -> NDArray[np.float32] | None:
+    """The bias (n_classes,) of the logits that noised class counts (n_classes,) give; None without them."""
+    rule = class_count_rule(study)
     if rule is None or counts is None:
-        return Personal(adapter)
-    return Personal(adapter, np.float32(BIAS_WEIGHT) * log_shares(counts, rule.noise_std))
+        return None
+    return np.float32(BIAS_WEIGHT) * log_shares(counts, rule.noise_std)
 
 
 def _refused(what: str) -> CryptoError:

@@ -54,6 +54,9 @@ class Learns(Protocol):
     def class_labels(self, rule: ClassCountRule) -> NDArray[np.int64]:
         """Labels (n,) of those training records that the rule counts."""
 
+    def adjust(self, bias: NDArray[np.float32]) -> None:
+        """Train from now on with `bias` (n_classes,) added to the logits."""
+
 
 Load = Callable[[Study, str, bytes, Journal, bytes | None], Learns]
 """(study, site, adapter seed, journal, the bundle's basis) -> what the site trains with."""

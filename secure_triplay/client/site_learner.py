@@ -121,6 +121,10 @@ class SiteLearner:
         """Labels (n,) of those training records that the rule counts."""
         return self.trainer.class_labels(rule)
 
+    def adjust(self, bias: NDArray[np.float32]) -> None:
+        """Train from now on with `bias` (n_classes,) added to the logits; what is measured has none."""
+        self.trainer.adjust(bias)
+
     def measure_own(self, personal: Personal, rounds: int) -> None:
         """Note in the journal how good a personal adapter, made of so many rounds' updates, is on held-back records."""
         score = self.trainer.score(personal.adapter, self._holdout, personal.bias)

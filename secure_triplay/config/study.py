@@ -189,6 +189,8 @@ class Study(Frozen):
             content["adapter"].pop("output_rank")
         if self.personal_bias is None:
             content.pop("personal_bias")
+        elif not self.personal_bias.in_training:
+            content["personal_bias"].pop("in_training")
         if self.dp and self.shared_noise is None:  # likewise for studies from before noise could be shared
             content["privacy"].pop("noise")
         if self.backbone.source == "file":

@@ -53,6 +53,10 @@ class PersonalBias(Frozen):
     noise_multiplier: Annotated[float, Field(ge=1, le=1e6)] = Field(
         20.0, description="noise of each class count, relative to how far one record (or patient) moves them"
     )
+    in_training: bool = Field(
+        False,
+        description="the same bias stands in the site's training, so that the shared adapter need not learn it",
+    )
 
 
 class PublishedAccuracy(Frozen):

@@ -44,14 +44,14 @@ def federate(
     start: Vector,
     tell: Callable[[int, Vector], None] = lambda _, __: None,
     sent: Callable[[str, Vector], None] = lambda _, __: None,
-    models: Mapping[str, Model] | None = None,
+    biases: Mapping[str, Vector] | None = None,
     also: Also | None = None,
 ) -> GlobalState:
     """The study's rounds, of the sites in `records`, from the adapter `start`; noise is fresh.
 
     The state after the last round; `published` is what the study would publish. Each site's noise comes from a
-    source of its own. `models` are what sites train where that is another classifier on the same adapter; `also` is
-    added to each mean update, the same at every site.
+    source of its own. `biases` (n_classes,), by site, stand in its logits while it trains; `also` is added to each mean
+    update, the same at every site.
     `tell` is given each round's number, and what the study would publish after it; `sent` each site's name with its own
     noised update (n_params,), every round.
     """
@@ -61,13 +61,16 @@ def federate(
     learners = {
         name: Learner(
             study,
-            (models or {}).get(name, model),
+            model,
             noises[name],
             own,
             None if ranks is None else ranks.trained(name),
         )
         for name, own in records.items()
     }
+    for name, learner in learners.items():
+        if biases is not None and name in biases:
+            learner.adjust(biases[name])
     weights = {site.name: site.weight for site in study.sites if site.name in records}
     state = GlobalState.start(start)
     for number in range(1, 1 + study.training.rounds):

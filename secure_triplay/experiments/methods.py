@@ -13,6 +13,7 @@ from typing import Any
 
 from secure_triplay.config import Adapter, Backbone, Study
 from secure_triplay.config.kinds import is_number
+from secure_triplay.config.training import PersonalBias
 from secure_triplay.constants import choose_codec, round_rule, share_rule
 from secure_triplay.errors import ConfigError
 
@@ -132,7 +133,8 @@ def _value(content: dict[str, Any], key: str) -> Any:
 
 
 _DEFAULTS = {f"adapter.{key}": getattr(Adapter(), key) for key in ("kind", "basis", "output_rank")} | {
-    "backbone.quantization": Backbone.model_fields["quantization"].default
+    "backbone.quantization": Backbone.model_fields["quantization"].default,
+    "personal_bias.in_training": PersonalBias().in_training,
 }
 
 
@@ -162,7 +164,15 @@ def _without_dp(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _biased(content: dict[str, Any]) -> dict[str, Any]:
-    return {**_at(8.0)(content), "personal_bias": content.get("personal_bias") or {}}
+    return {
+        **_at(8.0)(content),
+        "personal_bias": {**(content.get("personal_bias") or {}), "in_training": False},
+    }
+
+
+def _biased_in_training(content: dict[str, Any]) -> dict[str, Any]:
+    made = _biased(content)
+    return {**made, "personal_bias": {**made["personal_bias"], "in_training": True}}
 
 
 def _private(content: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +230,15 @@ METHODS = {
             "ours, epsilon 8, with a second adapter and a charged bias at each site",
             "own updates",
             _biased,
-            {"personal_bias": "personal-adapter", **_EPSILON},
+            {"personal_bias": "personal-adapter", "personal_bias.in_training": "calibrated", **_EPSILON},
+            private=True,
+        ),
+        Method(
+            "calibrated",
+            "personalised, and trained with that bias",
+            "own updates",
+            _biased_in_training,
+            {"personal_bias": "personal-adapter", "personal_bias.in_training": "personalised", **_EPSILON},
             private=True,
         ),
         Method(

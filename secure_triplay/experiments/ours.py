@@ -5,25 +5,24 @@ What a study costs in epsilon is its own charge, composed with whatever a varian
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from secure_triplay.client.learner import counted_records
-from secure_triplay.client.personal import OwnUpdates, personal_adapter
+from secure_triplay.client.learner import Encoded
+from secure_triplay.client.personal import OwnUpdates, class_bias, personal_adapter
 from secure_triplay.config import Study
 from secure_triplay.constants import choose_codec, class_count_rule, round_rule
 from secure_triplay.experiments import tail
 from secure_triplay.experiments.alternating import alternate
-from secure_triplay.experiments.federation import federate
+from secure_triplay.experiments.federation import Vector, federate
 from secure_triplay.experiments.scores import Answers, Result
 from secure_triplay.experiments.setting import Setting, predict
 from secure_triplay.loading import Model
 from secure_triplay.privacy.accounting import epsilon
-from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
-from secure_triplay.privacy.noise import NoiseSource
+from secure_triplay.privacy.counts import ClassCountRule, log_shares
 from secure_triplay.wire import sum_bytes, upload_bytes
 
 
@@ -43,9 +42,11 @@ def alone(setting: Setting, study: Study) -> Result:
     """Each site by itself, by the very rounds, noise and optimiser that the federation has: one term in each sum."""
     model = setting.model(study)
     start = setting.start(model)
+    train = setting.train(model)
+    biases = _in_training(study, _biases(study, train))
     adapters = {
-        site: federate(study, model, {site: records}, start=start).published
-        for site, records in setting.train(model).items()
+        site: federate(study, model, {site: records}, start=start, biases=biases).published
+        for site, records in train.items()
     }
     return Result(setting.answers(model, adapters), n_params=model.adapter.n_params)
 
@@ -55,9 +56,10 @@ def with_own_updates(setting: Setting, study: Study) -> Result:
 
     Where the study has a personal bias, each site counts its classes with noise for it, within the study's epsilon.
     """
-    model, rule = setting.model(study), class_count_rule(study)
+    model = setting.model(study)
     records = setting.train(model)
     own = {site: OwnUpdates.none(model.adapter.n_params) for site in records}
+    biases = _biases(study, records)
 
     def keep(site: str, update: Any) -> None:
         own[site] = own[site].add(update, own[site].last + 1)
@@ -69,19 +71,14 @@ def with_own_updates(setting: Setting, study: Study) -> Result:
         start=setting.start(model),
         tell=_telling(setting, study, model),
         sent=keep,
+        biases=_in_training(study, biases),
     )
     shared = setting.answers(model, {"": state.published})
-    adapters, biases = {}, {}
+    adapters = {}
     for site, updates in own.items():
-        counts = None
-        if rule is not None:
-            labels = counted_records(records[site], rule).labels.numpy()
-            counts = noised_class_counts(labels, len(study.classes), rule, NoiseSource())
-        made = personal_adapter(study, updates, state.published, lambda *_, **__: None, counts)
+        made = personal_adapter(study, updates, state.published, lambda *_, **__: None)
         assert made is not None  # the method's study has noise, and every site trained
         adapters[site] = made.adapter
-        if made.bias is not None:
-            biases[site] = made.bias
     personal = setting.answers(model, adapters, biases)
     return _sent(replace(shared, held_back=personal.held_back), study, model)
 
@@ -92,10 +89,11 @@ def tail_aware(setting: Setting, study: Study, *, adjust: bool, synthetic: bool)
     assert dp is not None  # the method gives its study an epsilon
     records, n_classes = setting.train(model), len(study.classes)
     per_unit = dp.max_records_per_patient or 1
-    start, models, also = setting.start(model), None, None
+    start, biases, also = setting.start(model), None, None
     rule = ClassCountRule(tail.NOISE, per_unit, dp.unit)
     if adjust:
-        models = tail.adjusted_models(model, records, n_classes, rule)
+        counts = tail.class_counts(records, n_classes, rule)
+        biases = {site: log_shares(own, rule.noise_std) for site, own in counts.items()}
     if synthetic:
         public = setting.encoded(model, "public")
         where = tail.Directions.of(public)
@@ -104,7 +102,7 @@ def tail_aware(setting: Setting, study: Study, *, adjust: bool, synthetic: bool)
         made = tail.synthesise(sums, noise_std, where, public, np.random.default_rng(study.seed))
         also = tail.synthetic_step(model, made, study.training.learning_rate, study.seed)
     tell = _telling(setting, study, model)
-    state = federate(study, model, records, start=start, tell=tell, models=models, also=also)
+    state = federate(study, model, records, start=start, tell=tell, biases=biases, also=also)
     charges = [replace(round_rule(study).charge, steps=study.total_steps)]
     extra = [rule.charge] * (adjust + synthetic)  # a synthesis' sums have the same noise multiplier
     answers = setting.answers(model, {"": state.published})
@@ -124,9 +122,23 @@ def alternating(setting: Setting, study: Study) -> Result:
 def _published(setting: Setting, study: Study) -> tuple[Model, Any]:
     model = setting.model(study)
     records = setting.train(model)
-    tell = _telling(setting, study, model)
-    state = federate(study, model, records, start=setting.start(model), tell=tell)
+    tell, biases = _telling(setting, study, model), _in_training(study, _biases(study, records))
+    state = federate(study, model, records, start=setting.start(model), tell=tell, biases=biases)
     return model, state.published
+
+
+def _biases(study: Study, records: Mapping[str, Encoded]) -> dict[str, Vector]:
+    """By site: the bias (n_classes,) of its logits, from its classes, which are counted here; none without a rule."""
+    rule = class_count_rule(study)
+    if rule is None:
+        return {}
+    counts = tail.class_counts(records, len(study.classes), rule)
+    return {site: bias for site, own in counts.items() if (bias := class_bias(study, own)) is not None}
+
+
+def _in_training(study: Study, biases: dict[str, Vector]) -> dict[str, Vector]:
+    """Those of `biases` with which sites train."""
+    return biases if study.personal_bias is not None and study.personal_bias.in_training else {}
 
 
 def _telling(setting: Setting, study: Study, model: Model) -> Callable[[int, Any], None]:

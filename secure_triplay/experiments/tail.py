@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from secure_triplay.client.learner import Encoded, counted_records
 from secure_triplay.experiments.federation import Vector
 from secure_triplay.loading import Model
-from secure_triplay.privacy.counts import ClassCountRule, log_shares, noised_class_counts
+from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.privacy.per_record import evaluation_mode, record_loss
 
@@ -37,30 +37,12 @@ _SYNTHETIC, _BATCH, _WEIGHT = 60, 64, 0.5
 Floats = NDArray[np.float64]
 
 
-class Adjusted(nn.Module):
-    """A classifier whose logits have a constant (n_classes,) added, in training only."""
-
-    def __init__(self, classifier: nn.Module, bias: Vector) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self._bias = torch.from_numpy(bias)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(n, t, d) -> (n, n_classes)."""
-        adjusted: Tensor = self.classifier(tokens) + self._bias
-        return adjusted
-
-
-def adjusted_models(
-    model: Model, records: Mapping[str, Encoded], n_classes: int, rule: ClassCountRule
-) -> dict[str, Model]:
-    """The model as each site trains it. One release a site, at the price of `rule.charge`."""
-    found = {}
-    for site, own in records.items():
-        labels = counted_records(own, rule).labels.numpy()
-        bias = log_shares(noised_class_counts(labels, n_classes, rule, NoiseSource()), rule.noise_std)
-        found[site] = replace(model, classifier=Adjusted(model.classifier, bias))  # type: ignore[arg-type]
-    return found
+def class_counts(records: Mapping[str, Encoded], n_classes: int, rule: ClassCountRule) -> dict[str, Floats]:
+    """By site: its records (n_classes,) of each class, with noise: one release, at the price of `rule.charge`."""
+    counted = {site: counted_records(own, rule).labels.numpy() for site, own in records.items()}
+    return {
+        site: noised_class_counts(labels, n_classes, rule, NoiseSource()) for site, labels in counted.items()
+    }
 
 
 @dataclass(frozen=True)

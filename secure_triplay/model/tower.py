@@ -148,6 +148,20 @@ class Classifier(nn.Module):
         return self.logit_scale * torch.einsum("nd,ncd->nc", features, self.text(len(tokens)))
 
 
+class Adjusted(nn.Module):
+    """A classifier whose logits have a constant (n_classes,) added: what a site trains, and nobody publishes."""
+
+    def __init__(self, classifier: nn.Module, bias: NDArray[np.float32]) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self._bias = torch.from_numpy(bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, n_tokens, width) -> (n, n_classes)."""
+        adjusted: Tensor = self.classifier(tokens) + self._bias
+        return adjusted
+
+
 class WholeTower(nn.Module):
     """Pixels (n, 3, size, size) -> logits (n, n_classes), by the model's own forward: nothing cut, nothing cached."""
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from secure_triplay.client.accounts import LedgerAccounts
-from secure_triplay.client.classes import carry_classes, count_classes, kept_classes
+from secure_triplay.client.classes import carry_classes, count_classes, count_own_classes, kept_classes
+from secure_triplay.client.journal import Journal
 from secure_triplay.client.vault import Vault, new_storage_key
 from secure_triplay.config import parse_study
 from secure_triplay.constants import class_count_rule
@@ -58,6 +59,13 @@ class Home:
             if kill_before == "settle":
                 accounts.settle = dies
             count_classes(vault, accounts, rule, LABELS, 10, NoiseSource(), self.note)
+
+    def count_own(self, learner):
+        """What a site's worker does before its first round."""
+        plan = SessionPlan(self.study.sha256, bytes(32), 1, 1, (Site("a", self.identity.identity),))
+        with Ledger.open(self.folder / "ledger", self.identity) as ledger:
+            accounts = LedgerAccounts(ledger, self.identity, plan, self.releases)
+            count_own_classes(self.study, self.vault(), accounts, learner, Journal(self.folder))
 
     def note(self, event, **fields):
         self.notes.append((event, fields))
@@ -154,6 +162,39 @@ def test_a_site_whose_study_plans_no_count_cannot_be_charged_for_one(tmp_path, d
     assert kept_classes(home.vault(), 10) is None
     assert home.charges() == []
     assert [event for event, _ in home.notes] == ["no class counts"]
+
+
+class Learner:
+    """What a site counts, and the bias with which it was told to train."""
+
+    def __init__(self):
+        self.bias = None
+
+    def class_labels(self, _rule):
+        return LABELS
+
+    def adjust(self, bias):
+        self.bias = bias
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+def test_a_site_trains_with_the_bias_of_its_kept_counts_where_the_study_says_so(tmp_path, demo, in_training):
+    demo["personal_bias"] = {"noise_multiplier": 4.0, "in_training": in_training}
+    home, learner = Home(tmp_path, demo, asked=False), Learner()
+    home.count_own(learner)
+    counts = np.maximum(kept_classes(home.vault(), 10), 4.0)
+    if not in_training:
+        assert learner.bias is None
+        return
+    assert learner.bias == pytest.approx(1.5 * np.log(counts / counts.sum()), abs=1e-5)
+    again = Learner()  # after a restart it trains with the same
+    home.count_own(again)
+    assert (again.bias == learner.bias).all()
+    home.vault().destroy("classes")
+    without = Learner()  # what was counted and is gone is not counted anew, and cannot be trained with
+    home.count_own(without)
+    assert without.bias is None
+    assert home.charges() != [None]
 
 
 def test_the_next_key_epoch_has_the_same_counts(home):

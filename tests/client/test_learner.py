@@ -67,6 +67,26 @@ def central_training(study, model, encoded) -> np.ndarray:
     return model.adapter.vector()
 
 
+def test_a_bias_in_training_is_added_to_the_logits_that_are_learned_from_and_to_no_others(setting):
+    study, model, encoded = setting
+    start = np.zeros(model.adapter.n_params, np.float32)
+    bias = np.linspace(-3, 2, 10).astype(np.float32)
+    learner = Learner(study, model, NoiseSource(), encoded)
+    plain, before = learner.update(start), learner.score(start, encoded)
+    learner.adjust(bias)
+    found = learner.update(start)
+    model.adapter.load_vector(start)
+    logits = model.classifier(encoded.tokens) + torch.from_numpy(bias)
+    loss = functional.cross_entropy(logits, encoded.labels, reduction="sum") / RECORDS
+    gradients = torch.autograd.grad(loss, model.adapter.weights)
+    wanted = -study.training.learning_rate * torch.cat([g.reshape(-1) for g in gradients]).numpy()
+    assert np.abs(wanted - plain).max() > 0.1 * np.abs(plain).max()
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+    assert learner.score(start, encoded) == before
+    learner.adjust(np.full(10, 7, np.float32))  # a softmax does not see what all classes get
+    assert np.abs(learner.update(start) - plain).max() < 1e-4 * np.abs(plain).max()
+
+
 def test_without_privacy_and_with_one_site_the_run_equals_central_training(setting, federation_of):
     study, model, encoded = setting
     wanted = central_training(study, model, encoded)

@@ -265,6 +265,9 @@ def test_a_manifest_with_a_name_that_no_file_can_have_is_a_hole_like_one_that_is
         ("lora", {"adapter.kind": "ffa"}, "adapter.kind", "eps8"),
         ("alternating", {"adapter": {"kind": "ffa"}}, "adapter.kind", "eps8"),
         ("personalised", {"personal_bias": None}, "personal_bias", "personal-adapter"),
+        ("personalised", {"personal_bias.in_training": True}, "personal_bias.in_training", "calibrated"),
+        ("calibrated", {"personal_bias": None}, "personal_bias", "personal-adapter"),
+        ("calibrated", {"personal_bias": {}}, "personal_bias.in_training", "personalised"),
         ("mixed-ranks", {"sites": [{"name": "north"}, {"name": "south", "weight": 2.0}]}, "sites.rank", "eps8"),
         ("adjusted", {"privacy.epsilon": 3.0}, "privacy.epsilon", None),
         ("tripleplay", {"adapter.kind": "ffa"}, "adapter.kind", None),
@@ -686,8 +689,9 @@ def test_a_private_methods_study_holds_its_epsilon_and_no_other_method_has_one(g
     epsilons = {name: study.dp.epsilon for name, study in found.items() if study.dp}
     # less than 8 where more than the training is released, and the rest goes to that
     assert epsilons == {
-        "eps3": 3.0, "eps0.5": 0.5, "alone-eps2": 2.0, "personalised": 8.0, "adjusted": 7.9, "synthesised": 7.9,
-        "tail-aware": 7.8, "personal-adapter": 8.0, "lora": 8.0, "alternating": 8.0, "mixed-ranks": 8.0,
+        "eps3": 3.0, "eps0.5": 0.5, "alone-eps2": 2.0, "personalised": 8.0, "calibrated": 8.0, "adjusted": 7.9,
+        "synthesised": 7.9, "tail-aware": 7.8, "personal-adapter": 8.0, "lora": 8.0, "alternating": 8.0,
+        "mixed-ranks": 8.0,
     }  # fmt: skip
     assert found["tripleplay"].adapter.kind == "lora"
     assert found["eps3"].total_steps == found["personalised"].total_steps == 2
@@ -711,8 +715,9 @@ def test_a_site_alone_under_privacy_is_a_federation_of_itself(monkeypatch):
     """Each site's rounds see its own records and no others, from the same start."""
     taken = []
 
-    def federate(study, model, records, *, start):
+    def federate(study, model, records, *, start, biases):
         taken.append((dict(records), start))
+        assert biases == {}
         return SimpleNamespace(published=f"adapter of {'+'.join(records)}")
 
     monkeypatch.setattr("secure_triplay.experiments.ours.federate", federate)
@@ -723,7 +728,8 @@ def test_a_site_alone_under_privacy_is_a_federation_of_itself(monkeypatch):
         train=lambda model: {"north": "its records", "south": "others"},
         answers=lambda model, adapters: answered.update(adapters),
     )
-    PROCEDURES[method("alone-eps8").procedure](setting, None)
+    study = SimpleNamespace(personal_bias=None)
+    PROCEDURES[method("alone-eps8").procedure](setting, study)
     assert taken == [({"north": "its records"}, "start"), ({"south": "others"}, "start")]
     assert answered == {"north": "adapter of north", "south": "adapter of south"}
 

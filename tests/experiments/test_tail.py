@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from secure_triplay.client.learner import Encoded
 from secure_triplay.constants import round_rule
@@ -17,9 +16,9 @@ from secure_triplay.experiments import ours, tail
 from secure_triplay.experiments.grid import load_grid
 from secure_triplay.experiments.procedures import PROCEDURES
 from secure_triplay.experiments.scores import Result
-from secure_triplay.experiments.tail import Adjusted, Directions, noised_sums, synthesise
+from secure_triplay.experiments.tail import Directions, noised_sums, synthesise
 from secure_triplay.privacy.accounting import epsilon
-from secure_triplay.privacy.counts import ClassCountRule, noised_class_counts
+from secure_triplay.privacy.counts import ClassCountRule
 from secure_triplay.privacy.mechanisms import GaussianCharge
 from secure_triplay.privacy.noise import NoiseSource
 
@@ -68,10 +67,6 @@ def test_a_patients_records_beyond_the_bound_are_not_counted():
 
 
 def test_a_patients_records_beyond_the_bound_do_not_adjust_the_logits(monkeypatch):
-    @dataclass(frozen=True)
-    class Model:
-        classifier: nn.Module
-
     seen = []
 
     def counts(labels, n_classes, rule, noise):
@@ -82,7 +77,7 @@ def test_a_patients_records_beyond_the_bound_do_not_adjust_the_logits(monkeypatc
     own = blobs([5, 1])
     patients = Encoded(own.tokens, own.labels, torch.tensor([0, 0, 0, 0, 0, 1]))
     rule = ClassCountRule(tail.NOISE, 3, "patient")
-    tail.adjusted_models(Model(nn.Linear(8, 2)), {"north": patients}, 2, rule)
+    tail.class_counts({"north": patients}, 2, rule)
     assert seen == [([0, 0, 0, 1], 3 * tail.NOISE)]
 
 
@@ -110,14 +105,6 @@ def test_synthetic_records_lie_at_the_private_mean_where_counts_are_large_and_at
     assert not len(blind)  # where every count is noise no class is known to be rare
 
 
-def test_adjusted_logits_differ_by_the_bias_and_no_weight_is_added():
-    head = nn.Linear(8, 3)
-    adjusted = Adjusted(head, np.array([0.5, -1.0, 2.0], np.float32))
-    x = torch.randn(4, 8)
-    assert torch.allclose(adjusted(x) - head(x), torch.tensor([0.5, -1.0, 2.0]).expand(4, 3), atol=1e-6)
-    assert len(list(adjusted.parameters())) == 2
-
-
 @pytest.mark.parametrize(("name", "releases"), [("adjusted", 1), ("synthesised", 1), ("tail-aware", 2)])
 def test_a_cells_epsilon_is_that_of_its_training_and_of_each_release_that_a_site_made_besides(
     grid_file, monkeypatch, name, releases
@@ -134,7 +121,6 @@ def test_a_cells_epsilon_is_that_of_its_training_and_of_each_release_that_a_site
     monkeypatch.setattr(ours, "federate", lambda *_, **__: SimpleNamespace(published=None))
     monkeypatch.setattr(ours, "_telling", lambda *_: None)
     monkeypatch.setattr(ours, "_sent", lambda answers, *_: Result(answers))
-    monkeypatch.setattr(tail, "adjusted_models", _biases)
     setting = SimpleNamespace(
         model=lambda study: SimpleNamespace(),
         train=lambda model: {"north": blobs([4, 8])},
@@ -147,12 +133,6 @@ def test_a_cells_epsilon_is_that_of_its_training_and_of_each_release_that_a_site
     training = replace(round_rule(cell.study).charge, steps=cell.study.total_steps)
     charges = [training, *[GaussianCharge(tail.NOISE)] * releases]
     assert found.epsilon == pytest.approx(epsilon(charges, cell.study.dp.delta))
-
-
-def _biases(model, records, n_classes, rule):
-    """`adjusted_models` without models."""
-    for own in records.values():
-        noised_class_counts(own.labels.numpy(), n_classes, rule, NoiseSource())
 
 
 def test_what_is_released_for_rare_classes_stays_within_the_methods_epsilon(grid_file):

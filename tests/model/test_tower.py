@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from secure_triplay.config import Adapter as AdapterConfig
@@ -13,7 +14,7 @@ from secure_triplay.errors import DataError
 from secure_triplay.model.adapter import Adapter, attach_adapter
 from secure_triplay.model.backbone import Backbone
 from secure_triplay.model.text import TextHead
-from secure_triplay.model.tower import Classifier, ImageTower
+from secure_triplay.model.tower import Adjusted, Classifier, ImageTower
 from secure_triplay.privacy.per_record import backward_per_record, per_record_gradients
 
 Make = Any
@@ -214,3 +215,11 @@ def test_pictures_may_be_squashed_where_a_model_was_trained_so(backbone: Make) -
     assert columns[:28].std() < 1e-3
     assert columns[36:].std() < 1e-3
     assert columns[63] > columns[0]
+
+
+def test_adjusted_logits_differ_by_the_bias_and_no_weight_is_added():
+    head = nn.Linear(8, 3)
+    adjusted = Adjusted(head, np.array([0.5, -1.0, 2.0], np.float32))
+    x = torch.randn(4, 8)
+    assert torch.allclose(adjusted(x) - head(x), torch.tensor([0.5, -1.0, 2.0]).expand(4, 3), atol=1e-6)
+    assert len(list(adjusted.parameters())) == 2

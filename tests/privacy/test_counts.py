@@ -129,3 +129,10 @@ def test_a_study_without_class_counts_has_the_hash_that_it_had_before_there_were
     assert parse_study(demo).sha256 != study.sha256
     assert class_count_rule(study) is None
     assert parse_study(demo).total_rounds == study.total_rounds  # it takes no round
+    plain = parse_study(demo).sha256
+    demo["personal_bias"] = {
+        "in_training": False
+    }  # likewise for studies from before a bias could stand in training
+    assert parse_study(demo).sha256 == plain
+    demo["personal_bias"] = {"in_training": True}
+    assert parse_study(demo).sha256 != plain

@@ -69,6 +69,9 @@ class Fixed:
         """No records (0,)."""
         return np.zeros(0, np.int64)
 
+    def adjust(self, bias: NDArray[np.float32]) -> None:
+        """Nothing."""
+
     def save(self, state: GlobalState, folder: Path) -> None:
         """Write the published adapter."""
         folder.mkdir(exist_ok=True)
