@@ -193,25 +193,26 @@ def _matrix_rate(dtype: torch.dtype, lasting_s: float) -> float:
 
 
 def _multiply_adds(classifier: Classifier, tokens: Tensor) -> float:
-    """Billions of multiply-adds of one image's linear layers, once forward and once for the gradient of their inputs.
+    """Billions of multiply-adds of one image's linear layers: forward, and where their inputs' gradient is asked for.
 
-    What attention, norms, LoRA and the records' own gradients need is left out: a lower bound.
+    A layer that cached tokens go into has no such gradient. What attention, norms and the records' own gradients need
+    is left out: a lower bound.
     """
     per_image = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal per_image
-        per_image += output[0].numel() // output.shape[-1] * inputs[0].shape[-1] * output.shape[-1]
+        forward = output[0].numel() * inputs[0].shape[-1]
+        per_image += forward * (2 if inputs[0].requires_grad else 1)
 
     layers = [part for part in classifier.modules() if isinstance(part, nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
-        with torch.no_grad():
-            classifier(tokens[:1])
+        classifier(tokens[:1])
     finally:
         for hook in hooks:
             hook.remove()
-    return 2 * per_image / 1e9
+    return per_image / 1e9
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
-from secure_triplay.bench.training import run_training_bench
+from secure_triplay.bench.training import _multiply_adds, run_training_bench
 from secure_triplay.config import load_study
 from secure_triplay.constants import update_noise_std
 
@@ -35,3 +37,12 @@ def test_the_comparison_sees_a_way_that_clips_otherwise(study, monkeypatch):
 
     monkeypatch.setattr(training, "_plain_opacus", clips_at_half)
     assert run_training_bench(study, records=96, quick=True)["largest_difference_of_adapters"] > 1e-4
+
+
+def test_a_product_is_counted_again_only_where_the_gradient_of_its_inputs_is_taken():
+    """Three layers of 4, 8, 8 and 3 on two tokens a record: what comes before the trained one runs forward alone."""
+    first, trained, last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+    for layer in (first, last):
+        layer.requires_grad_(False)
+    found = _multiply_adds(nn.Sequential(first, trained, last), torch.zeros(5, 2, 4))
+    assert found * 1e9 == pytest.approx(2 * 4 * 8 + 2 * 8 * 8 + 2 * (2 * 8 * 3))
