@@ -42,19 +42,19 @@ def count_rule(study: Study) -> CountRule | None:
         return None
     return CountRule(
         noise_multiplier=study.published_accuracy.noise_multiplier,
-        records_per_unit=study.dp.max_records_per_patient or 1,
+        records_per_unit=study.dp.records_per_unit,
         most_units=study.dp.max_units_per_site,
         unit=study.dp.unit,
     )
 
 
 def class_count_rule(study: Study) -> ClassCountRule | None:
-    """How a site's classes are counted for its personal adapter; None where the study gives it no bias."""
+    """How a site's classes are counted for a bias of its own logits; None where the study gives it none."""
     if study.personal_bias is None or study.dp is None:
         return None
     return ClassCountRule(
         noise_multiplier=study.personal_bias.noise_multiplier,
-        records_per_unit=study.dp.max_records_per_patient or 1,
+        records_per_unit=study.dp.records_per_unit,
         unit=study.dp.unit,
     )
 

@@ -217,8 +217,7 @@ def _biased(study: Study) -> str:
     rule = class_count_rule(study)
     if rule is None:
         return ""
-    asked = study.personal_bias
-    and_training = " and its training" if asked is not None and asked.in_training else ""
+    and_training = " and its training" if study.trains_with_bias else ""
     return (
         f" Each site counts its classes for its personal adapter{and_training}, with noise of "
         f"{rule.noise_std:.0f} records on each, charged to the same epsilon; the counts never leave it."

@@ -223,6 +223,15 @@ def _controls(ran: Sequence[Ran]) -> dict[str, Control]:
     return found
 
 
+def _not_modelled(study: Study) -> tuple[str, ...]:
+    """What sites of this study do in training and attacked ones here do not."""
+    if not study.trains_with_bias:
+        return ()
+    return (
+        "the bias of its own classes with which a site of this study trains: the attacked ones train without it",
+    )
+
+
 def _threat(model: ThreatModel, ran: Sequence[Ran], study: Study) -> ThreatEntry:
     mine = [each for each in ran if each.attack.name in model.audits]
     found = _found(mine)
@@ -247,7 +256,7 @@ def _threat(model: ThreatModel, ran: Sequence[Ran], study: Study) -> ThreatEntry
         assets=assets,
         verdict=worst(words),
         assumes=model.assumes,
-        not_tested=model.not_tested,
+        not_tested=(*model.not_tested, *_not_modelled(study)),
     )
 
 

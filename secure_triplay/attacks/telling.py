@@ -91,7 +91,7 @@ class Telling:
     def class_labels(self, rule: ClassCountRule) -> NDArray[np.int64]:
         return self._learns.class_labels(rule)
 
-    def adjust(self, bias: NDArray[np.float32]) -> None:
+    def adjust(self, bias: NDArray[np.float32] | None) -> None:
         self._learns.adjust(bias)
 
 

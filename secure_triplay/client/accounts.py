@@ -77,7 +77,9 @@ class LedgerAccounts:
         return self._ledger.refresh().reservation((self._study, number, release.what, 1))
 
     def witnesses_of(self, reservation: Reservation) -> int:
-        return self._witnesses.count_after(reservation.counter)
+        """As `Accounts` has it; class counts that were charged later than the round are countersigned first, too."""
+        counts = self._ledger.refresh().reservation((self._study, 1, CLASS_COUNTS, 1))
+        return self._witnesses.count_after(max(reservation.counter, counts.counter if counts else 0))
 
     def settle(self, reservation: Reservation, content: bytes) -> None:
         self._ledger.settle(reservation, content)

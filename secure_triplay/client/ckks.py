@@ -26,7 +26,7 @@ from secure_triplay.client.seal_format import (
     path_of,
     unknown_format,
 )
-from secure_triplay.crypto.codec import Slots
+from secure_triplay.crypto.codec import Slots, undecodable
 from secure_triplay.crypto.expand import C1Stream, sum_of_c1
 from secure_triplay.crypto.packing import (
     Coefficients,
@@ -140,13 +140,13 @@ class CkksSecretKey:
             CryptoError: if shapes, dtypes or coefficients are impossible, a seed occurs twice, or c1 is zero.
         """
         if not len(summed_c0) or summed_c0.shape[1:] != (DEGREE,) or not seeds:
-            raise _bad_sum()
+            raise undecodable()
         if any(type(seed) is not bytes or len(seed) != SEED_BYTES for seed in seeds):
-            raise _bad_sum()
+            raise undecodable()
         require_reduced(summed_c0)
         # an honest seed is 16 random bytes: one that occurs twice is a replay
         if len(set(seeds)) != len(seeds):
-            raise _bad_sum()
+            raise undecodable()
         streams = [C1Stream(seed) for seed in seeds]
         slots, plain = np.empty((len(summed_c0), SLOTS), np.complex128), seal.Plaintext()
         with memory_file() as memory:
@@ -154,7 +154,7 @@ class CkksSecretKey:
             for chunk, c0 in enumerate(summed_c0):
                 total = loader.load(c0, sum_of_c1(streams))
                 if total.size() != 2 or total.is_transparent():
-                    raise _bad_sum()
+                    raise undecodable()
                 self._decryptor.decrypt(total, plain)
                 slots[chunk] = np.fromiter(self._encoder.decode_complex(plain), np.complex128, SLOTS)
         return slots
@@ -196,12 +196,6 @@ class CkksSecretKey:
 def _bad_envelope() -> CryptoError:
     return CryptoError("the envelope holds no key of this study's parameters", where="key envelope",
                        fix="repeat the key ceremony")  # fmt: skip
-
-
-def _bad_sum() -> CryptoError:
-    return CryptoError(
-        "the sum does not decode", where="decoder", fix="discard the round and tell the operator"
-    )
 
 
 def _unfaithful() -> CryptoError:

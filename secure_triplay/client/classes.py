@@ -47,18 +47,22 @@ class Charges(Protocol):
 def count_own_classes(
     study: Study, vault: Vault, accounts: Charges, learns: Learns, journal: Journal
 ) -> None:
-    """Count the site's classes where the study asks for it: charged, noised, kept in the vault. Raises CryptoError.
+    """Count the site's classes where the study asks for it: charged, noised, kept in the vault. Raises CryptoError."""
+    rule = class_count_rule(study)
+    if rule is not None:
+        labels = learns.class_labels(rule)
+        count_classes(vault, accounts, rule, labels, len(study.classes), NoiseSource(), journal.write)
 
-    Where the study has their bias in training, the site trains with it from here on.
+
+def train_with_own_bias(study: Study, vault: Vault, learns: Learns) -> None:
+    """Have the site train with the bias of its kept counts, where the study says so; without one where none are kept.
+
+    Raises CryptoError for counts that are damaged.
     """
-    rule, bias = class_count_rule(study), study.personal_bias
-    if rule is None or bias is None:
-        return
-    n_classes = len(study.classes)
-    count_classes(vault, accounts, rule, learns.class_labels(rule), n_classes, NoiseSource(), journal.write)
-    made = class_bias(study, kept_classes(vault, n_classes))
-    if bias.in_training and made is not None:
-        learns.adjust(made)
+    rule = class_count_rule(study)
+    counts = None if rule is None else kept_classes(vault, len(study.classes))
+    bias = None if rule is None or counts is None else class_bias(counts, rule)
+    learns.adjust(bias if study.trains_with_bias else None)
 
 
 def count_classes(

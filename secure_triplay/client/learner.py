@@ -73,12 +73,12 @@ class Learner:
         self._trains: Classifier | Adjusted = model.classifier
         self._moves, self._masks = trained, None if trained is None else _masks(model, trained)
 
-    def adjust(self, bias: NDArray[np.float32]) -> None:
-        """Train from now on with `bias` (n_classes,) added to the logits; `score` goes on without it.
+    def adjust(self, bias: NDArray[np.float32] | None) -> None:
+        """Train from now on with `bias` (n_classes,), if any, added to the logits; `score` goes on without it.
 
         Privacy is that of training and of whatever made the bias: each record's gradient is its own, and is clipped.
         """
-        self._trains = Adjusted(self._model.classifier, bias)
+        self._trains = self._model.classifier if bias is None else Adjusted(self._model.classifier, bias)
 
     def update(self, adapter: NDArray[np.float32]) -> NDArray[np.float32]:
         """One round's local steps from the global adapter (n_params,) -> the update (n_params,).
@@ -118,7 +118,7 @@ class Learner:
                 fix="`update`",
             )
         self._model.adapter.load_vector(adapter)
-        classifier = self._model.classifier
+        classifier = self._trains
         parts = noised_sum(classifier, self._train_on.tokens, self._train_on.labels, rule, self._noise)
         weights = (weight for weight in classifier.parameters() if weight.requires_grad)
         by_weight = {id(weight): part for weight, part in zip(weights, parts, strict=True)}

@@ -17,10 +17,11 @@ Where the study pays for class counts (`personal_bias`), the logits get a bias b
 
 Weight 1 is the textbook's, for a model whose probabilities are right (Saerens, Latinne and Decaestecker 2002, equation
 2.4). 1.5 was chosen on tuning seeds of Fashion-MNIST; `audits/methods` has what it wins there, and that it wins nothing
-on PACS. With `personal_bias.in_training` the same bias stands in the logits while the site trains (Zhang et al. 2022,
-arXiv 2209.00189, FedLC): the shared adapter then need not learn, from each site anew, how frequent its classes are.
+on PACS. With `personal_bias.in_training` the same bias stands in the logits while the site trains (logit adjustment:
+Menon et al. 2021, arXiv 2007.07314, equation 10; by site, with another margin: Zhang et al. 2022, arXiv 2209.00189,
+FedLC). The shared adapter then need not learn, from each site anew, how frequent its classes are.
 
-There is none where this does not hold:
+There is no personal adapter where this does not hold:
 
     noise is shared     a site's own share carries less noise than the guarantee counts on (`noise: shared`)
     no privacy          updates carry no noise at all, and nothing was charged (`unsafe_dp_off`)
@@ -46,7 +47,7 @@ from numpy.typing import NDArray
 from secure_triplay.config import Study
 from secure_triplay.constants import class_count_rule, update_noise_std
 from secure_triplay.errors import CryptoError, PrivacyError
-from secure_triplay.privacy.counts import log_shares
+from secure_triplay.privacy.counts import ClassCountRule, log_shares
 
 FOLDER = "personal"
 RATE = 0.002
@@ -143,14 +144,12 @@ def personal_adapter(
     if reason is not None:
         note("no personal adapter", what=reason)
         return None
-    return Personal(own.personal(published, update_noise_std(study)), class_bias(study, counts))
+    adapter, rule = own.personal(published, update_noise_std(study)), class_count_rule(study)
+    return Personal(adapter, None if rule is None or counts is None else class_bias(counts, rule))
 
 
-def class_bias(study: Study, counts: NDArray[np.float64] | None) -> NDArray[np.float32] | None:
-    """The bias (n_classes,) of the logits that noised class counts (n_classes,) give; None without them."""
-    rule = class_count_rule(study)
-    if rule is None or counts is None:
-        return None
+def class_bias(counts: NDArray[np.float64], rule: ClassCountRule) -> NDArray[np.float32]:
+    """The bias (n_classes,) of the logits that noised class counts (n_classes,) give."""
     return np.float32(BIAS_WEIGHT) * log_shares(counts, rule.noise_std)
 
 

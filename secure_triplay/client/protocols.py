@@ -54,8 +54,8 @@ class Learns(Protocol):
     def class_labels(self, rule: ClassCountRule) -> NDArray[np.int64]:
         """Labels (n,) of those training records that the rule counts."""
 
-    def adjust(self, bias: NDArray[np.float32]) -> None:
-        """Train from now on with `bias` (n_classes,) added to the logits."""
+    def adjust(self, bias: NDArray[np.float32] | None) -> None:
+        """Train from now on with `bias` (n_classes,) added to the logits; None: with nothing added."""
 
 
 Load = Callable[[Study, str, bytes, Journal, bytes | None], Learns]

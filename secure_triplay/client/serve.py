@@ -12,7 +12,7 @@ from pathlib import Path
 
 from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.answering import listening, serve_one
-from secure_triplay.client.classes import count_own_classes, kept_classes
+from secure_triplay.client.classes import count_own_classes, kept_classes, train_with_own_bias
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.keys import EpochKeys, save_keys
 from secure_triplay.client.optimiser import GlobalState
@@ -81,6 +81,7 @@ def serve_site(setup: SiteSetup, learns: SiteLearner, journal: Journal, ready: C
         keeps_own=why_none(study) is None,
     )
     count_own_classes(study, setup.vault, setup.accounts, learns, journal)
+    train_with_own_bias(study, setup.vault, learns)
     session = Session(me, setup.vault, GlobalState.start(learns.start()))
     learns.measure(session.state)
     with listening(setup.socket_path) as listener:

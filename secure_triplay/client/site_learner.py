@@ -121,8 +121,8 @@ class SiteLearner:
         """Labels (n,) of those training records that the rule counts."""
         return self.trainer.class_labels(rule)
 
-    def adjust(self, bias: NDArray[np.float32]) -> None:
-        """Train from now on with `bias` (n_classes,) added to the logits; what is measured has none."""
+    def adjust(self, bias: NDArray[np.float32] | None) -> None:
+        """Train from now on with `bias` (n_classes,), if any, added to the logits; what is measured has none."""
         self.trainer.adjust(bias)
 
     def measure_own(self, personal: Personal, rounds: int) -> None:

@@ -131,6 +131,11 @@ class DpOn(Frozen):
             raise ValueError("max_records_per_patient belongs to unit: patient, and unit: patient needs it")
         return self
 
+    @property
+    def records_per_unit(self) -> int:
+        """How many records of one unit are used at most."""
+        return self.max_records_per_patient or 1
+
 
 class DpOff(Frozen):
     """No privacy at all: what an adapter reveals is then unbounded. Marked in red wherever it shows."""

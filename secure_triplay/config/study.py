@@ -160,6 +160,11 @@ class Study(Frozen):
         return self.dp.noise if self.dp and isinstance(self.dp.noise, SharedNoise) else None
 
     @property
+    def trains_with_bias(self) -> bool:
+        """Whether the bias of a site's own classes stands in the logits that it trains on."""
+        return self.personal_bias is not None and self.personal_bias.in_training
+
+    @property
     def masked(self) -> Masked | None:
         """What the study says of masks, or None where sites share a key and no more."""
         if self.aggregation is None:
@@ -189,7 +194,7 @@ class Study(Frozen):
             content["adapter"].pop("output_rank")
         if self.personal_bias is None:
             content.pop("personal_bias")
-        elif not self.personal_bias.in_training:
+        elif not self.trains_with_bias:
             content["personal_bias"].pop("in_training")
         if self.dp and self.shared_noise is None:  # likewise for studies from before noise could be shared
             content["privacy"].pop("noise")

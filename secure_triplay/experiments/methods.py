@@ -19,6 +19,8 @@ from secure_triplay.errors import ConfigError
 
 FEDERATED = "federated"
 """The study's own rounds, as they are."""
+_WITH_BIAS = (FEDERATED, "rounds alone", "own updates")
+"""Procedures whose sites train with the bias of their own classes where the study has it so."""
 _FOR_RELEASE = 0.1
 """Epsilon kept back for class counts or statistics; the composed figure is what the cell reports."""
 
@@ -70,7 +72,14 @@ class Method:
             )
 
     def check(self, study: Study) -> None:
-        """Raises a SecureTriplayError where the study's constants cannot be had, before any image is read."""
+        """Raises a SecureTriplayError where the study's constants cannot be had, before any image is read.
+
+        And ConfigError where sites of the study train with a bias, and the method's own steps would leave it out.
+        """
+        if study.trains_with_bias and self.procedure not in _WITH_BIAS:
+            raise ConfigError(
+                "it trains without the bias of personal_bias.in_training, which this study asks for"
+            )
         if study.dp is not None:
             if share_rule(study) is None:
                 round_rule(study)

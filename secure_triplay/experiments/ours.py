@@ -43,7 +43,7 @@ def alone(setting: Setting, study: Study) -> Result:
     model = setting.model(study)
     start = setting.start(model)
     train = setting.train(model)
-    biases = _in_training(study, _biases(study, train))
+    biases = _in_training(study, train)
     adapters = {
         site: federate(study, model, {site: records}, start=start, biases=biases).published
         for site, records in train.items()
@@ -71,7 +71,7 @@ def with_own_updates(setting: Setting, study: Study) -> Result:
         start=setting.start(model),
         tell=_telling(setting, study, model),
         sent=keep,
-        biases=_in_training(study, biases),
+        biases=biases if study.trains_with_bias else {},
     )
     shared = setting.answers(model, {"": state.published})
     adapters = {}
@@ -88,9 +88,8 @@ def tail_aware(setting: Setting, study: Study, *, adjust: bool, synthetic: bool)
     model, dp = setting.model(study), study.dp
     assert dp is not None  # the method gives its study an epsilon
     records, n_classes = setting.train(model), len(study.classes)
-    per_unit = dp.max_records_per_patient or 1
-    start, biases, also = setting.start(model), None, None
-    rule = ClassCountRule(tail.NOISE, per_unit, dp.unit)
+    start, biases, also = setting.start(model), dict[str, Vector](), None
+    rule = ClassCountRule(tail.NOISE, dp.records_per_unit, dp.unit)
     if adjust:
         counts = tail.class_counts(records, n_classes, rule)
         biases = {site: log_shares(own, rule.noise_std) for site, own in counts.items()}
@@ -122,7 +121,7 @@ def alternating(setting: Setting, study: Study) -> Result:
 def _published(setting: Setting, study: Study) -> tuple[Model, Any]:
     model = setting.model(study)
     records = setting.train(model)
-    tell, biases = _telling(setting, study, model), _in_training(study, _biases(study, records))
+    tell, biases = _telling(setting, study, model), _in_training(study, records)
     state = federate(study, model, records, start=setting.start(model), tell=tell, biases=biases)
     return model, state.published
 
@@ -130,15 +129,13 @@ def _published(setting: Setting, study: Study) -> tuple[Model, Any]:
 def _biases(study: Study, records: Mapping[str, Encoded]) -> dict[str, Vector]:
     """By site: the bias (n_classes,) of its logits, from its classes, which are counted here; none without a rule."""
     rule = class_count_rule(study)
-    if rule is None:
-        return {}
-    counts = tail.class_counts(records, len(study.classes), rule)
-    return {site: bias for site, own in counts.items() if (bias := class_bias(study, own)) is not None}
+    counts = {} if rule is None else tail.class_counts(records, len(study.classes), rule)
+    return {site: class_bias(own, rule) for site, own in counts.items() if rule is not None}
 
 
-def _in_training(study: Study, biases: dict[str, Vector]) -> dict[str, Vector]:
-    """Those of `biases` with which sites train."""
-    return biases if study.personal_bias is not None and study.personal_bias.in_training else {}
+def _in_training(study: Study, records: Mapping[str, Encoded]) -> dict[str, Vector]:
+    """By site: the bias with which it trains; none where the study has it do without."""
+    return _biases(study, records) if study.trains_with_bias else {}
 
 
 def _telling(setting: Setting, study: Study, model: Model) -> Callable[[int, Any], None]:

@@ -118,7 +118,7 @@ def cost(study: Study, choice: Choice, speeds: Speeds, limits: SiteLimits) -> Co
     up, down = upload_bytes(codec.n_chunks), sum_bytes(codec.n_chunks, n_sites)
     dp = study.dp
     assert dp is not None  # `own_choice` refused it
-    per_unit = dp.max_records_per_patient or 1
+    per_unit = dp.records_per_unit
     images = choice.batch * per_unit * study.training.steps_per_round
     training = choice.rounds * images * speeds.step_s_per_image * choice.blocks / speeds.blocks
     frozen = speeds.tower_blocks - choice.blocks

@@ -207,7 +207,7 @@ def _rule(study: Study) -> CountRule:
     dp = study.dp
     if dp is None:
         raise PrivacyError("this study runs without privacy", where="privacy", fix="give it an epsilon")
-    return CountRule(_COUNT_NOISE, dp.max_records_per_patient or 1, dp.max_units_per_site, dp.unit)
+    return CountRule(_COUNT_NOISE, dp.records_per_unit, dp.max_units_per_site, dp.unit)
 
 
 def _measure(study: Study, split: Split, asked: Private, count: CountRule) -> dict[str, Any]:

@@ -102,6 +102,11 @@ def caveats(study: Study, sample: Sample) -> list[str]:
             f"The sample is divided over its sites by {sample.partition}, which is not how the sites' own records "
             "are: which server optimiser is best may depend on that."
         )
+    if study.trains_with_bias:
+        found.append(
+            "The study's sites train with the bias of their own classes (personal_bias.in_training), and those of the "
+            "sample do not."
+        )
     return found
 
 

@@ -38,7 +38,7 @@ def adapter_card(summary: Summary) -> str:
         same=len({claim for _, claim in sites}) == 1,
         loading=loading_code(summary.backbone),
     )
-    return f"---\n{_front_matter(summary)}---\n\n{text}"
+    return _card(_front_matter(summary), text)
 
 
 def write_study_card(
@@ -84,7 +84,7 @@ def study_card(study: Study, described: Sequence[tuple[str, str]], rounds: int) 
         shared=study.shared_noise is not None,
         loading=loading_code(study.backbone),
     )
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)}---\n\n{text}"
+    return _card(front, text)
 
 
 def write_personal_card(
@@ -135,7 +135,7 @@ def personal_card(study: Study, site: str, rounds: int, *, biased: bool = False)
         dp=dp,
         loading=loading_code(study.backbone),
     )
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)}---\n\n{text}"
+    return _card(front, text)
 
 
 def loading_code(backbone: BackboneUsed | Backbone) -> str:
@@ -169,10 +169,15 @@ def loading_code(backbone: BackboneUsed | Backbone) -> str:
     )
 
 
-def _front_matter(summary: Summary) -> str:
+def _card(front: dict[str, Any], text: str) -> str:
+    """A card's Markdown after its front matter."""
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)}---\n\n{text}"
+
+
+def _front_matter(summary: Summary) -> dict[str, Any]:
     """What hubs and scripts read. No licence is given: the adapter's is for the sites to choose."""
     most = words.spent(summary)
-    content = {
+    return {
         "library_name": "peft",
         "base_model": summary.backbone.name,
         "pipeline_tag": "zero-shot-image-classification",
@@ -196,4 +201,3 @@ def _front_matter(summary: Summary) -> str:
             "accountant": most.accountant if summary.dp == "on" else None,
         },
     }
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)

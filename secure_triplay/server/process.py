@@ -29,7 +29,7 @@ from secure_triplay.server.inbox import Admitted, Reason, Refusal
 from secure_triplay.server.service import Events, ServerStats, Service
 from secure_triplay.wire import SessionPlan
 
-_OPERATIONS = (_START, _OPEN, _OFFER, _CLOSE, _STATS, _STOP, _NOTE) = range(7)
+_START, _OPEN, _OFFER, _CLOSE, _STATS, _STOP, _NOTE = range(7)
 _OK, _FAILED = range(2)
 _FRAME = struct.Struct(">BQ")
 _MAX_CONTROL_BYTES = 1 << 20

@@ -20,6 +20,7 @@ from secure_triplay.attacks.standing import in_words
 from secure_triplay.attacks.suite import above_bound, run_suite
 from secure_triplay.attacks.threat import load_threat_model
 from secure_triplay.config import parse_study
+from secure_triplay.config.training import PersonalBias
 from secure_triplay.errors import DataError, RunError
 from secure_triplay.report.attack import FindingEntry, read_attack_report
 
@@ -195,6 +196,19 @@ def test_report_names_what_it_was_made_from(suite, study):
         "seconds": 0.7,
     }
     assert [gap.what for gap in report.not_tested] == ["colour images"]
+
+
+def test_that_attacked_sites_train_without_the_bias_of_their_classes_is_said_where_the_studys_own_have_it(
+    suite, study, tmp_path
+):
+    for in_training in (False, True):
+        bias = PersonalBias(in_training=in_training)
+        asked = study.model_copy(update={"personal_bias": bias})
+        report = suite(Outcome((CONTROL,), (CLOSED,)), study=asked, out=f"with-{in_training}")
+        said = [what for what in report.threat_models[0].not_tested if "bias of its own classes" in what]
+        assert len(said) == in_training
+        page = (tmp_path / f"with-{in_training}" / "report.html").read_text()
+        assert ("the attacked ones train without it" in page) == in_training
 
 
 def test_the_ceiling_of_the_curves_is_what_the_claimed_epsilon_allows(suite, study):

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from secure_triplay.client.accounts import LedgerAccounts
-from secure_triplay.client.classes import carry_classes, count_classes, count_own_classes, kept_classes
+from secure_triplay.client.classes import (
+    carry_classes,
+    count_classes,
+    count_own_classes,
+    kept_classes,
+    train_with_own_bias,
+)
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.vault import Vault, new_storage_key
 from secure_triplay.config import parse_study
@@ -66,6 +72,7 @@ class Home:
         with Ledger.open(self.folder / "ledger", self.identity) as ledger:
             accounts = LedgerAccounts(ledger, self.identity, plan, self.releases)
             count_own_classes(self.study, self.vault(), accounts, learner, Journal(self.folder))
+        train_with_own_bias(self.study, self.vault(), learner)
 
     def note(self, event, **fields):
         self.notes.append((event, fields))
@@ -167,8 +174,7 @@ def test_a_site_whose_study_plans_no_count_cannot_be_charged_for_one(tmp_path, d
 class Learner:
     """What a site counts, and the bias with which it was told to train."""
 
-    def __init__(self):
-        self.bias = None
+    bias = None
 
     def class_labels(self, _rule):
         return LABELS
@@ -177,24 +183,73 @@ class Learner:
         self.bias = bias
 
 
-@pytest.mark.parametrize("in_training", [True, False])
-def test_a_site_trains_with_the_bias_of_its_kept_counts_where_the_study_says_so(tmp_path, demo, in_training):
-    demo["personal_bias"] = {"noise_multiplier": 4.0, "in_training": in_training}
-    home, learner = Home(tmp_path, demo, asked=False), Learner()
-    home.count_own(learner)
-    counts = np.maximum(kept_classes(home.vault(), 10), 4.0)
-    if not in_training:
-        assert learner.bias is None
-        return
+@pytest.fixture
+def biased(tmp_path, demo):
+    """A site whose study has the bias in training."""
+    demo["personal_bias"] = {"noise_multiplier": 4.0, "in_training": True}
+    return Home(tmp_path, demo, asked=False)
+
+
+def test_a_site_trains_with_the_bias_of_its_kept_counts_and_with_the_same_after_a_restart_and_a_key_change(
+    biased,
+):
+    learner = Learner()
+    biased.count_own(learner)
+    counts = np.maximum(kept_classes(biased.vault(), 10), 4.0)
     assert learner.bias == pytest.approx(1.5 * np.log(counts / counts.sum()), abs=1e-5)
-    again = Learner()  # after a restart it trains with the same
-    home.count_own(again)
+    again, later = Learner(), Learner()
+    biased.count_own(again)
+    carry_classes(biased.vault(), biased.vault(2))
+    train_with_own_bias(biased.study, biased.vault(2), later)
     assert (again.bias == learner.bias).all()
-    home.vault().destroy("classes")
-    without = Learner()  # what was counted and is gone is not counted anew, and cannot be trained with
-    home.count_own(without)
-    assert without.bias is None
-    assert home.charges() != [None]
+    assert (later.bias == learner.bias).all()
+    assert len(biased.charges()) == 1
+
+
+def test_a_site_whose_counts_are_gone_trains_without_the_bias_that_it_had(biased):
+    learner = Learner()
+    biased.count_own(learner)
+    biased.vault().destroy("classes")
+    biased.count_own(learner)
+    assert learner.bias is None
+    assert len(biased.charges()) == 1
+
+
+def test_a_site_that_is_refused_the_charge_trains_without_a_bias(biased, demo):
+    demo["personal_bias"]["noise_multiplier"] = 3.0
+    biased.study = parse_study(demo)  # its ledger approved the other one
+    learner = Learner()
+    biased.count_own(learner)
+    assert learner.bias is None
+    assert biased.charges() == []
+
+
+def test_a_study_that_does_not_ask_for_it_has_no_bias_in_training(home):
+    learner = Learner()
+    home.count_own(learner)
+    assert kept_classes(home.vault(), 10) is not None
+    assert learner.bias is None
+
+
+def test_counts_that_are_charged_after_a_round_are_countersigned_before_that_rounds_upload(tmp_path, demo):
+    """They may stand in its training: a copy rolled back to the round's own head would count a second time."""
+    demo["personal_bias"] = {"noise_multiplier": 4.0, "in_training": True}
+    a, b = (Home(tmp_path / name, demo, asked=False) for name in "ab")
+    sites = tuple(Site(name, home.identity.identity) for name, home in (("a", a), ("b", b)))
+    plan = SessionPlan(a.study.sha256, bytes(32), 1, 1, sites)
+    with (
+        Ledger.open(a.folder / "ledger", a.identity) as ledger,
+        Ledger.open(b.folder / "ledger", b.identity) as other,
+    ):
+        own = LedgerAccounts(ledger, a.identity, plan, a.releases)
+        peer = LedgerAccounts(other, b.identity, plan, b.releases)
+        reservation = own.reserve(1)
+        own.take_in(*peer.countersign(own.heads(), pytest.fail))
+        assert own.witnesses_of(reservation) == 1
+        own.reserve_class_counts()
+        assert own.witnesses_of(reservation) == 0
+        own.take_in(*peer.countersign(own.heads(), pytest.fail))
+        assert own.witnesses_of(reservation) == 1
 
 
 def test_the_next_key_epoch_has_the_same_counts(home):

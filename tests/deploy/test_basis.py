@@ -26,7 +26,7 @@ def made(tmp_path, monkeypatch):
     content["adapter"] |= {"output_rank": 9}
     content["data"] |= {"records_per_site": 200, "holdout_per_site": 20, "test_images": 50}
     content["privacy"] |= {"expected_batch_size": 50}
-    content["personal_bias"] = {"noise_multiplier": 2.0}
+    content["personal_bias"] = {"noise_multiplier": 2.0, "in_training": True}
     try:
         return Federation.make(tmp_path, rounds=1, content=content)
     except ConfigError as error:

@@ -728,7 +728,7 @@ def test_a_site_alone_under_privacy_is_a_federation_of_itself(monkeypatch):
         train=lambda model: {"north": "its records", "south": "others"},
         answers=lambda model, adapters: answered.update(adapters),
     )
-    study = SimpleNamespace(personal_bias=None)
+    study = SimpleNamespace(trains_with_bias=False)
     PROCEDURES[method("alone-eps8").procedure](setting, study)
     assert taken == [({"north": "its records"}, "start"), ({"south": "others"}, "start")]
     assert answered == {"north": "adapter of north", "south": "adapter of south"}

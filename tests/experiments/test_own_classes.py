@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from secure_triplay.client.learner import Encoded
+from secure_triplay.errors import ConfigError
 from secure_triplay.experiments import ours
 from secure_triplay.experiments.grid import load_grid
 from secure_triplay.experiments.procedures import PROCEDURES
@@ -36,12 +37,15 @@ def test_sites_train_with_their_class_bias_in_those_methods_whose_study_says_so(
     grid_file, monkeypatch, name, own, in_training
 ):
     (cell,) = load_grid(grid_file(methods=[name], seeds=[1], study=own)).cells
-    labels = torch.tensor([0, 0, 0, 1])
-    records = {site.name: Encoded(torch.zeros(4, 1, 1), labels) for site in cell.study.sites}
-    taken, answered = [], []
+    of_class = {"north": (90, 30), "south": (40, 160)}
+    records = {
+        site: Encoded(torch.zeros(sum(n), 1, 1), torch.repeat_interleave(torch.tensor(n)))
+        for site, n in of_class.items()
+    }
+    taken, answered = {}, []
 
     def federate(study, model, given, *, biases, sent=None, **_):
-        taken.extend(biases[site] for site in given if site in biases)
+        taken.update({site: biases[site].tolist() for site in given if site in biases})
         for site in given if sent else ():
             sent(site, np.ones(3, np.float32))
         return SimpleNamespace(published=np.zeros(3, np.float32))
@@ -57,7 +61,14 @@ def test_sites_train_with_their_class_bias_in_those_methods_whose_study_says_so(
         answers=lambda model, adapters, biases=None: answered.append(biases) or Answers({}, {}),
     )
     PROCEDURES[cell.method.procedure](setting, cell.study)
-    due = [1.5 * math.log(20 / 40)] * 2  # counts below the noise of 20 tell nothing
-    assert [bias.tolist()[:2] == pytest.approx(due) for bias in taken] == [True] * len(records) * in_training
+    due = {site: [1.5 * math.log(each / sum(n)) for each in n] for site, n in of_class.items()}
+    assert taken.keys() == (due.keys() if in_training else set())
+    assert all(taken[site] == pytest.approx(due[site]) for site in taken)
     if cell.method.procedure == "own updates":
-        assert answered[-1].keys() == records.keys()
+        assert all(answered[-1][site].tolist() == pytest.approx(due[site]) for site in due)
+
+
+@pytest.mark.parametrize("name", ["adjusted", "tail-aware", "alternating"])
+def test_a_method_with_steps_of_its_own_refuses_a_study_whose_sites_train_with_a_bias(grid_file, name):
+    with pytest.raises(ConfigError, match=f"{name} on pictures: it trains without the bias"):
+        load_grid(grid_file(methods=[name], seeds=[1], study={"personal_bias": {"in_training": True}}))

@@ -323,6 +323,8 @@ def test_where_the_sample_is_not_like_the_sites_it_says_so(hospital, content):
     content["sites"] = [{"name": "north"}, {"name": "east"}, {"name": "south"}]
     content["privacy"] |= {"expected_batch_size": 7}  # of 28: 14 are half
     assert caveats(parse_study(content), sample) == []
+    (bias,) = caveats(parse_study(content | {"personal_bias": {"in_training": True}}), sample)
+    assert "train with the bias of their own classes" in bias
     (other,) = caveats(
         parse_study(content), replace(sample, partition="dirichlet")
     )  # another than the study's

@@ -69,7 +69,7 @@ class Fixed:
         """No records (0,)."""
         return np.zeros(0, np.int64)
 
-    def adjust(self, bias: NDArray[np.float32]) -> None:
+    def adjust(self, bias: NDArray[np.float32] | None) -> None:
         """Nothing."""
 
     def save(self, state: GlobalState, folder: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TypeAlias, get_args
 
 from secure_triplay.client.accounts import LedgerAccounts
 from secure_triplay.client.answering import listening, serve_one
-from secure_triplay.client.classes import count_own_classes
+from secure_triplay.client.classes import count_own_classes, train_with_own_bias
 from secure_triplay.client.journal import Journal
 from secure_triplay.client.kept import carry_own, carry_update, forget_carried, require_unopened
 from secure_triplay.client.keys import EpochKeys
@@ -290,8 +290,15 @@ class SiteWorker:
         study, bundle = self._joined.study, self._joined.bundle
         accounts = LedgerAccounts(self._ledger, self._site.identity, plan, study_releases(study))
         accounts.joined(plan)
-        if study.personal_bias is not None and not self._refusals(self._site.policy):
-            count_own_classes(study, self._vault(plan.epoch), accounts, self._learns, self._journal)
+        if study.personal_bias is not None:
+            refused = self._refusals(self._site.policy)
+            if refused:
+                self._journal.write(
+                    "no class counts", what=f"policy: {refused[0]}; restart once it allows them"
+                )
+            else:
+                count_own_classes(study, self._vault(plan.epoch), accounts, self._learns, self._journal)
+        train_with_own_bias(study, self._vault(plan.epoch), self._learns)
         return Member(
             name=self._site.name,
             plan=plan,
