@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +34,7 @@ from rich.table import Table
 from secure_triplay.client.ckks import CkksSecretKey
 from secure_triplay.client.tag import TagKey
 from secure_triplay.config import Codec as CodecSettings
-from secure_triplay.crypto.codec import Codec
+from secure_triplay.crypto.codec import Codec, Integers
 from secure_triplay.crypto.packing import add_mod, pack60, unpack60
 from secure_triplay.privacy.noise import NoiseSource
 from secure_triplay.wire import sum_bytes
@@ -156,43 +156,61 @@ def update_of(site: int, n_params: int, seed: int) -> Delta:
     return clipped
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What a site sends of a round: packed c0, its seed, and tags (n_chunks,)."""
+
+    c0: bytes
+    seed: bytes
+    tags: NDArray[np.uint64]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on the line, without names and signatures."""
+        return len(self.c0) + len(self.seed) + self.tags.nbytes
+
+
+class EncryptedRound:
+    """The encrypted half of one round of ours, step by step: each site sends, the server adds, a site opens the sum."""
+
+    def __init__(self, codec: Codec, names: Sequence[str]) -> None:
+        self._codec, self._names = codec, tuple(names)
+        self._key, self._tag_key = CkksSecretKey.generate(codec.parameters), TagKey.generate()
+        self._total = np.zeros((codec.n_chunks, codec.parameters.degree), np.uint64)
+        self._tags = np.zeros(codec.n_chunks, np.uint64)
+        self._seeds: list[bytes] = []
+
+    def send(self, integers: Integers, name: str) -> Sent:
+        """A site's integers (n_params,), encrypted and tagged."""
+        sealed = self._key.encrypt(self._codec.to_slots(integers), self._codec.encode_tolerance)
+        tags = self._tag_key.tag(sealed.c0, epoch=0, round_number=1, site=name)
+        return Sent(pack60(sealed.c0), sealed.seed, tags)
+
+    def add(self, sent: Sent) -> None:
+        """Take what a site sent into the sum."""
+        add_mod(self._total, unpack60(sent.c0, self._codec.n_chunks))
+        add_mod(self._tags, sent.tags)
+        self._seeds.append(sent.seed)
+
+    def receive(self) -> Integers:
+        """The sum (n_params,) of all integers, verified and opened."""
+        self._tag_key.verify_sum(self._total, self._tags, epoch=0, round_number=1, sites=self._names)
+        return self._codec.sum_from_slots(self._key.decrypt(self._total, self._seeds), len(self._names))
+
+
 def _measure_ours(codec: Codec, seed: int) -> dict[str, Any]:
-    key, tag_key, noise, clock = (
-        CkksSecretKey.generate(codec.parameters),
-        TagKey.generate(),
-        NoiseSource(),
-        _Clock(),
-    )
     names = [str(site) for site in range(codec.n_sites)]
-    total = np.zeros((codec.n_chunks, codec.parameters.degree), np.uint64)
-    total_tags = np.zeros(codec.n_chunks, np.uint64)
-    seeds, upload_bytes = [], 0
-    mean, exact_sum = np.zeros(codec.n_params), np.zeros(codec.n_params, np.int64)
+    ours, noise, clock = EncryptedRound(codec, names), NoiseSource(), _Clock()
+    upload_bytes, mean, exact_sum = 0, np.zeros(codec.n_params), np.zeros(codec.n_params, np.int64)
     for site, name in enumerate(names):
         delta = update_of(site, codec.n_params, seed)
         mean += delta.astype(np.float64) / codec.n_sites
         integers = clock.time("encrypt", partial(codec.quantise, delta, noise))
         exact_sum += integers
-
-        def send(integers: Any = integers, name: str = name) -> tuple[bytes, Any, Any]:
-            sealed = key.encrypt(codec.to_slots(integers), codec.encode_tolerance)
-            return pack60(sealed.c0), sealed.seed, tag_key.tag(sealed.c0, epoch=0, round_number=1, site=name)
-
-        content, site_seed, tags = clock.time("encrypt", send)
-        upload_bytes = len(content) + len(site_seed) + tags.nbytes
-        seeds.append(site_seed)
-
-        def add(content: bytes = content, tags: Any = tags) -> None:
-            add_mod(total, unpack60(content, codec.n_chunks))
-            add_mod(total_tags, tags)
-
-        clock.time("add", add)
-
-    def receive() -> NDArray[np.int64]:
-        tag_key.verify_sum(total, total_tags, epoch=0, round_number=1, sites=names)
-        return codec.sum_from_slots(key.decrypt(total, seeds), codec.n_sites)
-
-    sums = clock.time("decrypt", receive, _DECRYPTIONS)
+        sent = clock.time("encrypt", partial(ours.send, integers, name))
+        upload_bytes = sent.n_bytes
+        clock.time("add", partial(ours.add, sent))
+    sums = clock.time("decrypt", ours.receive, _DECRYPTIONS)
     decoded = clock.time("decrypt", lambda: codec.mean(sums, codec.n_sites), _DECRYPTIONS)
     download_bytes = sum_bytes(codec.n_chunks, codec.n_sites)
     error = float(np.abs(decoded - mean).max())

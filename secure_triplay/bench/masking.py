@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -27,10 +28,15 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
-from secure_triplay.bench.crypto import DEFAULT_BITS, RANGE_STDS, UPDATE_STD, machine, update_of
-from secure_triplay.client.ckks import CkksSecretKey
+from secure_triplay.bench.crypto import (
+    DEFAULT_BITS,
+    RANGE_STDS,
+    UPDATE_STD,
+    EncryptedRound,
+    machine,
+    update_of,
+)
 from secure_triplay.client.masking import MaskingSite
-from secure_triplay.client.tag import TagKey
 from secure_triplay.crypto.codec import Codec, Integers
 from secure_triplay.crypto.identity import SIGNATURE_BYTES, SigningIdentity
 from secure_triplay.crypto.masking import (
@@ -42,7 +48,6 @@ from secure_triplay.crypto.masking import (
     recover,
     remove_masks,
 )
-from secure_triplay.crypto.packing import add_mod, pack60, unpack60
 from secure_triplay.privacy.noise import NoiseSource
 
 UNMASKED, MASKED, FLOWER = "unmasked", "masked", "Flower SecAgg+"
@@ -226,20 +231,15 @@ def _ours(
     codec: Codec, updates: list[NDArray[np.float32]], masking: dict[str, MaskingSite] | None
 ) -> dict[str, Any]:
     """One round of ours; with masks where there are sites to mask."""
-    clock, noise = _Clock(), NoiseSource()
-    key, tag_key = CkksSecretKey.generate(codec.parameters), TagKey.generate()
-    n = codec.n_sites
+    clock, noise, n = _Clock(), NoiseSource(), codec.n_sites
     names = tuple(f"site-{i:04d}" for i in range(n))
+    ours = EncryptedRound(codec, names)
     sites = masking or {}
     keys = [clock.time("share", site.advertise) for site in sites.values()]
     sealed = [clock.time("share", lambda site=site: site.share(keys)) for site in sites.values()]  # type: ignore[misc]
     if masking is not None:
         clock.time("share", lambda: _server_checks(sites[names[0]].context, keys, sealed))
-    masked_with, seeds = {}, []
-    exact = np.zeros(codec.n_params, np.int64)
-    total = np.zeros((codec.n_chunks, codec.parameters.degree), np.uint64)
-    total_tags = np.zeros(codec.n_chunks, np.uint64)
-    upload_bytes = 0
+    masked_with, upload_bytes, exact = {}, 0, np.zeros(codec.n_params, np.int64)
     for name, update in zip(names, updates, strict=True):
         integers: Integers = clock.time("encrypt", lambda update=update: codec.quantise(update, noise))  # type: ignore[misc]
         exact += integers
@@ -248,27 +248,10 @@ def _ours(
             integers, masked_with[name] = clock.time(
                 "mask", lambda s=sites[name], to_me=to_me, own=integers: s.mask(codec, names, to_me, own)  # type: ignore[misc]
             )  # fmt: skip
-
-        def send(integers: Integers = integers, name: str = name) -> tuple[bytes, Any, Any]:
-            ciphertexts = key.encrypt(codec.to_slots(integers), codec.encode_tolerance)
-            tags = tag_key.tag(ciphertexts.c0, epoch=0, round_number=1, site=name)
-            return pack60(ciphertexts.c0), ciphertexts.seed, tags
-
-        content, site_seed, tags = clock.time("encrypt", send)
-        upload_bytes = len(content) + len(site_seed) + tags.nbytes
-        seeds.append(site_seed)
-
-        def add(content: bytes = content, tags: Any = tags) -> None:
-            add_mod(total, unpack60(content, codec.n_chunks))
-            add_mod(total_tags, tags)
-
-        clock.time("add", add)
-
-    def receive() -> Integers:
-        tag_key.verify_sum(total, total_tags, epoch=0, round_number=1, sites=list(names))
-        return codec.sum_from_slots(key.decrypt(total, seeds), n)
-
-    sums = clock.time("decrypt", receive, times=n)
+        sent = clock.time("encrypt", partial(ours.send, integers, name))
+        upload_bytes = sent.n_bytes
+        clock.time("add", partial(ours.add, sent))
+    sums = clock.time("decrypt", ours.receive, times=n)
     more = 0
     if masking is not None:
         for site in sites.values():
