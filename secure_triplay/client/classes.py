@@ -7,8 +7,9 @@ They are counted once in a study. In this order, each step on disk before the ne
     settled    their hash, in the ledger
 
 A site that dies in between goes on from what is kept. Where nothing was kept, nobody saw a count, and it is made anew
-under the same charge. Where they were settled and are gone, they are not counted a second time. A site counts before
-its first round, so the first head of its ledger that others countersign has the charge in it.
+under the same charge. Where they were settled and are gone, they are not counted a second time. A site counts when
+it opens a key epoch, mostly before its first round; no upload leaves before others countersigned a head of its ledger
+that has the charge in it (`accounts`).
 """
 
 from __future__ import annotations

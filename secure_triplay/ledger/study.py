@@ -32,7 +32,7 @@ def count_release(study: Study) -> Release | None:
 
 
 def class_count_release(study: Study) -> Release | None:
-    """What a site's personal adapter costs beside its updates; None where the study gives it no bias."""
+    """What a bias of a site's own logits costs; None where the study gives it none."""
     rule = class_count_rule(study)
     return None if rule is None else Release(CLASS_COUNTS, rule.charge, 1)
 
