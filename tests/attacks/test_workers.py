@@ -53,7 +53,6 @@ def test_same_seed_gives_the_same_report_whatever_the_number_of_workers(attacked
     content["audits"] = {
         "shared-key": ["an update", "an image"],
         "identification": ["membership"],
-        "embedding-leakage": ["an image"],
     }
     (tmp_path / "server-with-one-site.yaml").write_text(yaml.safe_dump(content))
     models = [load_threat_model(tmp_path / "server-with-one-site.yaml")]
