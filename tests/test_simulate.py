@@ -331,6 +331,11 @@ def test_each_personal_adapter_has_a_bias_from_its_own_class_counts_which_are_ch
         front, body = (folder / "sites" / name / "personal" / "README.md").read_text().split("---\n", 2)[1:]
         assert yaml.safe_load(front)["secure_triplay"]["class_bias"] is True
         assert "`class_bias.json` with a number for each class" in body
+        events = [
+            json.loads(line) for line in (folder / "sites" / name / "journal.jsonl").read_text().splitlines()
+        ]
+        (trains,) = [each for each in events if each["event"] == "trains with the bias of its classes"]
+        assert set(trains) == {"event", "time"}  # and nothing of the bias itself
 
 
 def test_the_summary_has_both_accuracies_of_each_site_on_its_own_records(run):

@@ -124,6 +124,8 @@ class SiteLearner:
     def adjust(self, bias: NDArray[np.float32] | None) -> None:
         """Train from now on with `bias` (n_classes,), if any, added to the logits; what is measured has none."""
         self.trainer.adjust(bias)
+        if bias is not None:
+            self._journal.write("trains with the bias of its classes")
 
     def measure_own(self, personal: Personal, rounds: int) -> None:
         """Note in the journal how good a personal adapter, made of so many rounds' updates, is on held-back records."""

@@ -8,7 +8,6 @@ grid of methods can be measured without keys, processes and a network; what thos
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -45,7 +44,7 @@ def federate(
     start: Vector,
     tell: Callable[[int, Vector], None] = lambda _, __: None,
     sent: Callable[[str, Vector], None] = lambda _, __: None,
-    biases: Mapping[str, Vector] = MappingProxyType({}),
+    biases: Mapping[str, Vector] | None = None,
     also: Also | None = None,
 ) -> GlobalState:
     """The study's rounds, of the sites in `records`, from the adapter `start`; noise is fresh.
@@ -70,7 +69,7 @@ def federate(
         for name, own in records.items()
     }
     for name, learner in learners.items():
-        learner.adjust(biases.get(name))
+        learner.adjust((biases or {}).get(name))
     weights = {site.name: site.weight for site in study.sites if site.name in records}
     state = GlobalState.start(start)
     for number in range(1, 1 + study.training.rounds):

@@ -172,16 +172,12 @@ def _without_dp(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _biased(content: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **_at(8.0)(content),
-        "personal_bias": {**(content.get("personal_bias") or {}), "in_training": False},
-    }
+def _biased(in_training: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def change(content: dict[str, Any]) -> dict[str, Any]:
+        bias = {**(content.get("personal_bias") or {}), "in_training": in_training}
+        return {**_at(8.0)(content), "personal_bias": bias}
 
-
-def _biased_in_training(content: dict[str, Any]) -> dict[str, Any]:
-    made = _biased(content)
-    return {**made, "personal_bias": {**made["personal_bias"], "in_training": True}}
+    return change
 
 
 def _private(content: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +234,7 @@ METHODS = {
             "personalised",
             "ours, epsilon 8, with a second adapter and a charged bias at each site",
             "own updates",
-            _biased,
+            _biased(in_training=False),
             {"personal_bias": "personal-adapter", "personal_bias.in_training": "calibrated", **_EPSILON},
             private=True,
         ),
@@ -246,7 +242,7 @@ METHODS = {
             "calibrated",
             "personalised, and trained with that bias",
             "own updates",
-            _biased_in_training,
+            _biased(in_training=True),
             {"personal_bias": "personal-adapter", "personal_bias.in_training": "personalised", **_EPSILON},
             private=True,
         ),

@@ -129,8 +129,10 @@ def _published(setting: Setting, study: Study) -> tuple[Model, Any]:
 def _biases(study: Study, records: Mapping[str, Encoded]) -> dict[str, Vector]:
     """By site: the bias (n_classes,) of its logits, from its classes, which are counted here; none without a rule."""
     rule = class_count_rule(study)
-    counts = {} if rule is None else tail.class_counts(records, len(study.classes), rule)
-    return {site: class_bias(own, rule) for site, own in counts.items() if rule is not None}
+    if rule is None:
+        return {}
+    counts = tail.class_counts(records, len(study.classes), rule)
+    return {site: class_bias(own, rule) for site, own in counts.items()}
 
 
 def _in_training(study: Study, records: Mapping[str, Encoded]) -> dict[str, Vector]:

@@ -74,6 +74,7 @@ def test_a_round_ends_with_the_bundles_a_and_one_b_at_every_site(made):
         shared_card = (site.path / "studies" / "demo" / "adapter" / "README.md").read_text()
         assert "# Adapter of study demo" in shared_card  # ours, and not the empty one of peft
         assert "after 1 round." in shared_card
+        assert "trains with the bias of its classes" in [event["event"] for event in made.events(name)]
         (said,) = [event for event in made.events(name) if event["event"] == "personal"]
         assert (said["rounds"], said["holdout_total"]) == (1, 20)
         bias = json.loads((site.path / "studies" / "demo" / "personal" / "class_bias.json").read_text())[

@@ -555,8 +555,9 @@ def test_a_sites_own_updates_go_with_it_through_key_epochs_and_a_new_site_has_bu
 
 @pytest.fixture
 def counting(tmp_path: Path) -> DictionaryGrid:
-    """Three sites, not started yet, of a study whose personal adapters have a bias."""
-    content = study_content(2, NAMES[:3]) | {"personal_bias": {"noise_multiplier": 4.0}}
+    """Three sites, not started yet, of a study whose sites have a bias, in training as well."""
+    bias = {"noise_multiplier": 4.0, "in_training": True}
+    content = study_content(2, NAMES[:3]) | {"personal_bias": bias}
     return DictionaryGrid(
         Federation.make(tmp_path, rounds=2, names=NAMES[:3], deadline_s=15.0, content=content)
     )
@@ -612,6 +613,29 @@ def test_nothing_is_counted_or_trained_for_a_study_that_the_sites_policy_refuses
     assert list(counting.workers["east"]._allow(2))
     counting.start("east")
     assert counted == ["east"]
+
+
+def test_a_site_trains_with_the_counts_it_paid_for_whatever_its_policy_says_by_now_and_without_where_it_has_none(
+    counting, monkeypatch
+):
+    biases = []
+    monkeypatch.setattr(Fixed, "adjust", lambda _, bias: biases.append(bias))
+    for name in NAMES[:3]:
+        counting.start(name)
+    counting.run(until=1)
+    policy = counting.made.sites["east"].policy_file
+    policy.write_text(yaml.safe_dump(yaml.safe_load(policy.read_text()) | {"epsilon_per_study": 0.5}))
+    kept = np.frombuffer(vault(counting, "east", 1).load("classes"), "<f8")
+    biases.clear()
+    counting.start("east")
+    raised = np.maximum(kept, 4.0)  # a count below its noise tells nothing
+    assert biases[-1] == pytest.approx(1.5 * np.log(raised / raised.sum()), abs=1e-5)
+    (said,) = [event for event in counting.made.events("east") if event["event"] == "no class counts"]
+    assert "policy: " in said["what"]
+    assert "restart" in said["what"]
+    vault(counting, "east", 1).destroy("classes")
+    counting.start("east")
+    assert biases[-1] is None
 
 
 def test_a_tightened_budget_binds_a_running_study_once_a_person_puts_it_in_force(counting):
