@@ -10,27 +10,20 @@ _MAX_REASON = 2000
 
 def require_person(name: str, where: str) -> None:
     """Return nothing if it names somebody, who then stands in the ledger. Raises ConfigError."""
-    if not name.strip():
-        raise ConfigError(
-            "nobody is named, and a person answers for this",
-            where=where,
-            fix="give the name of the person who does",
-        )
-    _require_line(name, "somebody's name", MAX_NAME, where)
+    missing = "nobody is named, and a person answers for this", "give the name of the person who does"
+    _require_line(name, "somebody's name", MAX_NAME, where, missing)
 
 
 def require_reason(reason: str, where: str) -> None:
     """Return nothing if it says something that can stand in every export. Raises ConfigError."""
-    if not reason.strip():
-        raise ConfigError(
-            "no reason is given, and every export will show it",
-            where=where,
-            fix="say what happened, in a sentence",
-        )
-    _require_line(reason, "a reason", _MAX_REASON, where)
+    missing = "no reason is given, and every export will show it", "say what happened, in a sentence"
+    _require_line(reason, "a reason", _MAX_REASON, where, missing)
 
 
-def _require_line(text: str, what: str, most: int, where: str) -> None:
+def _require_line(text: str, what: str, most: int, where: str, missing: tuple[str, str]) -> None:
+    """`missing`: what is wrong with an empty text, and what to do."""
+    if not text.strip():
+        raise ConfigError(missing[0], where=where, fix=missing[1])
     if not text.isprintable() or len(text) > most:
         raise ConfigError(
             f"{text[:40]!r} cannot stand in a ledger as {what}",
